@@ -1,1 +1,6 @@
-//! Pinhole.
+//! Pinhole opens NAT pinholes to Kubernetes pods and services.
+//!
+//! The modules are listed in reading order, and each uses only modules above it (`tests/it/layering.rs` holds
+//! that). The first are pure: no I/O, no clock, no environment. The processes at the end join them to the outside.
+
+pub mod model;
