@@ -4,3 +4,5 @@
 //! that). The first are pure: no I/O, no clock, no environment. The processes at the end join them to the outside.
 
 pub mod model;
+
+pub mod api;

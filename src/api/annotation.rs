@@ -1,0 +1,92 @@
+//! The JSON of the `pinhole.dev/nat` annotation as it is written, before any rule has judged it.
+//!
+//! The published JSON Schema (`pinhole schema`) is derived from these types, so that documentation, structural
+//! check and parser cannot drift apart.
+
+use schemars::JsonSchema;
+use schemars::generate::SchemaSettings;
+use serde::Deserialize;
+use serde::Serialize;
+use serde_json::Value;
+
+/// The most entries that one pod can ask for.
+pub const MAX_ENTRIES: usize = 256;
+
+/// The most source networks that one entry can list.
+pub const MAX_SOURCES: usize = 256;
+
+/// The external ports that a pod asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NatAnnotation {
+    /// One entry for each external port or range of ports.
+    #[schemars(length(min = 1, max = 256))]
+    pub entries: Vec<NatEntry>,
+}
+
+/// One external port, or a range of them, and the pod's port behind it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct NatEntry {
+    /// Whether to use the own address of the node that the pod runs on. Default: true, or false when `srcIP` is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "bool")]
+    pub iface_auto: Option<bool>,
+
+    /// The external IPv4 or IPv6 address to use instead of the node's own.
+    #[serde(default, rename = "srcIP", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub src_ip: Option<String>,
+
+    /// The external port that the outside connects to, 1-65535. The first one where `srcPortEnd` is given.
+    #[schemars(range(min = 1))]
+    pub src_port: u16,
+
+    /// The last external port of a range, 1-65535. Default: `srcPort`, a single port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "u16", range(min = 1))]
+    pub src_port_end: Option<u16>,
+
+    /// The pod's port behind `srcPort`, 1-65535. In a range the n-th external port leads to the n-th pod port from
+    /// here on.
+    #[schemars(range(min = 1))]
+    pub dst_port: u16,
+
+    /// The protocol: `tcp`, `udp` or `sctp`, in any letter case. Default: `tcp`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String", regex(pattern = "^([tT][cC][pP]|[uU][dD][pP]|[sS][cC][tT][pP])$"))]
+    pub proto: Option<String>,
+
+    /// The networks (CIDRs) that may connect; everybody else is dropped. Default: everybody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Vec<String>", length(min = 1, max = 256))]
+    pub allowed_sources: Option<Vec<String>>,
+}
+
+/// The keys of an entry, in the order of the documentation.
+pub const ENTRY_KEYS: [&str; 7] =
+    ["ifaceAuto", "srcIP", "srcPort", "srcPortEnd", "dstPort", "proto", "allowedSources"];
+
+/// The JSON Schema (draft 2020-12) of the annotation's value.
+pub fn schema() -> Value {
+    SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<NatAnnotation>().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_schema_lists_exactly_the_documented_keys_and_limits() {
+        let schema = schema();
+        let entry = &schema["$defs"]["NatEntry"];
+        let keys: Vec<_> = entry["properties"].as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(keys, ENTRY_KEYS);
+        assert_eq!(entry["required"], serde_json::json!(["srcPort", "dstPort"]));
+        assert_eq!(entry["additionalProperties"], false);
+        assert_eq!(entry["properties"]["srcPort"]["minimum"], 1);
+        assert_eq!(entry["properties"]["srcPort"]["maximum"], 65535);
+        assert_eq!(schema["properties"]["entries"]["maxItems"], MAX_ENTRIES);
+        assert_eq!(entry["properties"]["allowedSources"]["maxItems"], MAX_SOURCES);
+    }
+}

@@ -1,0 +1,39 @@
+//! The annotation keys and labels of Pinhole, and those of the tools that it replaces.
+
+/// What every key of ours starts with.
+pub const PREFIX: &str = "pinhole.dev/";
+
+/// Input: the ports a pod asks for, as JSON (the predecessor's contract, extended).
+pub const NAT: &str = "pinhole.dev/nat";
+
+/// Input: the ports a pod asks for, in the short form of `docker run -p`.
+pub const EXPOSE: &str = "pinhole.dev/expose";
+
+/// Output: the request as it was understood, with every default written out. Never read back.
+pub const EFFECTIVE: &str = "pinhole.dev/effective";
+
+/// Output: the external addresses and ports that a pod was given. Never read back.
+pub const ENDPOINTS: &str = "pinhole.dev/endpoints";
+
+/// Output: the label of every pod that asks for ports, for selectors. Never read back.
+pub const ENABLED_LABEL: &str = "pinhole.dev/enabled";
+
+/// podnat-controller's annotation: the same JSON as [`NAT`], read where an operator adds the key by flag.
+pub const PODNAT: &str = "bln.space/podnat";
+
+/// The annotations of ACK's pod-dnat.
+pub const ACK: [&str; 4] = [
+    "k8s.aliyun.com/pod-dnat",
+    "k8s.aliyun.com/pod-dnat-expose-port",
+    "k8s.aliyun.com/pod-dnat-expose-protocol",
+    "k8s.aliyun.com/pod-dnat-fixed",
+];
+
+/// The annotation that the kubelet puts on the API server's copy of a static pod.
+pub const MIRROR_POD: &str = "kubernetes.io/config.mirror";
+
+/// The label that names a node in selectors.
+pub const HOSTNAME_LABEL: &str = "kubernetes.io/hostname";
+
+/// The annotation keys with a prefix of ours that mean something.
+pub const OURS: [&str; 4] = [NAT, EXPOSE, EFFECTIVE, ENDPOINTS];

@@ -1,0 +1,374 @@
+//! A slim view of the Kubernetes objects that matter here: pods, workloads, namespaces, nodes.
+//!
+//! One type serves the webhook's reviews, the informers and `pinhole check`, so that no two parts can read the
+//! same object differently. Fields that no rule needs are skipped while decoding, which keeps a review of tens of
+//! kilobytes cheap. An absent or `null` field is its default; nothing is judged here.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde::Deserializer;
+
+/// The kinds that Pinhole knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// `v1` Pod.
+    Pod,
+    /// `apps/v1` Deployment.
+    Deployment,
+    /// `apps/v1` StatefulSet.
+    StatefulSet,
+    /// `apps/v1` DaemonSet.
+    DaemonSet,
+    /// `apps/v1` ReplicaSet.
+    ReplicaSet,
+    /// `batch/v1` Job.
+    Job,
+    /// `batch/v1` CronJob.
+    CronJob,
+}
+
+impl Kind {
+    /// Every kind, pods first.
+    pub const ALL: [Self; 7] = [
+        Self::Pod,
+        Self::Deployment,
+        Self::StatefulSet,
+        Self::DaemonSet,
+        Self::ReplicaSet,
+        Self::Job,
+        Self::CronJob,
+    ];
+
+    /// The kind as a manifest writes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pod => "Pod",
+            Self::Deployment => "Deployment",
+            Self::StatefulSet => "StatefulSet",
+            Self::DaemonSet => "DaemonSet",
+            Self::ReplicaSet => "ReplicaSet",
+            Self::Job => "Job",
+            Self::CronJob => "CronJob",
+        }
+    }
+
+    /// The `apiVersion` that a manifest of the kind writes.
+    pub const fn api_version(self) -> &'static str {
+        match self {
+            Self::Pod => "v1",
+            Self::Deployment | Self::StatefulSet | Self::DaemonSet | Self::ReplicaSet => "apps/v1",
+            Self::Job | Self::CronJob => "batch/v1",
+        }
+    }
+
+    /// The kind of this name, if Pinhole knows it.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+}
+
+/// An object of one of the kinds above, a Namespace or a Node.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Object {
+    /// `apiVersion`; empty in the items of a typed list.
+    #[serde(deserialize_with = "null_is_default")]
+    pub api_version: String,
+    /// `kind`; empty in the items of a typed list.
+    #[serde(deserialize_with = "null_is_default")]
+    pub kind: String,
+    /// `metadata`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub metadata: Metadata,
+    /// `spec`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub spec: Spec,
+    /// `status`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub status: Status,
+}
+
+/// The part of `metadata` that rules read.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Metadata {
+    /// `name`; empty on CREATE with `generateName`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub name: String,
+    /// `generateName`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub generate_name: String,
+    /// `namespace`; may be empty in a review, whose request names it.
+    #[serde(deserialize_with = "null_is_default")]
+    pub namespace: String,
+    /// `uid`; empty in manifests.
+    #[serde(deserialize_with = "null_is_default")]
+    pub uid: String,
+    /// `creationTimestamp`, RFC 3339 in UTC; empty in manifests.
+    #[serde(deserialize_with = "null_is_default")]
+    pub creation_timestamp: String,
+    /// `deletionTimestamp`, once the object is being deleted.
+    pub deletion_timestamp: Option<String>,
+    /// `annotations`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub annotations: BTreeMap<String, String>,
+    /// `labels`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub labels: BTreeMap<String, String>,
+    /// `ownerReferences`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub owner_references: Vec<OwnerReference>,
+}
+
+impl Metadata {
+    /// The owner that manages this object, if one does.
+    pub fn controller(&self) -> Option<&OwnerReference> {
+        self.owner_references.iter().find(|owner| owner.controller)
+    }
+}
+
+/// One of `ownerReferences`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OwnerReference {
+    /// `apiVersion` of the owner.
+    #[serde(deserialize_with = "null_is_default")]
+    pub api_version: String,
+    /// `kind` of the owner.
+    #[serde(deserialize_with = "null_is_default")]
+    pub kind: String,
+    /// `name` of the owner, in the same namespace.
+    #[serde(deserialize_with = "null_is_default")]
+    pub name: String,
+    /// `uid` of the owner.
+    #[serde(deserialize_with = "null_is_default")]
+    pub uid: String,
+    /// Whether this owner manages the object.
+    #[serde(deserialize_with = "null_is_default")]
+    pub controller: bool,
+}
+
+/// The part of `spec` that rules read, of every kind at once: each kind fills its own fields.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Spec {
+    /// Pod: `nodeName`, once it is bound.
+    pub node_name: Option<String>,
+    /// Pod: `hostNetwork`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub host_network: bool,
+    /// Pod: `nodeSelector`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub node_selector: BTreeMap<String, String>,
+    /// Pod: `affinity`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub affinity: Affinity,
+    /// Workload: `replicas`.
+    pub replicas: Option<i64>,
+    /// Workload: the template of its pods.
+    pub template: Option<Box<Template>>,
+    /// CronJob: the template of its Jobs.
+    pub job_template: Option<Box<JobTemplate>>,
+    /// Node: `podCIDRs`.
+    #[serde(rename = "podCIDRs", deserialize_with = "null_is_default")]
+    pub pod_cidrs: Vec<String>,
+}
+
+/// A pod template.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Template {
+    /// The pods' `metadata`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub metadata: Metadata,
+    /// The pods' `spec`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub spec: Spec,
+}
+
+/// A CronJob's Job template.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct JobTemplate {
+    /// The Jobs' `spec`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub spec: Spec,
+}
+
+/// A pod's `affinity`: only what can pin it to one node.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Affinity {
+    /// `nodeAffinity`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub node_affinity: NodeAffinity,
+}
+
+/// A pod's `nodeAffinity`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeAffinity {
+    /// `requiredDuringSchedulingIgnoredDuringExecution`.
+    #[serde(rename = "requiredDuringSchedulingIgnoredDuringExecution", deserialize_with = "null_is_default")]
+    pub required: NodeSelector,
+}
+
+/// A required node selector: any of its terms.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeSelector {
+    /// `nodeSelectorTerms`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub node_selector_terms: Vec<NodeSelectorTerm>,
+}
+
+/// One term of a node selector: all of its expressions.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeSelectorTerm {
+    /// `matchExpressions`, on labels.
+    #[serde(deserialize_with = "null_is_default")]
+    pub match_expressions: Vec<NodeSelectorRequirement>,
+    /// `matchFields`, on fields of the node.
+    #[serde(deserialize_with = "null_is_default")]
+    pub match_fields: Vec<NodeSelectorRequirement>,
+}
+
+/// One expression of a node selector.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct NodeSelectorRequirement {
+    /// The label or field.
+    #[serde(deserialize_with = "null_is_default")]
+    pub key: String,
+    /// `In`, `NotIn`, `Exists`, ...
+    #[serde(deserialize_with = "null_is_default")]
+    pub operator: String,
+    /// The values.
+    #[serde(deserialize_with = "null_is_default")]
+    pub values: Vec<String>,
+}
+
+/// The part of `status` that rules read, of every kind at once.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Status {
+    /// Pod: `phase`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub phase: String,
+    /// Pod: `podIPs`, the primary first.
+    #[serde(rename = "podIPs", deserialize_with = "null_is_default")]
+    pub pod_ips: Vec<PodIp>,
+    /// Pod and Job: `conditions`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub conditions: Vec<Condition>,
+    /// Pod: `containerStatuses`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub container_statuses: Vec<ContainerStatus>,
+    /// Node: `addresses`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub addresses: Vec<NodeAddress>,
+}
+
+/// One of a pod's addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct PodIp {
+    /// The address as text.
+    #[serde(deserialize_with = "null_is_default")]
+    pub ip: String,
+}
+
+/// One of `conditions`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Condition {
+    /// `type`: `Ready`, `Complete`, ...
+    #[serde(rename = "type", deserialize_with = "null_is_default")]
+    pub type_: String,
+    /// `True`, `False` or `Unknown`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub status: String,
+}
+
+/// One of a pod's `containerStatuses`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ContainerStatus {
+    /// Whether the container passes its readiness probe.
+    #[serde(deserialize_with = "null_is_default")]
+    pub ready: bool,
+}
+
+/// One of a node's addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct NodeAddress {
+    /// `InternalIP`, `ExternalIP`, `Hostname`, ...
+    #[serde(rename = "type", deserialize_with = "null_is_default")]
+    pub type_: String,
+    /// The address as text.
+    #[serde(deserialize_with = "null_is_default")]
+    pub address: String,
+}
+
+impl Object {
+    /// The kind, if Pinhole knows it.
+    pub fn known_kind(&self) -> Option<Kind> {
+        Kind::from_name(&self.kind)
+    }
+
+    /// Whether a condition of this type is `True`.
+    pub fn has_condition(&self, condition: &str) -> bool {
+        self.status.conditions.iter().any(|found| found.type_ == condition && found.status == "True")
+    }
+
+    /// Whether a pod or Job has ended for good and will never receive a packet again.
+    pub fn is_finished(&self) -> bool {
+        match self.known_kind() {
+            Some(Kind::Pod) => matches!(self.status.phase.as_str(), "Succeeded" | "Failed"),
+            Some(Kind::Job) => self.has_condition("Complete") || self.has_condition("Failed"),
+            _ => false,
+        }
+    }
+}
+
+/// `null` where a value was expected, as hand-written YAML has it, is the default.
+fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_null_field_is_its_default_and_an_unknown_one_is_skipped() {
+        let object: Object = serde_json::from_str(
+            r#"{"kind":"Pod","metadata":{"name":"web","annotations":null,"managedFields":[{"a":1}]},
+                "spec":{"containers":[{"name":"c"}],"nodeSelector":null,"affinity":null},"status":null}"#,
+        )
+        .unwrap();
+        assert_eq!(object.known_kind(), Some(Kind::Pod));
+        assert_eq!(object.metadata.name, "web");
+        assert!(object.metadata.annotations.is_empty());
+    }
+
+    #[test]
+    fn r14_pods_and_jobs_that_ended_are_finished() {
+        let object = |json: &str| serde_json::from_str::<Object>(json).unwrap();
+        assert!(object(r#"{"kind":"Pod","status":{"phase":"Succeeded"}}"#).is_finished());
+        assert!(object(r#"{"kind":"Pod","status":{"phase":"Failed"}}"#).is_finished());
+        assert!(!object(r#"{"kind":"Pod","status":{"phase":"Running"}}"#).is_finished());
+        assert!(
+            object(r#"{"kind":"Job","status":{"conditions":[{"type":"Complete","status":"True"}]}}"#)
+                .is_finished()
+        );
+        assert!(!object(r#"{"kind":"Job","status":{}}"#).is_finished());
+    }
+}
