@@ -6,3 +6,7 @@
 pub mod model;
 
 pub mod api;
+
+pub mod telemetry;
+
+pub mod shutdown;
