@@ -7,6 +7,8 @@ pub mod model;
 
 pub mod api;
 
+pub mod admission;
+
 pub mod telemetry;
 
 pub mod shutdown;

@@ -5,6 +5,7 @@
 
 pub mod address;
 pub mod holder;
+pub mod label_selector;
 pub mod mapping;
 pub mod port;
 pub mod port_set;

@@ -1,0 +1,143 @@
+//! Admission: which request for external ports is granted, and what a refused one is told.
+//!
+//! [`decide`] is the only place with rules. The webhook, `pinhole check`, the demo and the node agent's re-check all
+//! call it, so that "admitted" and "understood" cannot drift apart. It reads the user's own annotation and nothing
+//! that Pinhole wrote. No I/O, no clock: what is known of the cluster comes as an [`index::Index`].
+
+pub mod conflict;
+pub mod effective;
+mod entries;
+pub mod index;
+mod json;
+pub mod policy;
+mod short_form;
+pub mod subject;
+mod suggest;
+mod validate;
+pub mod violation;
+pub mod wanted;
+mod warning;
+
+
+use crate::admission::conflict::Evidence;
+use crate::admission::index::Index;
+use crate::admission::policy::Policy;
+use crate::admission::subject::Subject;
+use crate::admission::violation::Violation;
+use crate::admission::wanted::Located;
+use crate::api::object::Object;
+use crate::model::mapping::Address;
+use crate::model::mapping::Mapping;
+
+/// What is being done to the object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// It is new.
+    Create,
+    /// It changes.
+    Update,
+    /// Deletes, connects, and whatever a later API server may bring: nothing that could ask for a port.
+    Other,
+}
+
+/// A request to the API server, as far as rules read it.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// What is being done.
+    pub operation: Operation,
+    /// The namespace that it is done in.
+    pub namespace: String,
+    /// The object as it would be stored.
+    pub object: Option<Object>,
+    /// The object as it is stored, on an update.
+    pub old_object: Option<Object>,
+}
+
+/// What a decision is made against.
+#[derive(Clone, Copy, Debug)]
+pub struct World<'a> {
+    /// What the operator allows.
+    pub policy: &'a Policy,
+    /// What is known of the cluster.
+    pub index: &'a Index,
+}
+
+/// What became of a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decision {
+    /// Everything that is wrong with it; the request is granted when there is nothing.
+    pub violations: Vec<Violation>,
+    /// What the user should know although it is granted. Each at most 120 characters.
+    pub warnings: Vec<String>,
+    /// What the object asks for, as far as it can be read. Empty when no rule applies to the request.
+    pub mappings: Vec<Mapping>,
+    /// What a refusal rests on that may have changed since it was seen: read these live before refusing.
+    pub evidence: Vec<Evidence>,
+}
+
+impl Decision {
+    /// Whether the request is granted.
+    pub fn is_granted(&self) -> bool {
+        self.violations.is_empty()
+    }
+}
+
+/// Decides on a request.
+///
+/// Deletes, updates that leave the asking annotations alone, and objects that ask for nothing are granted whatever
+/// they are: what runs is never blocked by a rule that came later.
+pub fn decide(request: &Request, world: &World<'_>) -> Decision {
+    let Some(subject) = asking_subject(request, world.policy) else {
+        return Decision::default();
+    };
+    let path = subject.annotations_path();
+    let Some(wanted) = wanted::read(&subject.metadata.annotations, &path, world.policy) else {
+        return Decision { warnings: warning::ignored_keys(&subject, world.policy), ..Decision::default() };
+    };
+    let mut decision = Decision {
+        violations: wanted.violations,
+        warnings: warning::ignored_keys(&subject, world.policy),
+        mappings: wanted.entries.iter().map(|entry| entry.mapping.clone()).collect(),
+        evidence: Vec::new(),
+    };
+    judge_alone(&subject, &request.namespace, &wanted.entries, world, &mut decision);
+    conflict::judge(&subject, &request.namespace, &wanted.entries, world, &mut decision);
+    decision.warnings.extend(warning::shared_by_replicas(&subject, &wanted.entries));
+    decision
+}
+
+/// The subject of a request that rules apply to.
+fn asking_subject<'a>(request: &'a Request, policy: &Policy) -> Option<Subject<'a>> {
+    let subject = Subject::of(request.object.as_ref()?)?;
+    if request.operation == Operation::Other || subject.is_mirror() || subject.is_derived_workload() {
+        return None;
+    }
+    let old = request.old_object.as_ref().and_then(Subject::of);
+    let unchanged = |old: &Subject<'_>| {
+        policy
+            .input_keys()
+            .all(|key| old.metadata.annotations.get(key) == subject.metadata.annotations.get(key))
+    };
+    let is_ratcheted = request.operation == Operation::Update && old.is_some_and(|old| unchanged(&old));
+    (!is_ratcheted).then_some(subject)
+}
+
+/// The rules that need no other object.
+fn judge_alone(
+    subject: &Subject<'_>,
+    namespace: &str,
+    entries: &[Located],
+    world: &World<'_>,
+    decision: &mut Decision,
+) {
+    let labels = world.index.namespace_labels(namespace);
+    if !world.policy.namespaces.allows(namespace, labels) {
+        decision.violations.push(validate::namespace(namespace, world.policy));
+        decision.evidence.push(Evidence::Namespace(namespace.to_owned()));
+    }
+    let on_node = |address| match address {
+        Address::Node => true,
+        Address::Fixed(address) => world.index.is_node_address(address),
+    };
+    decision.violations.extend(validate::violations(subject, entries, world.policy, on_node));
+}

@@ -1,0 +1,171 @@
+//! One request against the ports that others hold.
+//!
+//! A port of a fixed address is unique in the cluster, a port of a node's own address on its node. The same holder
+//! never conflicts with itself, so that a rolling update is never blocked. A refusal lists the evidence that it rests
+//! on, for the caller to read live: a cached view may name a holder that has just let go.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::admission::Decision;
+use crate::admission::World;
+use crate::admission::index::Holding;
+use crate::admission::index::ObjectKey;
+use crate::admission::index::Scope;
+use crate::admission::index::scope;
+use crate::admission::subject::Subject;
+use crate::admission::violation::Rule;
+use crate::admission::violation::Violation;
+use crate::admission::wanted::Located;
+use crate::admission::warning;
+use crate::api::object::Kind;
+use crate::model::holder::Holder;
+use crate::model::holder::ObjectName;
+use crate::model::mapping::ExternalPorts;
+
+/// What a refusal rests on.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Evidence {
+    /// That this pod or workload exists and asks for what it asks for, or who manages it.
+    Object(ObjectKey),
+    /// How this namespace is labelled.
+    Namespace(String),
+}
+
+/// Adds to a decision what others have against these entries.
+pub(crate) fn judge(
+    subject: &Subject<'_>,
+    namespace: &str,
+    entries: &[Located],
+    world: &World<'_>,
+    decision: &mut Decision,
+) {
+    let itself =
+        ObjectKey { kind: subject.kind, name: ObjectName::new(namespace, subject.owner.name.as_str()) };
+    let claimant = world.index.holder(&itself, subject.owner.controller());
+    let node = subject.pinned_node().and_then(|pinned| world.index.node_name(pinned));
+    let judge = Judge { world, itself: &itself, claimant, namespace };
+    for entry in entries {
+        let mapping = &entry.mapping;
+        let Some(scope) = scope(mapping.address(), node.as_ref()) else {
+            let held = world.index.held_on_nodes(mapping.protocol(), mapping.external());
+            decision.warnings.extend(judge.taken_nodes(entry, &held));
+            continue;
+        };
+        let held = world.index.held(&scope, mapping.protocol(), mapping.external());
+        if let Some((violation, evidence)) = judge.first_conflict(entry, &scope, &held) {
+            decision.violations.push(violation);
+            decision.evidence.extend(evidence);
+        }
+    }
+    decision.evidence.sort();
+    decision.evidence.dedup();
+}
+
+struct Judge<'a> {
+    world: &'a World<'a>,
+    itself: &'a ObjectKey,
+    claimant: Result<Holder, ObjectKey>,
+    namespace: &'a str,
+}
+
+impl Judge<'_> {
+    /// The oldest holding of another holder, as a violation with its evidence.
+    fn first_conflict(
+        &self,
+        entry: &Located,
+        scope: &Scope,
+        held: &[Arc<Holding>],
+    ) -> Option<(Violation, Vec<Evidence>)> {
+        let mut others: Vec<_> = held.iter().filter(|held| self.is_of_another(held)).collect();
+        others.sort_by_key(|held| (held.since.clone(), held.object.clone()));
+        let first = others.first()?;
+        let mut evidence: Vec<_> = others.iter().map(|held| Evidence::Object(held.object.clone())).collect();
+        let unknown_owners = others
+            .iter()
+            .filter_map(|held| self.holder(held).err())
+            .chain(self.claimant.as_ref().err().cloned());
+        evidence.extend(unknown_owners.map(Evidence::Object));
+        Some((self.violation(entry, scope, first), evidence))
+    }
+
+    fn is_of_another(&self, held: &Holding) -> bool {
+        if held.object == *self.itself && !self.itself.name.name.is_empty() {
+            return false;
+        }
+        match (&self.claimant, self.holder(held)) {
+            (Ok(claimant), Ok(holder)) => *claimant != holder,
+            // With one owner unknown the two may or may not be one holder: it is the evidence that will tell.
+            (Err(owner), Err(other)) => *owner != other,
+            _ => true,
+        }
+    }
+
+    fn holder(&self, held: &Holding) -> Result<Holder, ObjectKey> {
+        self.world.index.holder(&held.object, held.controller.as_deref())
+    }
+
+    fn violation(&self, entry: &Located, scope: &Scope, held: &Holding) -> Violation {
+        let mapping = &entry.mapping;
+        let asked = mapping.external();
+        let shared = held.ports.intersection(asked).filter(|shared| *shared != asked);
+        let shared = shared.map_or_else(String::new, |ports| {
+            format!("{} ", ExternalPorts { address: mapping.address(), protocol: mapping.protocol(), ports })
+        });
+        let place = match scope {
+            Scope::Node(node) => format!(" on node {node}"),
+            Scope::Address(_) => String::new(),
+        };
+        Violation {
+            field: entry.port_field.clone(),
+            value: mapping.to_string(),
+            problem: format!("{shared}is held{place} by {}; {}", self.describe(held), advice(held)),
+            rule: Rule::Conflict,
+        }
+    }
+
+    /// Who holds it, as far as the reader may know.
+    fn describe(&self, held: &Holding) -> String {
+        if !self.world.policy.disclose_holder && &*held.object.name.namespace != self.namespace {
+            return "an object in another namespace".to_owned();
+        }
+        let object = format!("{} {}", held.object.kind.name(), held.object.name);
+        let holder = self.holder(held).map_or_else(
+            |owner| format!("{} {}", owner.kind.name(), owner.name),
+            |holder| holder.to_string(),
+        );
+        let mut details = Vec::new();
+        if holder != object {
+            details.push(format!("{} {}", held.object.kind.name().to_lowercase(), held.object.name.name));
+        }
+        if held.object.kind == Kind::Pod {
+            match &held.node {
+                Some(node) => details.push(format!("on node {node}")),
+                None => details.push("not on a node yet".to_owned()),
+            }
+        }
+        if !held.since.is_empty() {
+            details.push(format!("since {}", held.since));
+        }
+        if held.terminating {
+            details.push("being deleted".to_owned());
+        }
+        if details.is_empty() { holder } else { format!("{holder} ({})", details.join(", ")) }
+    }
+
+    /// Warns that a pod which is scheduled to certain nodes will get nothing there.
+    fn taken_nodes(&self, entry: &Located, held: &[Arc<Holding>]) -> Option<String> {
+        let others = held.iter().filter(|held| self.is_of_another(held));
+        let nodes: BTreeSet<_> = others.filter_map(|held| held.node.as_deref()).collect();
+        let nodes: Vec<_> = nodes.into_iter().collect();
+        (!nodes.is_empty()).then(|| warning::taken_on(&entry.mapping, &nodes))
+    }
+}
+
+fn advice(held: &Holding) -> &'static str {
+    if held.terminating {
+        "try again when it is gone, or choose another external port"
+    } else {
+        "choose another external port, or remove it there first"
+    }
+}

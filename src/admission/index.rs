@@ -1,0 +1,310 @@
+//! Everything that is known of the cluster, in memory: who holds which port, who owns whom, which nodes have which
+//! addresses, how namespaces are labelled.
+//!
+//! Informers feed it with plain calls, and so do unit tests, `pinhole check` and the demo: there is no mock of it.
+//! A pod's or template's own annotation is the only truth; keys that we wrote ourselves are never read back. What
+//! asks for no port is dropped on arrival, except the owner references that lead from a pod to its holder.
+
+mod facts;
+mod holdings;
+mod owners;
+mod pending;
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::admission::policy::Policy;
+use crate::admission::subject::PinnedNode;
+use crate::admission::subject::Subject;
+use crate::admission::wanted;
+use crate::api::object::Kind;
+use crate::api::object::Object;
+use crate::api::object::OwnerReference;
+use crate::model::address::ExternalAddress;
+use crate::model::holder::Holder;
+use crate::model::holder::ObjectName;
+use crate::model::mapping::Address;
+use crate::model::mapping::Mapping;
+use crate::model::port::PortRange;
+use crate::model::port::Protocol;
+
+use self::facts::Facts;
+use self::holdings::Holdings;
+use self::owners::Owners;
+use self::pending::Pending;
+
+/// The kind, namespace and name of an object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectKey {
+    /// The kind.
+    pub kind: Kind,
+    /// The namespace and name.
+    pub name: ObjectName,
+}
+
+impl ObjectKey {
+    /// The key of an object that lives in `namespace`; `None` for a kind that holds no ports.
+    pub fn of(object: &Object, namespace: &str) -> Option<Self> {
+        let kind = object.known_kind()?;
+        Some(Self { kind, name: ObjectName::new(namespace, object.metadata.name.as_str()) })
+    }
+}
+
+/// Where ports are unique: on one address in the whole cluster, or on one node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scope {
+    /// One address.
+    Address(ExternalAddress),
+    /// The own address of the node of this name.
+    Node(Arc<str>),
+}
+
+/// External ports that an object holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holding {
+    /// Where the ports are unique.
+    pub scope: Scope,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The ports.
+    pub ports: PortRange,
+    /// The pod or workload that asks for them.
+    pub object: ObjectKey,
+    /// Its UID; empty in manifests.
+    pub uid: Arc<str>,
+    /// The controller that manages it, if one does.
+    pub controller: Option<Arc<OwnerReference>>,
+    /// The node that the pod runs on, once it does.
+    pub node: Option<Arc<str>>,
+    /// When the object was created, RFC 3339; empty in manifests.
+    pub since: Arc<str>,
+    /// Whether the object is being deleted.
+    pub terminating: bool,
+}
+
+/// What is known of the cluster.
+#[derive(Debug)]
+pub struct Index {
+    policy: Arc<Policy>,
+    stored: HashMap<ObjectKey, Stored>,
+    holdings: Holdings,
+    owners: Owners,
+    facts: Facts,
+    pending: Pending,
+}
+
+/// An object that holds ports.
+#[derive(Debug)]
+struct Stored {
+    uid: Arc<str>,
+    holdings: Vec<Arc<Holding>>,
+}
+
+impl Index {
+    /// An empty index that reads annotations as `policy` says.
+    pub fn new(policy: Arc<Policy>) -> Self {
+        Self {
+            policy,
+            stored: HashMap::new(),
+            holdings: Holdings::default(),
+            owners: Owners::default(),
+            facts: Facts::default(),
+            pending: Pending::default(),
+        }
+    }
+
+    /// Takes an object as it is now: a pod, a workload, a Namespace or a Node.
+    pub fn apply(&mut self, object: &Object) {
+        match object.kind.as_str() {
+            "Namespace" => self.facts.apply_namespace(object),
+            "Node" => self.facts.apply_node(object),
+            _ => {
+                if let Some(key) = ObjectKey::of(object, &object.metadata.namespace) {
+                    self.owners.apply(&key, object);
+                    self.replace_stored(&key, object);
+                }
+            }
+        }
+    }
+
+    /// Takes an object as a live read showed it, which also settles what was remembered of it.
+    pub fn confirm(&mut self, object: &Object) {
+        if let Some(key) = ObjectKey::of(object, &object.metadata.namespace) {
+            self.drop_pending(&key, None);
+        }
+        self.apply(object);
+    }
+
+    /// Forgets an object that is gone. With a UID, one of the same name that came after it stays.
+    pub fn delete(&mut self, key: &ObjectKey, uid: Option<&str>) {
+        let is_it = |found: &str| uid.is_none_or(|uid| uid == found);
+        if self.stored.get(key).is_some_and(|stored| is_it(&stored.uid)) {
+            self.remove_stored(key);
+        }
+        self.owners.delete(key, uid);
+        self.drop_pending(key, uid);
+    }
+
+    /// Forgets a Namespace that is gone.
+    pub fn delete_namespace(&mut self, name: &str) {
+        self.facts.delete_namespace(name);
+    }
+
+    /// Forgets a Node that is gone.
+    pub fn delete_node(&mut self, name: &str) {
+        self.facts.delete_node(name);
+    }
+
+    /// Replaces everything known of one kind by a complete list of it.
+    pub fn reset<'a>(&mut self, kind: Kind, objects: impl IntoIterator<Item = &'a Object>) {
+        let gone: Vec<_> = self.stored.keys().filter(|key| key.kind == kind).cloned().collect();
+        for key in gone {
+            self.remove_stored(&key);
+        }
+        self.owners.clear(kind);
+        for object in objects {
+            self.apply(object);
+        }
+    }
+
+    /// Replaces the known Namespaces by a complete list.
+    pub fn reset_namespaces<'a>(&mut self, objects: impl IntoIterator<Item = &'a Object>) {
+        self.facts.clear_namespaces();
+        objects.into_iter().for_each(|object| self.facts.apply_namespace(object));
+    }
+
+    /// Replaces the known Nodes by a complete list.
+    pub fn reset_nodes<'a>(&mut self, objects: impl IntoIterator<Item = &'a Object>) {
+        self.facts.clear_nodes();
+        objects.into_iter().for_each(|object| self.facts.apply_node(object));
+    }
+
+    /// Remembers an object that was just admitted, until the watch has shown it or `ttl` is over.
+    pub fn remember(&mut self, object: &Object, namespace: &str, now: Instant, ttl: Duration) {
+        self.expire(now);
+        let Some(key) = ObjectKey::of(object, namespace).filter(|key| !key.name.name.is_empty()) else {
+            return;
+        };
+        let holdings = self.holdings_of(&key, object);
+        if !holdings.is_empty() {
+            self.drop_pending(&key, None);
+            for holding in &holdings {
+                self.holdings.add(holding);
+            }
+            self.pending.add(key, holdings, now + ttl);
+        }
+    }
+
+    /// Forgets the remembered objects whose time is over.
+    pub fn expire(&mut self, now: Instant) {
+        for holding in self.pending.expired(now) {
+            self.holdings.remove(&holding);
+        }
+    }
+
+    /// The holder of an object: its root owner as far as it is known. `Err` names the owner that is not known yet.
+    pub fn holder(&self, key: &ObjectKey, controller: Option<&OwnerReference>) -> Result<Holder, ObjectKey> {
+        self.owners.holder(key, controller)
+    }
+
+    /// The ports that overlap `ports` in a scope, whoever holds them.
+    pub fn held(&self, scope: &Scope, protocol: Protocol, ports: PortRange) -> Vec<Arc<Holding>> {
+        self.holdings.overlapping(scope, protocol, ports)
+    }
+
+    /// The ports that overlap `ports` on the own address of any node.
+    pub fn held_on_nodes(&self, protocol: Protocol, ports: PortRange) -> Vec<Arc<Holding>> {
+        self.holdings.on_nodes(protocol, ports)
+    }
+
+    /// How many holdings are known.
+    pub fn holdings_count(&self) -> usize {
+        self.holdings.count()
+    }
+
+    /// The labels of a namespace, if it is known.
+    pub fn namespace_labels(&self, name: &str) -> Option<&BTreeMap<String, String>> {
+        self.facts.namespace_labels(name)
+    }
+
+    /// Whether an address is a node's own.
+    pub fn is_node_address(&self, address: ExternalAddress) -> bool {
+        self.facts.is_node_address(address.ip())
+    }
+
+    /// The name of the node that a pod's spec pins it to.
+    pub fn node_name(&self, pinned: PinnedNode<'_>) -> Option<Arc<str>> {
+        match pinned {
+            PinnedNode::Name(name) => Some(name.into()),
+            PinnedNode::Hostname(hostname) => self.facts.node_of_hostname(hostname),
+        }
+    }
+
+    fn replace_stored(&mut self, key: &ObjectKey, object: &Object) {
+        self.remove_stored(key);
+        let holdings = self.holdings_of(key, object);
+        if object.is_finished() {
+            self.drop_pending(key, Some(&object.metadata.uid));
+        }
+        if !holdings.is_empty() {
+            for holding in &holdings {
+                self.holdings.add(holding);
+            }
+            let uid = object.metadata.uid.as_str().into();
+            self.stored.insert(key.clone(), Stored { uid, holdings });
+        }
+    }
+
+    fn remove_stored(&mut self, key: &ObjectKey) {
+        for holding in self.stored.remove(key).into_iter().flat_map(|stored| stored.holdings) {
+            self.holdings.remove(&holding);
+        }
+    }
+
+    fn drop_pending(&mut self, key: &ObjectKey, uid: Option<&str>) {
+        for holding in self.pending.drop(key, uid) {
+            self.holdings.remove(&holding);
+        }
+    }
+
+    /// The ports that an object holds by being stored: none once it has ended, and none of a workload whose own
+    /// controller holds them.
+    fn holdings_of(&self, key: &ObjectKey, object: &Object) -> Vec<Arc<Holding>> {
+        let Some(subject) = Subject::of(object) else { return Vec::new() };
+        if object.is_finished() || subject.is_derived_workload() || subject.spec.host_network {
+            return Vec::new();
+        }
+        let Some(wanted) = wanted::read(&subject.metadata.annotations, "", &self.policy) else {
+            return Vec::new();
+        };
+        let node = subject.pinned_node().and_then(|pinned| self.node_name(pinned));
+        let controller = object.metadata.controller().cloned().map(Arc::new);
+        let uid: Arc<str> = object.metadata.uid.as_str().into();
+        let since: Arc<str> = object.metadata.creation_timestamp.as_str().into();
+        let holding = |mapping: &Mapping| {
+            Some(Arc::new(Holding {
+                scope: scope(mapping.address(), node.as_ref())?,
+                protocol: mapping.protocol(),
+                ports: mapping.external(),
+                object: key.clone(),
+                uid: uid.clone(),
+                controller: controller.clone(),
+                node: node.clone(),
+                since: since.clone(),
+                terminating: object.metadata.deletion_timestamp.is_some(),
+            }))
+        };
+        wanted.mappings().filter_map(holding).collect()
+    }
+}
+
+/// Where a mapping's ports are unique; `None` while its node is open.
+pub fn scope(address: Address, node: Option<&Arc<str>>) -> Option<Scope> {
+    match address {
+        Address::Fixed(address) => Some(Scope::Address(address)),
+        Address::Node => node.cloned().map(Scope::Node),
+    }
+}

@@ -1,0 +1,70 @@
+//! Facts about namespaces and nodes that rules read.
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::api::keys;
+use crate::api::object::Object;
+
+/// The labels of namespaces, the hostnames and addresses of nodes.
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    namespaces: HashMap<String, BTreeMap<String, String>>,
+    nodes: HashMap<Arc<str>, Node>,
+}
+
+#[derive(Debug)]
+struct Node {
+    hostname: Option<String>,
+    addresses: Vec<IpAddr>,
+}
+
+impl Facts {
+    pub(super) fn apply_namespace(&mut self, object: &Object) {
+        self.namespaces.insert(object.metadata.name.clone(), object.metadata.labels.clone());
+    }
+
+    pub(super) fn delete_namespace(&mut self, name: &str) {
+        self.namespaces.remove(name);
+    }
+
+    pub(super) fn clear_namespaces(&mut self) {
+        self.namespaces.clear();
+    }
+
+    pub(super) fn namespace_labels(&self, name: &str) -> Option<&BTreeMap<String, String>> {
+        self.namespaces.get(name)
+    }
+
+    pub(super) fn apply_node(&mut self, object: &Object) {
+        let node = Node {
+            hostname: object.metadata.labels.get(keys::HOSTNAME_LABEL).cloned(),
+            addresses: object
+                .status
+                .addresses
+                .iter()
+                .filter_map(|found| found.address.parse().ok())
+                .collect(),
+        };
+        self.nodes.insert(object.metadata.name.as_str().into(), node);
+    }
+
+    pub(super) fn delete_node(&mut self, name: &str) {
+        self.nodes.remove(name);
+    }
+
+    pub(super) fn clear_nodes(&mut self) {
+        self.nodes.clear();
+    }
+
+    pub(super) fn is_node_address(&self, address: IpAddr) -> bool {
+        self.nodes.values().any(|node| node.addresses.contains(&address))
+    }
+
+    pub(super) fn node_of_hostname(&self, hostname: &str) -> Option<Arc<str>> {
+        let labelled = self.nodes.iter().find(|(_, node)| node.hostname.as_deref() == Some(hostname));
+        labelled.map(|(name, _)| name.clone())
+    }
+}

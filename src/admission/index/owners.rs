@@ -1,0 +1,90 @@
+//! Owner chains: from a pod to the nearest owner that survives the pod's replacement.
+//!
+//! Only ReplicaSets and Jobs stand between a pod and such an owner, so only they are kept. A reference counts only
+//! if the owner of that UID really has that name: a pod cannot talk its way into another holder.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::admission::index::ObjectKey;
+use crate::api::object::Kind;
+use crate::api::object::Object;
+use crate::api::object::OwnerReference;
+use crate::model::holder::Holder;
+use crate::model::holder::ObjectName;
+
+/// The ReplicaSets and Jobs of the cluster with their own controllers.
+#[derive(Debug, Default)]
+pub(super) struct Owners {
+    by_uid: HashMap<Arc<str>, Owner>,
+    uid_of: HashMap<ObjectKey, Arc<str>>,
+}
+
+#[derive(Debug)]
+struct Owner {
+    key: ObjectKey,
+    controller: Option<OwnerReference>,
+}
+
+impl Owners {
+    pub(super) fn apply(&mut self, key: &ObjectKey, object: &Object) {
+        if is_link(key.kind) && !object.metadata.uid.is_empty() {
+            self.delete(key, None);
+            let uid: Arc<str> = object.metadata.uid.as_str().into();
+            let owner = Owner { key: key.clone(), controller: object.metadata.controller().cloned() };
+            self.by_uid.insert(uid.clone(), owner);
+            self.uid_of.insert(key.clone(), uid);
+        }
+    }
+
+    pub(super) fn delete(&mut self, key: &ObjectKey, uid: Option<&str>) {
+        if self.uid_of.get(key).is_some_and(|found| uid.is_none_or(|uid| uid == &**found))
+            && let Some(uid) = self.uid_of.remove(key)
+        {
+            self.by_uid.remove(&uid);
+        }
+    }
+
+    pub(super) fn clear(&mut self, kind: Kind) {
+        self.by_uid.retain(|_, owner| owner.key.kind != kind);
+        self.uid_of.retain(|key, _| key.kind != kind);
+    }
+
+    pub(super) fn holder(
+        &self,
+        key: &ObjectKey,
+        controller: Option<&OwnerReference>,
+    ) -> Result<Holder, ObjectKey> {
+        let namespace = &key.name.namespace;
+        let itself = || Holder::new(key.kind.name(), key.name.clone());
+        let Some(reference) = controller else { return Ok(itself()) };
+        let named = ObjectKey {
+            kind: match Kind::from_name(&reference.kind) {
+                Some(kind) if is_link(kind) => kind,
+                _ => {
+                    return Ok(Holder::new(
+                        reference.kind.as_str(),
+                        ObjectName::new(namespace.clone(), reference.name.as_str()),
+                    ));
+                }
+            },
+            name: ObjectName::new(namespace.clone(), reference.name.as_str()),
+        };
+        match self.by_uid.get(reference.uid.as_str()) {
+            None => Err(named),
+            Some(owner) if owner.key != named => Ok(itself()),
+            // A Job stands below a CronJob and a ReplicaSet below a Deployment: never more than one further step.
+            Some(owner) => match &owner.controller {
+                None => Ok(Holder::new(named.kind.name(), named.name)),
+                Some(root) => Ok(Holder::new(
+                    root.kind.as_str(),
+                    ObjectName::new(namespace.clone(), root.name.as_str()),
+                )),
+            },
+        }
+    }
+}
+
+fn is_link(kind: Kind) -> bool {
+    matches!(kind, Kind::ReplicaSet | Kind::Job)
+}

@@ -1,0 +1,141 @@
+//! The short form, with the grammar of `docker run -p` and the external side first:
+//! `[ADDRESS:]EXTERNAL[-END][:POD][/PROTO]`, comma-separated, as in `80,8080:80,53/udp,[2001:db8::1]:443:8443`.
+
+use crate::admission::entries;
+use crate::admission::suggest;
+use crate::admission::violation::Rule;
+use crate::admission::violation::Violation;
+use crate::admission::violation::shown;
+use crate::admission::wanted::Located;
+use crate::admission::wanted::Wanted;
+use crate::api::annotation::MAX_ENTRIES;
+use crate::model::mapping::Address;
+use crate::model::mapping::Mapping;
+use crate::model::port::Port;
+use crate::model::port::PortRange;
+use crate::model::port::Protocol;
+
+const EXAMPLE: &str = "8080:80 (external port first), 53/udp, 7000-7010 or [2001:db8::1]:443:8443";
+
+/// Reads the annotation's text; `path` is the annotation's own.
+pub(crate) fn read(text: &str, path: &str) -> Wanted {
+    let refusal = |value: String, problem: String| {
+        let violation = Violation { field: path.to_owned(), value, problem, rule: Rule::Syntax };
+        Wanted { violations: vec![violation], ..Wanted::default() }
+    };
+    let trimmed = text.trim();
+    if trimmed.is_empty() {
+        return refusal(String::new(), format!("is empty; write {EXAMPLE}, or remove the annotation"));
+    }
+    if trimmed.starts_with('{') {
+        return refusal(
+            shown(text),
+            "is JSON; put it under pinhole.dev/nat, or write the short form 8080:80".to_owned(),
+        );
+    }
+    let items: Vec<_> = text.split(',').map(str::trim).collect();
+    if items.len() > MAX_ENTRIES {
+        return refusal(
+            shown(text),
+            format!("has {} items; {MAX_ENTRIES} is the most, so split the pod's ports", items.len()),
+        );
+    }
+    let mut wanted = Wanted::default();
+    for (position, item) in items.into_iter().enumerate() {
+        let field = format!("{path}[{position}]");
+        match parse(item) {
+            Ok(mapping) => {
+                wanted.entries.push(Located { mapping, port_field: field.clone(), address_field: field });
+            }
+            Err((rule, problem)) => {
+                wanted.violations.push(Violation { field, value: shown(item), problem, rule });
+            }
+        }
+    }
+    wanted
+}
+
+fn parse(item: &str) -> Result<Mapping, (Rule, String)> {
+    let syntax = |problem: String| (Rule::Syntax, problem);
+    if item.is_empty() {
+        return Err(syntax("is an empty item; remove the extra comma".to_owned()));
+    }
+    let (ports, protocol) = match item.rsplit_once('/') {
+        Some((ports, name)) => (ports, read_protocol(name.trim()).map_err(syntax)?),
+        None => (item, Protocol::Tcp),
+    };
+    let sides = split(ports.trim()).map_err(syntax)?;
+    let address = match sides.address {
+        None => Address::Node,
+        Some(text) => Address::Fixed(
+            entries::external_address(text)
+                .map_err(|problem| (Rule::Address, format!("{text} {problem}")))?,
+        ),
+    };
+    if sides.external.eq_ignore_ascii_case("auto") {
+        return Err(syntax(
+            "asks for an automatic port, which needs a pool of addresses; name the port".to_owned(),
+        ));
+    }
+    let external = read_range(sides.external).map_err(syntax)?;
+    let target = match sides.pod {
+        None => external.first(),
+        Some(text) => read_target(text, external).map_err(syntax)?,
+    };
+    Mapping::new(address, protocol, external, target)
+        .ok_or_else(|| syntax(entries::past_the_end(external, target)))
+}
+
+fn read_protocol(name: &str) -> Result<Protocol, String> {
+    name.parse().map_err(|_| {
+        let hint = suggest::nearest(name, Protocol::ALL.map(Protocol::name))
+            .map_or_else(String::new, |nearest| format!("; did you mean {nearest}?"));
+        format!("{name:?} is not a protocol; write /tcp, /udp or /sctp{hint}")
+    })
+}
+
+fn read_range(text: &str) -> Result<PortRange, String> {
+    text.trim().parse::<PortRange>().map_err(|error| error.to_string())
+}
+
+/// The pod's side: its first port, or a range as long as the external one.
+fn read_target(text: &str, external: PortRange) -> Result<Port, String> {
+    let target = read_range(text)?;
+    if target.is_single() || target.count() == external.count() {
+        return Ok(target.first());
+    }
+    Err(format!(
+        "{external} has {} ports and {target} has {}; both sides must be equally long, so write {external}:{}",
+        external.count(),
+        target.count(),
+        target.first()
+    ))
+}
+
+/// The parts between the colons.
+struct Sides<'a> {
+    address: Option<&'a str>,
+    external: &'a str,
+    pod: Option<&'a str>,
+}
+
+fn split(text: &str) -> Result<Sides<'_>, String> {
+    if let Some(bracketed) = text.strip_prefix('[') {
+        let (address, ports) = bracketed.split_once("]:").ok_or_else(|| {
+            "has no ports after its address; write [2001:db8::1]:443 or [2001:db8::1]:443:8443".to_owned()
+        })?;
+        return match ports.split_once(':') {
+            None => Ok(Sides { address: Some(address), external: ports, pod: None }),
+            Some((external, pod)) => Ok(Sides { address: Some(address), external, pod: Some(pod) }),
+        };
+    }
+    match text.split(':').collect::<Vec<_>>().as_slice() {
+        [external] => Ok(Sides { address: None, external, pod: None }),
+        [address, external] if address.contains('.') => {
+            Ok(Sides { address: Some(address), external, pod: None })
+        }
+        [external, pod] => Ok(Sides { address: None, external, pod: Some(pod) }),
+        [address, external, pod] => Ok(Sides { address: Some(address), external, pod: Some(pod) }),
+        _ => Err("has too many colons; put an IPv6 address in brackets, as in [2001:db8::1]:443".to_owned()),
+    }
+}

@@ -1,0 +1,136 @@
+//! A violation: what is wrong with a request, where, with which value, and what to do about it.
+//!
+//! A violation is a value, not an error: rules return all they find at once. Its texts are written to be read
+//! alone by somebody who has never heard of Pinhole.
+
+use std::fmt;
+
+/// The rule that a request breaks; the name is the label of metrics and audit annotations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Rule {
+    /// The annotation cannot be read.
+    Syntax,
+    /// An address that nobody outside can connect to, or one that contradicts the rest of its entry.
+    Address,
+    /// Two entries of one pod ask for the same external port.
+    Duplicate,
+    /// The port is on the operator's list of restricted ports.
+    Restricted,
+    /// The port is one that the node itself needs.
+    Protected,
+    /// The namespace may not publish ports.
+    Namespace,
+    /// The pod shares its node's network, where NAT has nothing to forward to.
+    HostNetwork,
+    /// Another holder has the port.
+    Conflict,
+}
+
+impl Rule {
+    /// Every rule.
+    pub const ALL: [Self; 8] = [
+        Self::Syntax,
+        Self::Address,
+        Self::Duplicate,
+        Self::Restricted,
+        Self::Protected,
+        Self::Namespace,
+        Self::HostNetwork,
+        Self::Conflict,
+    ];
+
+    /// The rule's name in metrics, audit annotations and `-o json`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Syntax => "syntax",
+            Self::Address => "address",
+            Self::Duplicate => "duplicate",
+            Self::Restricted => "restricted-port",
+            Self::Protected => "protected-port",
+            Self::Namespace => "namespace",
+            Self::HostNetwork => "host-network",
+            Self::Conflict => "conflict",
+        }
+    }
+}
+
+/// One thing that is wrong with a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The path of the field, as in `metadata.annotations[pinhole.dev/nat].entries[1].srcPort`.
+    pub field: String,
+    /// The offending value as the user wrote it, shortened; empty when the point is that there is none.
+    pub value: String,
+    /// The rule and what to do: `is restricted here (...); choose another external port`.
+    pub problem: String,
+    /// Which rule it is.
+    pub rule: Rule,
+}
+
+impl Violation {
+    /// The text beside the field's path: the value and the problem.
+    pub fn message(&self) -> String {
+        if self.value.is_empty() { self.problem.clone() } else { format!("{}: {}", self.value, self.problem) }
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.message())
+    }
+}
+
+/// How many violations one message spells out. Controllers copy it into Events, which hold 1 KiB.
+const SPELLED_OUT: usize = 10;
+
+/// All violations in one line that stands alone, for the readers that see no list.
+pub fn summary(violations: &[Violation]) -> String {
+    if let [only] = violations {
+        return only.to_string();
+    }
+    let listed: Vec<_> = violations
+        .iter()
+        .take(SPELLED_OUT)
+        .enumerate()
+        .map(|(index, violation)| format!("({}) {violation}", index + 1))
+        .collect();
+    let unlisted = violations.len().saturating_sub(SPELLED_OUT);
+    let more = if unlisted == 0 { String::new() } else { format!("; and {unlisted} more") };
+    format!("{} problems: {}{more}", violations.len(), listed.join("; "))
+}
+
+/// A value as a message shows it: at most 64 characters, without control characters.
+pub fn shown(value: &str) -> String {
+    const LONGEST: usize = 64;
+    let clean = value.chars().map(|character| if character.is_control() { ' ' } else { character });
+    let mut text: String = clean.clone().take(LONGEST).collect();
+    if clean.count() > LONGEST {
+        text.push_str("...");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn violation(field: &str) -> Violation {
+        Violation { field: field.into(), value: "1".into(), problem: "is bad".into(), rule: Rule::Syntax }
+    }
+
+    #[test]
+    fn one_line_tells_everything_and_says_what_it_left_out() {
+        assert_eq!(summary(&[violation("a")]), "a: 1: is bad");
+        assert_eq!(
+            summary(&[violation("a"), violation("b")]),
+            "2 problems: (1) a: 1: is bad; (2) b: 1: is bad"
+        );
+        assert!(summary(&vec![violation("a"); 12]).ends_with("(10) a: 1: is bad; and 2 more"));
+    }
+
+    #[test]
+    fn a_long_or_dirty_value_is_shown_short_and_clean() {
+        assert_eq!(shown("a\nb"), "a b");
+        assert_eq!(shown(&"é".repeat(65)), format!("{}...", "é".repeat(64)));
+    }
+}

@@ -1,0 +1,98 @@
+//! What an annotated pod wants: the mappings that its annotation asks for, each with the place it was written at.
+//!
+//! Two forms of one model: JSON (`admission::entries`) and the short form (`admission::short_form`). All
+//! violations of all entries come back at once, and the entries that are right come back beside them.
+
+use std::collections::BTreeMap;
+
+use crate::admission::entries;
+use crate::admission::policy::Policy;
+use crate::admission::short_form;
+use crate::admission::violation::Rule;
+use crate::admission::violation::Violation;
+use crate::api::keys;
+use crate::model::mapping::ExternalPorts;
+use crate::model::mapping::Mapping;
+
+/// A mapping and where it was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Located {
+    /// The mapping.
+    pub mapping: Mapping,
+    /// The path of the field that names its external port.
+    pub port_field: String,
+    /// The path of the field that names its address.
+    pub address_field: String,
+}
+
+/// What an object's annotations ask for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// The entries that could be read, in the order they were written.
+    pub entries: Vec<Located>,
+    /// Everything that is wrong with the annotation itself.
+    pub violations: Vec<Violation>,
+}
+
+impl Wanted {
+    /// The mappings alone.
+    pub fn mappings(&self) -> impl Iterator<Item = &Mapping> {
+        self.entries.iter().map(|entry| &entry.mapping)
+    }
+}
+
+/// Reads the annotations found at `path`; `None` when no key of theirs asks for anything.
+pub fn read(annotations: &BTreeMap<String, String>, path: &str, policy: &Policy) -> Option<Wanted> {
+    let given: Vec<_> = policy.input_keys().filter_map(|key| annotations.get_key_value(key)).collect();
+    let mut wanted = match given.as_slice() {
+        [] => return None,
+        [(key, text)] => read_one(key, text, &format!("{path}[{key}]")),
+        [(first, _), .., (last, _)] => {
+            let violation = Violation {
+                field: format!("{path}[{last}]"),
+                value: String::new(),
+                problem: format!(
+                    "{first} is given too; a pod asks with one annotation, so remove one of the two"
+                ),
+                rule: Rule::Syntax,
+            };
+            return Some(Wanted { violations: vec![violation], ..Wanted::default() });
+        }
+    };
+    wanted.violations.extend(duplicates(&wanted.entries));
+    Some(wanted)
+}
+
+fn read_one(key: &str, text: &str, path: &str) -> Wanted {
+    if key == keys::EXPOSE { short_form::read(text, path) } else { entries::read(text, path) }
+}
+
+/// Entries of one pod that ask for the same external port.
+fn duplicates(entries: &[Located]) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    for (position, later) in entries.iter().enumerate() {
+        let Some((earlier, ports)) = entries[..position]
+            .iter()
+            .find_map(|earlier| earlier.mapping.overlap(&later.mapping).map(|ports| (earlier, ports)))
+        else {
+            continue;
+        };
+        let shared =
+            ExternalPorts { address: later.mapping.address(), protocol: later.mapping.protocol(), ports };
+        let problem = if earlier.mapping.external() == later.mapping.external() {
+            "is asked for twice by this pod; remove one of the two".to_owned()
+        } else {
+            format!(
+                "{shared} is asked for by {} too ({}); make the ranges disjoint",
+                earlier.port_field, earlier.mapping
+            )
+        };
+        violations.push(Violation {
+            field: later.port_field.clone(),
+            value: later.mapping.to_string(),
+            problem,
+            rule: Rule::Duplicate,
+        });
+    }
+    violations
+}

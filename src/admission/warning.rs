@@ -1,0 +1,65 @@
+//! What a user should know of a request that is granted. The API server cuts warnings beyond 120 characters.
+
+use crate::admission::policy::Policy;
+use crate::admission::subject::Subject;
+use crate::admission::suggest;
+use crate::admission::violation::shown;
+use crate::admission::wanted::Located;
+use crate::api::keys;
+use crate::model::mapping::Address;
+use crate::model::mapping::Mapping;
+
+/// The longest warning that every client shows whole.
+pub(crate) const LONGEST: usize = 120;
+
+fn cut(text: String) -> String {
+    if text.chars().count() <= LONGEST {
+        return text;
+    }
+    text.chars().take(LONGEST - 3).chain("...".chars()).collect()
+}
+
+/// Annotations that look like requests and are not read.
+pub(crate) fn ignored_keys(subject: &Subject<'_>, policy: &Policy) -> Vec<String> {
+    let reads = |key: &str| policy.input_keys().any(|input| input == key);
+    let ignored = |key: &str| {
+        if reads(key) {
+            return None;
+        }
+        if key == keys::PODNAT {
+            return Some(format!(
+                "annotation {key} is not read here; use {} or start with --annotation-key {key}",
+                keys::NAT
+            ));
+        }
+        if keys::ACK.contains(&key) {
+            return Some(format!("annotation {key} is not read here; ask for ports with {}", keys::EXPOSE));
+        }
+        if !key.starts_with(keys::PREFIX) || keys::OURS.contains(&key) {
+            return None;
+        }
+        let hint = suggest::nearest(key, keys::OURS)
+            .map_or_else(String::new, |nearest| format!("; did you mean {nearest}?"));
+        Some(format!("annotation {} means nothing to Pinhole{hint}", shown(key)))
+    };
+    subject.metadata.annotations.keys().filter_map(|key| ignored(key)).map(cut).collect()
+}
+
+/// Several replicas with one fixed address and port: only one pod at a time is served.
+pub(crate) fn shared_by_replicas(subject: &Subject<'_>, entries: &[Located]) -> Option<String> {
+    let fixed = entries.iter().find(|entry| entry.mapping.address() != Address::Node)?;
+    (1 < subject.replicas).then(|| {
+        let (mapping, replicas) = (&fixed.mapping, subject.replicas);
+        cut(format!("{mapping} reaches one pod at a time, the newest ready one, not all {replicas} replicas"))
+    })
+}
+
+/// The nodes where others have the port.
+pub(crate) fn taken_on(mapping: &Mapping, nodes: &[&str]) -> String {
+    let listed = nodes.iter().take(2).copied().collect::<Vec<_>>().join(", ");
+    let more = match nodes.len().saturating_sub(2) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    cut(format!("{mapping} is taken on {listed}{more}; a pod scheduled there gets no connections"))
+}
