@@ -18,7 +18,6 @@ pub mod violation;
 pub mod wanted;
 mod warning;
 
-
 use crate::admission::conflict::Evidence;
 use crate::admission::index::Index;
 use crate::admission::policy::Policy;

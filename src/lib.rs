@@ -12,3 +12,5 @@ pub mod admission;
 pub mod telemetry;
 
 pub mod shutdown;
+
+pub mod cli;

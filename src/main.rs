@@ -1,2 +1,15 @@
-//! Parses the command line and runs what it names.
-fn main() {}
+//! Parses the command line, runs what it names, and turns the outcome into an exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use pinhole::cli::Cli;
+
+fn main() -> ExitCode {
+    // Fails only if a provider is installed already, and then there is one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Cli::parse().run().unwrap_or_else(|error| {
+        eprintln!("pinhole: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,1 +1,1 @@
-
+//! Tests of the whole: the command line, the sources' layering, generated files, kernels and servers.

@@ -1,0 +1,86 @@
+//! The command line: flags, their environment variables, and what each command joins together.
+//!
+//! Only this module reads flags, the environment and the terminal; every other part takes values. A command returns
+//! its exit code: 0 for yes, 1 for no (violations found, a process that failed), 2 for usage.
+
+pub mod policy;
+mod schema;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Args;
+use clap::Parser;
+use clap::Subcommand;
+
+use crate::cli::schema::Schema;
+use crate::telemetry::log;
+use crate::telemetry::log::LogFormat;
+
+/// External ports for Kubernetes pods by NAT: refused or granted at `kubectl apply`, programmed on the node in one
+/// transaction.
+#[derive(Debug, Parser)]
+#[command(name = "pinhole", version, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    log: LogFlags,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct LogFlags {
+    /// What to log: a level (error, warn, info, debug, trace), or levels by module as in
+    /// `info,pinhole::webhook=debug`.
+    #[arg(long, global = true, value_name = "LEVEL", default_value = "info", env = "PINHOLE_LOG_LEVEL")]
+    log_level: String,
+
+    /// How log lines look: `text` for people, `json` for collectors.
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text", env = "PINHOLE_LOG_FORMAT")]
+    log_format: LogFormat,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print the JSON Schema of the pinhole.dev/nat annotation.
+    Schema(Schema),
+}
+
+impl Cli {
+    /// Sets up logging and runs the command.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        let Self { log: LogFlags { log_level, log_format }, command } = self;
+        log::install(&log_level, log_format, terminal::is_colourful(&std::io::stderr()))?;
+        match command {
+            Command::Schema(command) => command.run(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn every_flag_is_an_environment_variable_of_its_name() {
+        fn check(command: &clap::Command) {
+            for argument in command.get_arguments().filter(|argument| !argument.is_positional()) {
+                let flag = argument.get_long().unwrap();
+                if ["help", "version"].contains(&flag) {
+                    continue;
+                }
+                let expected = format!("PINHOLE_{}", flag.to_uppercase().replace('-', "_"));
+                let found = argument.get_env().map(|name| name.to_string_lossy().into_owned());
+                assert_eq!(found, Some(expected), "{} --{flag}", command.get_name());
+            }
+            command.get_subcommands().for_each(check);
+        }
+        let mut command = Cli::command();
+        command.build();
+        command.clone().debug_assert();
+        check(&command);
+    }
+}

@@ -1,0 +1,162 @@
+//! The flags that say what is allowed: the same for the webhook, the agent's re-check and `pinhole check`.
+//!
+//! Lists are read strictly: one item that cannot be understood stops the program with the flag's name. The
+//! predecessor went on with half a list.
+
+use clap::Args;
+
+use crate::admission::policy::DEFAULT_PROTECTED_PORTS;
+use crate::admission::policy::DEFAULT_RESTRICTED_PORTS;
+use crate::admission::policy::NamespacePolicy;
+use crate::admission::policy::Policy;
+use crate::model::label_selector::LabelSelector;
+use crate::model::port_set::PortSet;
+
+/// What is allowed.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "What is allowed")]
+pub struct PolicyFlags {
+    /// One more annotation key to read as pinhole.dev/nat is read, for example bln.space/podnat. Repeatable;
+    /// pinhole.dev/nat and pinhole.dev/expose are always read.
+    #[arg(long, value_name = "KEY", value_delimiter = ',', value_parser = annotation_key,
+          env = "PINHOLE_ANNOTATION_KEY")]
+    annotation_key: Vec<String>,
+
+    /// External ports that nobody may have: ports, ranges and single protocols, as in `22,53/udp,9000-9100`.
+    #[arg(long, value_name = "LIST", default_value = DEFAULT_RESTRICTED_PORTS, env = "PINHOLE_RESTRICTED_PORTS")]
+    restricted_ports: PortSet,
+
+    /// Ports that nobody may have on a node's own address, because the node itself needs them.
+    #[arg(long, value_name = "LIST", default_value = DEFAULT_PROTECTED_PORTS, env = "PINHOLE_PROTECTED_PORTS")]
+    protected_ports: PortSet,
+
+    /// The namespaces that may publish ports, separated by commas. Default: all, unless a selector is given.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = namespace,
+          env = "PINHOLE_ALLOWED_NAMESPACES")]
+    allowed_namespaces: Vec<String>,
+
+    /// Namespaces with these labels may publish ports too, as in `nat=allowed` or `team in (mail, games)`.
+    #[arg(
+        long,
+        value_name = "SELECTOR",
+        default_value = "",
+        hide_default_value = true,
+        env = "PINHOLE_ALLOWED_NAMESPACE_SELECTOR"
+    )]
+    allowed_namespace_selector: LabelSelector,
+}
+
+impl PolicyFlags {
+    /// The policy that the flags describe.
+    pub fn into_policy(self) -> Policy {
+        let Self {
+            annotation_key,
+            restricted_ports,
+            protected_ports,
+            allowed_namespaces,
+            allowed_namespace_selector,
+        } = self;
+        Policy {
+            more_annotation_keys: annotation_key,
+            restricted_ports,
+            protected_ports,
+            namespaces: NamespacePolicy {
+                names: allowed_namespaces.into_iter().collect(),
+                selector: allowed_namespace_selector,
+            },
+            ..Policy::default()
+        }
+    }
+}
+
+fn annotation_key(text: &str) -> Result<String, String> {
+    let (prefix, name) = text.split_once('/').unwrap_or(("", text));
+    let is_written_with = |part: &str, punctuation: &[u8]| {
+        part.bytes().all(|byte| byte.is_ascii_alphanumeric() || punctuation.contains(&byte))
+    };
+    let is_key = (1..=63).contains(&name.len())
+        && (prefix.is_empty() != text.contains('/'))
+        && is_written_with(name, b"-_.")
+        && is_written_with(prefix, b"-.");
+    if is_key {
+        Ok(text.to_owned())
+    } else {
+        Err("an annotation key is a name with an optional domain before it: write bln.space/podnat"
+            .to_owned())
+    }
+}
+
+fn namespace(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    let is_name = (1..=63).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if is_name {
+        Ok(text.to_owned())
+    } else {
+        Err("a namespace has lower-case letters, digits and hyphens: write mail,games".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Only {
+        #[command(flatten)]
+        policy: PolicyFlags,
+    }
+
+    fn policy(arguments: &[&str]) -> Result<Policy, String> {
+        let command_line = std::iter::once("test").chain(arguments.iter().copied());
+        Only::try_parse_from(command_line)
+            .map(|only| only.policy.into_policy())
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn without_flags_it_is_the_default_policy() {
+        let policy = policy(&[]).unwrap();
+        let default = Policy::default();
+        assert_eq!(policy.restricted_ports, default.restricted_ports);
+        assert_eq!(policy.protected_ports, default.protected_ports);
+        assert_eq!(policy.namespaces, default.namespaces);
+        assert!(policy.more_annotation_keys.is_empty());
+    }
+
+    #[test]
+    fn lists_may_be_repeated_separated_and_emptied() {
+        let policy = policy(&[
+            "--annotation-key",
+            "bln.space/podnat",
+            "--annotation-key=example.org/nat",
+            "--restricted-ports=",
+            "--allowed-namespaces=mail, games",
+            "--allowed-namespace-selector=team in (a, b)",
+        ])
+        .unwrap();
+        assert_eq!(policy.more_annotation_keys, ["bln.space/podnat", "example.org/nat"]);
+        assert_eq!(policy.restricted_ports, PortSet::default());
+        assert_eq!(policy.namespaces.to_string(), "games, mail, and namespaces labelled team in (a, b)");
+    }
+
+    #[test]
+    fn r30_a_list_that_is_half_understood_stops_the_program_and_names_the_flag() {
+        let cases = [
+            ("--restricted-ports=22,,53", "item 2 of the list is empty"),
+            ("--protected-ports=22,70000", "\"70000\" is not a port"),
+            ("--allowed-namespaces=mail,,games", "a namespace has"),
+            ("--allowed-namespaces=Mail", "a namespace has"),
+            ("--allowed-namespace-selector=a b", "is not a label requirement"),
+            ("--annotation-key=/podnat", "an annotation key is"),
+            ("--annotation-key=a b", "an annotation key is"),
+        ];
+        for (argument, expected) in cases {
+            let error = policy(&[argument]).unwrap_err();
+            let flag = argument.split('=').next().unwrap();
+            assert!(error.contains(flag) && error.contains(expected), "{argument}: {error}");
+        }
+    }
+}
