@@ -140,3 +140,6 @@ fn judge_alone(
     };
     decision.violations.extend(validate::violations(subject, entries, world.policy, on_node));
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,20 +15,23 @@ pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
         .map(|(_, candidate)| candidate)
 }
 
-/// Levenshtein's distance: how many characters must be added, removed or replaced.
+/// How many characters must be added, removed, replaced or swapped with their neighbour (optimal string alignment).
 fn distance(from: &str, to: &str) -> usize {
+    let from: Vec<char> = from.chars().collect();
     let to: Vec<char> = to.chars().collect();
-    let mut row: Vec<usize> = (0..=to.len()).collect();
-    for (position, from) in from.chars().enumerate() {
-        let mut diagonal = position;
-        row[0] = position + 1;
-        for (column, to) in to.iter().enumerate() {
-            let replaced = diagonal + usize::from(from != *to);
-            diagonal = row[column + 1];
-            row[column + 1] = replaced.min(diagonal + 1).min(row[column] + 1);
+    let mut rows = vec![vec![0; to.len() + 1]; from.len() + 1];
+    rows[0] = (0..=to.len()).collect();
+    for row in 1..=from.len() {
+        rows[row][0] = row;
+        for column in 1..=to.len() {
+            let replaced = rows[row - 1][column - 1] + usize::from(from[row - 1] != to[column - 1]);
+            let changed = replaced.min(rows[row - 1][column] + 1).min(rows[row][column - 1] + 1);
+            let is_swap =
+                1 < row && 1 < column && from[row - 1] == to[column - 2] && from[row - 2] == to[column - 1];
+            rows[row][column] = if is_swap { changed.min(rows[row - 2][column - 2] + 1) } else { changed };
         }
     }
-    row[to.len()]
+    rows[from.len()][to.len()]
 }
 
 #[cfg(test)]
@@ -44,6 +47,7 @@ mod tests {
             ("scrPort", Some("srcPort")),
             ("protocol", None),
             ("protoo", Some("proto")),
+            ("rpoto", Some("proto")),
             ("hostname", None),
             ("", None),
         ];

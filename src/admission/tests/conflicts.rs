@@ -1,0 +1,218 @@
+//! Who may have a port that somebody holds.
+
+use std::time::Duration;
+use std::time::Instant;
+
+use super::*;
+use crate::admission::conflict::Evidence;
+use crate::admission::index::ObjectKey;
+use crate::api::object::Kind;
+use crate::model::holder::ObjectName;
+
+const PORT: &str = "203.0.113.7:25";
+
+fn key(kind: Kind, name: &str) -> ObjectKey {
+    ObjectKey { kind, name: ObjectName::new("default", name) }
+}
+
+fn on_node(object: Value, node: &str) -> Value {
+    with(object, &[("/spec/nodeName", json!(node)), ("/status/phase", json!("Running"))])
+}
+
+fn in_namespace(object: Value, namespace: &str) -> Value {
+    with(object, &[("/metadata/namespace", json!(namespace))])
+}
+
+#[test]
+fn a_port_that_another_pod_holds_is_refused_with_its_holder_and_since_when() {
+    let cluster = Cluster::new().store(on_node(in_namespace(exposing("postfix", PORT), "mail"), "node-1"));
+    let decision = cluster.create(exposing("web", PORT));
+    assert_refused(
+        &decision,
+        "metadata.annotations[pinhole.dev/expose][0]: 203.0.113.7:25/tcp: is held by Pod mail/postfix (on node node-1, since \
+         2026-11-22T10:00:00Z); choose another external port, or remove it there first",
+    );
+    let held = ObjectKey { kind: Kind::Pod, name: ObjectName::new("mail", "postfix") };
+    assert_eq!(decision.evidence, [Evidence::Object(held)]);
+    assert_granted(&cluster.create(exposing("web", "203.0.113.7:25/udp")));
+    assert_granted(&cluster.create(exposing("web", "203.0.113.8:25")));
+}
+
+#[test]
+fn a_holder_in_another_namespace_is_hidden_where_the_operator_says_so() {
+    let cluster = Cluster::with_policy(Policy { disclose_holder: false, ..Policy::default() })
+        .store(in_namespace(exposing("postfix", PORT), "mail"))
+        .store(exposing("mta", "203.0.113.7:587"));
+    assert_refused(
+        &cluster.create(exposing("web", PORT)),
+        "metadata.annotations[pinhole.dev/expose][0]: 203.0.113.7:25/tcp: is held by an object in another namespace; choose \
+         another external port, or remove it there first",
+    );
+    assert_refused(
+        &cluster.create(exposing("web", "203.0.113.7:587")),
+        "metadata.annotations[pinhole.dev/expose][0]: 203.0.113.7:587/tcp: is held by Pod default/mta (not on a node yet, \
+         since 2026-11-22T10:00:00Z); choose another external port, or remove it there first",
+    );
+}
+
+#[test]
+fn the_pods_of_one_holder_never_conflict_with_each_other() {
+    let replica_set = |name: &str| owned_by(workload("ReplicaSet", name, PORT), "Deployment", "web");
+    let cluster = Cluster::new()
+        .store(workload("Deployment", "web", PORT))
+        .store(replica_set("web-1"))
+        .store(replica_set("web-2"))
+        .store(on_node(owned_by(exposing("web-1-a", PORT), "ReplicaSet", "web-1"), "node-1"));
+    assert_granted(&cluster.create(owned_by(exposing("web-2-b", PORT), "ReplicaSet", "web-2")));
+    assert_granted(&cluster.create(workload("Deployment", "web", PORT)));
+    let decision = cluster.create(workload("Deployment", "other", PORT));
+    assert_refused(
+        &decision,
+        "spec.template.metadata.annotations[pinhole.dev/expose][0]: 203.0.113.7:25/tcp: is held by Deployment default/web (since \
+         2026-11-22T09:00:00Z); choose another external port, or remove it there first",
+    );
+    for kind in ["StatefulSet", "DaemonSet", "Rollout"] {
+        let cluster = Cluster::new().store(owned_by(exposing("a-0", PORT), kind, "a"));
+        assert_granted(&cluster.create(owned_by(exposing("a-1", PORT), kind, "a")));
+        assert!(!cluster.create(owned_by(exposing("b-0", PORT), kind, "b")).is_granted());
+    }
+    let cluster = Cluster::new()
+        .store(owned_by(workload("Job", "backup-1", PORT), "CronJob", "backup"))
+        .store(owned_by(exposing("backup-1-x", PORT), "Job", "backup-1"));
+    assert_granted(&cluster.create(workload("CronJob", "backup", PORT)));
+}
+
+#[test]
+fn an_owner_that_is_not_known_yet_is_evidence_to_read_and_then_settles_it() {
+    let mut cluster = Cluster::new().store(workload("Deployment", "web", PORT));
+    let pod = owned_by(exposing("web-1-a", PORT), "ReplicaSet", "web-1");
+    let decision = cluster.create(pod.clone());
+    let expected =
+        [Evidence::Object(key(Kind::Deployment, "web")), Evidence::Object(key(Kind::ReplicaSet, "web-1"))];
+    assert_eq!(decision.evidence, expected);
+    cluster.index.confirm(&slim(owned_by(workload("ReplicaSet", "web-1", PORT), "Deployment", "web")));
+    assert_granted(&cluster.create(pod));
+}
+
+#[test]
+fn a_reference_to_an_owner_of_another_name_makes_nobody_a_holder() {
+    let cluster = Cluster::new().store(workload("Deployment", "web", PORT)).store(owned_by(
+        workload("ReplicaSet", "web-1", PORT),
+        "Deployment",
+        "web",
+    ));
+    let mut forged = owned_by(exposing("evil", PORT), "ReplicaSet", "web-1");
+    forged["metadata"]["ownerReferences"][0]["name"] = json!("web-9");
+    assert!(!cluster.create(forged).is_granted());
+}
+
+#[test]
+fn ranges_conflict_where_they_overlap_and_name_the_shared_ports() {
+    let cluster = Cluster::new().store(exposing("game", "203.0.113.7:7000-7010/udp"));
+    assert_refused(
+        &cluster.create(exposing("web", "203.0.113.7:7005-7020/udp")),
+        "metadata.annotations[pinhole.dev/expose][0]: 203.0.113.7:7005-7020/udp: 203.0.113.7:7005-7010/udp is held by Pod \
+         default/game (not on a node yet, since 2026-11-22T10:00:00Z); choose another external port, or remove it there first",
+    );
+    assert!(!cluster.create(exposing("web", "203.0.113.7:7010/udp")).is_granted());
+    assert_granted(&cluster.create(exposing("web", "203.0.113.7:7011-7020/udp")));
+}
+
+#[test]
+fn a_port_of_a_node_s_own_address_is_unique_on_that_node() {
+    let cluster = Cluster::new().store(on_node(exposing("postfix", "25"), "node-1"));
+    assert_refused(
+        &cluster.create(on_node(exposing("web", "25"), "node-1")),
+        "metadata.annotations[pinhole.dev/expose][0]: 25/tcp: is held on node node-1 by Pod default/postfix (on node node-1, \
+         since 2026-11-22T10:00:00Z); choose another external port, or remove it there first",
+    );
+    assert_granted(&cluster.create(on_node(exposing("web", "25"), "node-2")));
+}
+
+#[test]
+fn finished_and_deleted_objects_hold_nothing_and_terminating_ones_still_do() {
+    let pod = exposing("postfix", PORT);
+    for phase in ["Succeeded", "Failed"] {
+        let finished = with(pod.clone(), &[("/status/phase", json!(phase))]);
+        assert_granted(&Cluster::new().store(pod.clone()).store(finished).create(exposing("web", PORT)));
+    }
+    let mut cluster = Cluster::new().store(pod.clone());
+    cluster.index.delete(&key(Kind::Pod, "postfix"), Some("uid-postfix"));
+    assert_granted(&cluster.create(exposing("web", PORT)));
+    let terminating = with(pod, &[("/metadata/deletionTimestamp", json!("2026-11-22T11:00:00Z"))]);
+    assert_refused(
+        &Cluster::new().store(terminating).create(exposing("web", PORT)),
+        "metadata.annotations[pinhole.dev/expose][0]: 203.0.113.7:25/tcp: is held by Pod default/postfix (not on a node yet, \
+         since 2026-11-22T10:00:00Z, being deleted); try again when it is gone, or choose another external port",
+    );
+}
+
+#[test]
+fn r09_the_late_delete_of_a_pod_does_not_free_what_its_successor_of_the_same_name_holds() {
+    let mut cluster = Cluster::new().store(exposing("postfix", PORT));
+    let successor = with(exposing("postfix", PORT), &[("/metadata/uid", json!("uid-2"))]);
+    cluster.index.apply(&slim(successor));
+    cluster.index.delete(&key(Kind::Pod, "postfix"), Some("uid-postfix"));
+    assert!(!cluster.create(exposing("web", PORT)).is_granted());
+}
+
+#[test]
+fn removing_the_annotation_frees_the_port() {
+    let cluster = Cluster::new().store(exposing("postfix", PORT)).store(pod("postfix", json!({})));
+    assert_eq!(cluster.index.holdings_count(), 0);
+    assert_granted(&cluster.create(exposing("web", PORT)));
+}
+
+#[test]
+fn what_was_just_admitted_counts_until_a_live_read_or_the_end_of_its_time() {
+    let now = Instant::now();
+    let ttl = Duration::from_secs(10);
+    let mut cluster = Cluster::new();
+    cluster.index.remember(&slim(exposing("postfix", PORT)), "default", now, ttl);
+    assert!(!cluster.create(exposing("web", PORT)).is_granted());
+    cluster.index.expire(now + Duration::from_secs(9));
+    assert!(!cluster.create(exposing("web", PORT)).is_granted());
+    cluster.index.expire(now + ttl);
+    assert_granted(&cluster.create(exposing("web", PORT)));
+
+    cluster.index.remember(&slim(exposing("postfix", PORT)), "default", now, ttl);
+    cluster.index.delete(&key(Kind::Pod, "postfix"), None);
+    assert_granted(&cluster.create(exposing("web", PORT)));
+
+    cluster.index.remember(&slim(exposing("postfix", PORT)), "default", now, ttl);
+    cluster.index.confirm(&slim(pod("postfix", json!({}))));
+    assert_granted(&cluster.create(exposing("web", PORT)));
+    assert_eq!(cluster.index.holdings_count(), 0);
+}
+
+#[test]
+fn a_complete_list_replaces_what_was_known_of_a_kind() {
+    let mut cluster =
+        Cluster::new().store(exposing("a", PORT)).store(workload("Deployment", "d", "203.0.113.7:80"));
+    cluster.index.reset(Kind::Pod, &[slim(exposing("b", "203.0.113.7:443"))]);
+    assert_granted(&cluster.create(exposing("web", PORT)));
+    assert!(!cluster.create(exposing("web", "203.0.113.7:443")).is_granted());
+    assert!(!cluster.create(exposing("web", "203.0.113.7:80")).is_granted());
+}
+
+#[test]
+fn a_finished_job_s_template_and_a_template_at_zero_replicas_differ() {
+    let job = with(
+        workload("Job", "once", PORT),
+        &[("/status", json!({"conditions": [{"type": "Complete", "status": "True"}]}))],
+    );
+    assert_granted(&Cluster::new().store(job).create(exposing("web", PORT)));
+    let scaled_down = with(workload("Deployment", "d", PORT), &[("/spec/replicas", json!(0))]);
+    assert!(!Cluster::new().store(scaled_down).create(exposing("web", PORT)).is_granted());
+}
+
+#[test]
+fn output_keys_that_somebody_forged_change_nothing() {
+    let forged = pod(
+        "evil",
+        json!({"pinhole.dev/effective": r#"{"entries":[{"srcIP":"203.0.113.7","srcPort":25,"dstPort":25}]}"#}),
+    );
+    let cluster = Cluster::new().store(forged);
+    assert_eq!(cluster.index.holdings_count(), 0);
+    assert_granted(&cluster.create(exposing("web", PORT)));
+}

@@ -1,0 +1,97 @@
+//! What the mutating webhook writes.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::admission::effective::mutate;
+
+/// The object after the patch, applied as RFC 6902 says by an implementation that is not ours.
+fn mutated(operation: Operation, object: &Value) -> Value {
+    let mut patched = object.clone();
+    if let Some(patch) = mutate(&request(operation, Some(object.clone()), None), &Policy::default()) {
+        json_patch::patch(&mut patched, &patch).unwrap();
+    }
+    patched
+}
+
+#[test]
+fn every_default_is_written_out_beside_the_user_s_own_key() {
+    let object = nat(
+        r#"{"srcPort":25,"dstPort":25},{"srcIP":"2001:db8::1","srcPort":7000,"srcPortEnd":7002,"dstPort":7000,"proto":"UDP","allowedSources":["2001:db8::/32"]}"#,
+    );
+    let patched = mutated(Operation::Create, &object);
+    let annotations = &patched["metadata"]["annotations"];
+    assert_eq!(
+        annotations["pinhole.dev/effective"],
+        concat!(
+            r#"{"entries":[{"ifaceAuto":true,"srcPort":25,"dstPort":25,"proto":"tcp"},"#,
+            r#"{"ifaceAuto":false,"srcIP":"2001:db8::1","srcPort":7000,"srcPortEnd":7002,"dstPort":7000,"proto":"udp","#,
+            r#""allowedSources":["2001:db8::/32"]}]}"#
+        )
+    );
+    assert_eq!(annotations["pinhole.dev/nat"], object["metadata"]["annotations"]["pinhole.dev/nat"]);
+    assert_eq!(patched["metadata"]["labels"], json!({"pinhole.dev/enabled": "true"}));
+}
+
+#[test]
+fn output_keys_that_a_user_sends_are_replaced_or_dropped() {
+    let forged = pod(
+        "web",
+        json!({"pinhole.dev/expose": "80", "pinhole.dev/effective": "forged", "pinhole.dev/endpoints": "forged"}),
+    );
+    let forged = with(forged, &[("/metadata/labels", json!({"pinhole.dev/enabled": "maybe", "app": "web"}))]);
+    let patched = mutated(Operation::Create, &forged);
+    assert_eq!(patched["metadata"]["labels"], json!({"pinhole.dev/enabled": "true", "app": "web"}));
+    assert!(patched["metadata"]["annotations"].get("pinhole.dev/endpoints").is_none());
+    assert_ne!(patched["metadata"]["annotations"]["pinhole.dev/effective"], "forged");
+
+    let unreadable = with(forged, &[("/metadata/annotations/pinhole.dev~1expose", json!("http"))]);
+    let patched = mutated(Operation::Create, &unreadable);
+    assert!(patched["metadata"]["annotations"].get("pinhole.dev/effective").is_none());
+    assert_eq!(patched["metadata"]["labels"], json!({"app": "web"}));
+}
+
+#[test]
+fn removing_the_request_removes_the_output() {
+    let once = mutated(Operation::Create, &exposing("web", "80"));
+    let mut removed = once;
+    removed["metadata"]["annotations"].as_object_mut().unwrap().remove("pinhole.dev/expose");
+    let patched = mutated(Operation::Update, &removed);
+    assert_eq!(patched["metadata"]["annotations"], json!({}));
+    assert_eq!(patched["metadata"]["labels"], json!({}));
+}
+
+#[test]
+fn workloads_plain_pods_and_deletes_are_left_alone() {
+    let cases = [
+        request(Operation::Create, Some(workload("Deployment", "web", "80")), None),
+        request(Operation::Create, Some(pod("web", json!({}))), None),
+        request(Operation::Other, None, Some(exposing("web", "80"))),
+    ];
+    for request in cases {
+        assert_eq!(mutate(&request, &Policy::default()), None);
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_patch_applies_and_a_second_call_finds_nothing_to_do(
+        text in prop_oneof![any::<String>(), Just("80,443".to_owned()), Just("53/udp".to_owned())],
+        forged in any::<bool>(),
+        labelled in any::<bool>(),
+        annotated in any::<bool>(),
+        create in any::<bool>(),
+    ) {
+        let mut object = if annotated { exposing("web", &text) } else { pod("web", Value::Null) };
+        if forged && annotated {
+            object = with(object, &[("/metadata/annotations/pinhole.dev~1effective", json!(text))]);
+        }
+        if labelled {
+            object = with(object, &[("/metadata/labels", json!({"pinhole.dev/enabled": text}))]);
+        }
+        let operation = if create { Operation::Create } else { Operation::Update };
+        let once = mutated(operation, &object);
+        let again = request(operation, Some(once), None);
+        prop_assert_eq!(mutate(&again, &Policy::default()), None);
+    }
+}
