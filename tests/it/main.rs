@@ -1,1 +1,14 @@
-//! Tests of the whole: the command line, the sources' layering, generated files, kernels and servers.
+//! Tests of the whole: the command line, the layering of the sources, generated files.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test helper that cannot go on fails its test, and tests start processes of their own"
+)]
+
+mod command_line;
+mod generated;
+mod golden;
+mod layering;
+mod program;
