@@ -24,18 +24,17 @@ pub struct NatAnnotation {
     pub entries: Vec<NatEntry>,
 }
 
-/// One external port, or a range of them, and the pod's port behind it.
+/// One external port, or a range of them, and the pod's port behind it. An optional key may be `null`, which is how
+/// the predecessor's own type marshals an absent one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct NatEntry {
     /// Whether to use the own address of the node that the pod runs on. Default: true, or false when `srcIP` is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "bool")]
     pub iface_auto: Option<bool>,
 
     /// The external IPv4 or IPv6 address to use instead of the node's own.
     #[serde(default, rename = "srcIP", skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "String")]
     pub src_ip: Option<String>,
 
     /// The external port that the outside connects to, 1-65535. The first one where `srcPortEnd` is given.
@@ -44,7 +43,7 @@ pub struct NatEntry {
 
     /// The last external port of a range, 1-65535. Default: `srcPort`, a single port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "u16", range(min = 1))]
+    #[schemars(range(min = 1))]
     pub src_port_end: Option<u16>,
 
     /// The pod's port behind `srcPort`, 1-65535. In a range the n-th external port leads to the n-th pod port from
@@ -54,12 +53,12 @@ pub struct NatEntry {
 
     /// The protocol: `tcp`, `udp` or `sctp`, in any letter case. Default: `tcp`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "String", regex(pattern = "^([tT][cC][pP]|[uU][dD][pP]|[sS][cC][tT][pP])$"))]
+    #[schemars(regex(pattern = "^([tT][cC][pP]|[uU][dD][pP]|[sS][cC][tT][pP])$"))]
     pub proto: Option<String>,
 
     /// The networks (CIDRs) that may connect; everybody else is dropped. Default: everybody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Vec<String>", length(min = 1, max = 256))]
+    #[schemars(length(min = 1, max = 256))]
     pub allowed_sources: Option<Vec<String>>,
 }
 

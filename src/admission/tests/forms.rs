@@ -35,6 +35,10 @@ fn every_default_and_extension_of_the_json_form_is_understood() {
         (r#"{"srcPort":80,"dstPort":8080}"#, "80/tcp -> 8080"),
         (r#"{"srcIP":"2001:db8::1","srcPort":443,"dstPort":8443}"#, "[2001:db8::1]:443/tcp -> 8443"),
         (r#"{"srcIP":"","srcPort":80,"dstPort":80}"#, "80/tcp -> 80"),
+        (
+            r#"{"ifaceAuto":true,"srcIP":null,"srcPort":80,"dstPort":80,"proto":null,"srcPortEnd":null,"allowedSources":null}"#,
+            "80/tcp -> 80",
+        ),
         (r#"{"srcPort":7000,"srcPortEnd":7010,"dstPort":9000,"proto":"Udp"}"#, "7000-7010/udp -> 9000-9010"),
         (r#"{"srcPort":7000,"srcPortEnd":7000,"dstPort":9000,"proto":"sctp"}"#, "7000/sctp -> 9000"),
         (r#"{"srcPort":80,"dstPort":80,"allowedSources":["192.0.2.0/24","2001:db8::/32"]}"#, "80/tcp -> 80"),
