@@ -33,7 +33,7 @@ check: $(CARGO_DENY) ## Format, lints, documentation, licences, manifests
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings -D rustdoc::all -A rustdoc::private_doc_tests' cargo doc --locked --no-deps --document-private-items --quiet
-	$(CARGO_DENY) --offline check bans licenses sources
+	$(CARGO_DENY) check bans licenses sources
 
 .PHONY: advisories
 advisories: $(CARGO_DENY) ## Known vulnerabilities of dependencies; needs the network
