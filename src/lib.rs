@@ -9,6 +9,10 @@ pub mod api;
 
 pub mod admission;
 
+pub mod ruleset;
+
+pub mod dataplane;
+
 pub mod telemetry;
 
 pub mod shutdown;

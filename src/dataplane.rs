@@ -1,0 +1,183 @@
+//! Reads a node's NAT from the kernel and brings it to a wanted [`Ruleset`].
+//!
+//! The kernel is the only state: nothing is kept in a file, and what was applied is whatever [`Dataplane::read`]
+//! finds. The module knows nothing of Kubernetes, and only [`command`] starts programs.
+
+pub mod cleanup;
+pub mod command;
+pub mod condition;
+pub mod conntrack;
+pub mod counters;
+pub mod dry_run;
+pub mod iptables;
+pub mod probe;
+pub mod settings;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+
+use crate::dataplane::command::CommandError;
+use crate::dataplane::condition::Condition;
+use crate::dataplane::counters::Counters;
+use crate::dataplane::dry_run::DryRun;
+use crate::dataplane::iptables::Iptables;
+use crate::dataplane::iptables::table::Tables;
+use crate::model::address::Family;
+use crate::ruleset::Ruleset;
+use crate::ruleset::diff::Change;
+use crate::ruleset::entry::Entry;
+use crate::ruleset::entry::Key;
+
+/// A way to program a node.
+///
+/// # Guarantees
+/// - `apply` makes one transaction per family, and a transaction that fails changes nothing.
+/// - Rules of others are neither deleted nor edited.
+/// - An entry that the kernel refuses does not keep the others from being programmed (R08).
+/// - Applying what is already there changes nothing and starts no program.
+///
+/// # Assumptions
+/// Only one process per node applies under one prefix.
+pub trait Dataplane {
+    /// Reads everything that this backend owns, and what stands around it, from the kernel.
+    fn read(&self) -> impl Future<Output = Result<Observed, DataplaneError>> + Send;
+
+    /// Brings the kernel from `observed` to `desired`.
+    ///
+    /// `observed` may be the one that the last `apply` returned, which saves a reading; drift since then is repaired
+    /// by the next apply after a `read`. One family's failure does not keep the other from being programmed: both
+    /// outcomes are told.
+    fn apply(&self, desired: &Ruleset, observed: &Observed) -> impl Future<Output = Applied> + Send;
+
+    /// What keeps programmed entries from working, as far as the node shows it. It starts programs: call it when the
+    /// kernel was read, not for every change.
+    fn conditions(&self, desired: &Ruleset) -> impl Future<Output = Vec<Condition>> + Send;
+}
+
+/// What was found in the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// What is served, as far as packets can reach the rules. Compare it with the wanted rules.
+    pub ruleset: Ruleset,
+    /// New connections per entry.
+    pub counters: BTreeMap<Key, Counters>,
+    /// The rules themselves, per family.
+    pub(crate) tables: BTreeMap<Family, Tables>,
+}
+
+/// What an `apply` did.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// What is in the kernel now.
+    pub observed: Observed,
+    /// What changed for users, in the order in which it was done. Repairs that users cannot see are not in it.
+    pub changes: Vec<Change>,
+    /// Entries that the kernel refused.
+    pub refused: Vec<KernelRefused>,
+    /// Every transaction that was made, as text.
+    pub transactions: Vec<Transaction>,
+    /// Families that are not as they should be, and why. Read the kernel again before the next attempt.
+    pub failures: Vec<Failure>,
+}
+
+/// A family that could not be brought to its wanted state.
+#[derive(Debug, thiserror::Error)]
+#[error("{family}: {error}")]
+pub struct Failure {
+    /// The family.
+    pub family: Family,
+    /// Why.
+    #[source]
+    pub error: DataplaneError,
+}
+
+/// An entry that the kernel did not take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelRefused {
+    /// The entry.
+    pub entry: Entry,
+    /// What the program that was asked to program it said.
+    pub error: String,
+}
+
+/// The input of one run of a restore program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transaction {
+    /// The family.
+    pub family: Family,
+    /// What was given to the program.
+    pub input: String,
+    /// How many chains it rewrites, adds or removes.
+    pub chains: usize,
+}
+
+/// Why the kernel could not be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum DataplaneError {
+    /// Another program holds the xtables lock. Try again soon; nothing was changed.
+    #[error("another program holds the xtables lock: {0}; trying again is safe")]
+    Busy(#[source] CommandError),
+    /// A program is missing, failed or took too long.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// The rules around ours cannot be read.
+    #[error(
+        "{program} cannot read the {table} table, because nft was used to put rules into it that iptables does not know; move those rules to an nft table of their own (`nft list table ip {table}` shows them)"
+    )]
+    Incompatible {
+        /// The program.
+        program: String,
+        /// The table.
+        table: String,
+    },
+    /// The rules that were read make no sense.
+    #[error("{program} printed a line that is no rule: {line:?}; is it iptables 1.8 or later?")]
+    Unreadable {
+        /// The program.
+        program: String,
+        /// The line.
+        line: String,
+    },
+    /// No flavour of iptables is installed.
+    #[error("{0}")]
+    NoIptables(String),
+}
+
+impl DataplaneError {
+    /// Whether the same call can succeed shortly.
+    pub const fn is_busy(&self) -> bool {
+        matches!(self, Self::Busy(_))
+    }
+}
+
+/// The backends that exist.
+#[derive(Debug)]
+pub enum Backend {
+    /// Real rules, by iptables.
+    Iptables(Iptables),
+    /// Printed rules.
+    DryRun(DryRun),
+}
+
+impl Dataplane for Backend {
+    async fn read(&self) -> Result<Observed, DataplaneError> {
+        match self {
+            Self::Iptables(backend) => backend.read().await,
+            Self::DryRun(backend) => backend.read().await,
+        }
+    }
+
+    async fn apply(&self, desired: &Ruleset, observed: &Observed) -> Applied {
+        match self {
+            Self::Iptables(backend) => backend.apply(desired, observed).await,
+            Self::DryRun(backend) => backend.apply(desired, observed).await,
+        }
+    }
+
+    async fn conditions(&self, desired: &Ruleset) -> Vec<Condition> {
+        match self {
+            Self::Iptables(backend) => backend.conditions(desired).await,
+            Self::DryRun(backend) => backend.conditions(desired).await,
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Programs nothing: prints the exact input that `iptables-restore` would get, and remembers it as if it had been
+//! applied.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io::Write;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+use crate::dataplane::Applied;
+use crate::dataplane::Dataplane;
+use crate::dataplane::DataplaneError;
+use crate::dataplane::Observed;
+use crate::dataplane::Transaction;
+use crate::dataplane::condition::Condition;
+use crate::dataplane::iptables::decode::decode;
+use crate::dataplane::iptables::layout::layout;
+use crate::dataplane::iptables::memory;
+use crate::dataplane::iptables::names::Names;
+use crate::dataplane::iptables::plan::plan;
+use crate::dataplane::settings::Settings;
+use crate::model::address::Family;
+use crate::ruleset::Ruleset;
+use crate::ruleset::diff::diff;
+
+/// A node in memory that starts without any rules.
+pub struct DryRun {
+    settings: Settings,
+    state: Mutex<State>,
+}
+
+struct State {
+    observed: Observed,
+    out: Box<dyn Write + Send>,
+}
+
+impl DryRun {
+    /// Prints to `out`.
+    pub fn new(settings: Settings, out: Box<dyn Write + Send>) -> Self {
+        Self { settings, state: Mutex::new(State { observed: Observed::default(), out }) }
+    }
+}
+
+impl fmt::Debug for DryRun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DryRun").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl Dataplane for DryRun {
+    async fn read(&self) -> Result<Observed, DataplaneError> {
+        Ok(self.state.lock().unwrap_or_else(PoisonError::into_inner).observed.clone())
+    }
+
+    async fn apply(&self, desired: &Ruleset, observed: &Observed) -> Applied {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = Names(&self.settings.prefix);
+        let mut applied = Applied { observed: observed.clone(), ..Applied::default() };
+        for transaction in transactions(desired, observed, &self.settings) {
+            let Transaction { family, input, .. } = &transaction;
+            let tables = applied.observed.tables.entry(*family).or_default();
+            // What plan() writes for these tables, these tables take; a property test holds that.
+            let _ = memory::restore(tables, input, names);
+            // Nobody can be told that nobody listens.
+            let _ = writeln!(state.out, "# {}\n{input}", command_line(*family));
+            applied.transactions.push(transaction);
+        }
+        let (ruleset, counters) = decode(&applied.observed.tables, names);
+        applied.changes = diff(&observed.ruleset, &ruleset);
+        applied.observed.ruleset = ruleset;
+        applied.observed.counters = counters;
+        state.observed = applied.observed.clone();
+        applied
+    }
+
+    async fn conditions(&self, _desired: &Ruleset) -> Vec<Condition> {
+        Vec::new()
+    }
+}
+
+/// The command that a transaction is the input of.
+pub const fn command_line(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "iptables-restore --noflush --counters -w 5",
+        Family::V6 => "ip6tables-restore --noflush --counters -w 5",
+    }
+}
+
+/// The transactions that lead from `observed` to `desired`; from an empty [`Observed`], the whole rules of a node.
+pub fn transactions(desired: &Ruleset, observed: &Observed, settings: &Settings) -> Vec<Transaction> {
+    let names = Names(&settings.prefix);
+    let families: BTreeSet<Family> = desired.families().union(observed.ruleset.families()).copied().collect();
+    let transaction = |family: Family| {
+        let tables = observed.tables.get(&family).cloned().unwrap_or_default();
+        let plan = plan(&tables, &layout(desired, family, settings), names)?;
+        Some(Transaction { family, input: plan.text, chains: plan.chains })
+    };
+    families.into_iter().filter_map(transaction).collect()
+}

@@ -1,0 +1,294 @@
+//! Programs a node by iptables: own chains, one `iptables-restore --noflush` per family and change.
+//!
+//! The steps are pure and each has its module: [`layout`] says which chains a [`Ruleset`] needs, [`parse`] and
+//! [`decode`] read what is there, [`position`] judges where jumps stand, [`plan`] writes the shortest text from one
+//! to the other. This file runs the programs and deals with their failures.
+
+pub mod blockers;
+pub mod decode;
+pub mod layout;
+pub mod memory;
+pub mod names;
+pub mod parse;
+pub mod plan;
+pub mod position;
+pub mod rule;
+pub mod table;
+
+use std::collections::BTreeMap;
+
+use crate::dataplane::Applied;
+use crate::dataplane::Dataplane;
+use crate::dataplane::DataplaneError;
+use crate::dataplane::Failure;
+use crate::dataplane::KernelRefused;
+use crate::dataplane::Observed;
+use crate::dataplane::Transaction;
+use crate::dataplane::command::CommandError;
+use crate::dataplane::command::Tools;
+use crate::dataplane::condition::Condition;
+use crate::dataplane::iptables::decode::decode;
+use crate::dataplane::iptables::layout::layout;
+use crate::dataplane::iptables::names::Names;
+use crate::dataplane::iptables::parse::ParseError;
+use crate::dataplane::iptables::plan::Plan;
+use crate::dataplane::iptables::plan::plan;
+use crate::dataplane::iptables::table::Tables;
+use crate::dataplane::settings::Flavor;
+use crate::dataplane::settings::Settings;
+use crate::model::address::Family;
+use crate::ruleset::Ruleset;
+use crate::ruleset::diff::Change;
+use crate::ruleset::diff::change;
+use crate::ruleset::diff::diff;
+
+/// How often jumps are put right in one apply when somebody else edits the same chains meanwhile.
+const JUMP_ATTEMPTS: usize = 3;
+/// How many restores may be spent on finding the entries that the kernel refuses.
+const ISOLATION_ATTEMPTS: usize = 128;
+/// Up to this many chains, reading their counters one by one is cheaper than reading all tables.
+const LISTED_CHAINS: usize = 4;
+
+/// Programs a node by one flavour of iptables.
+#[derive(Clone, Debug)]
+pub struct Iptables {
+    flavor: Flavor,
+    settings: Settings,
+}
+
+impl Iptables {
+    /// Uses this flavour; [`crate::dataplane::probe`] finds out which one a node uses.
+    pub const fn new(flavor: Flavor, settings: Settings) -> Self {
+        Self { flavor, settings }
+    }
+
+    /// The flavour in use.
+    pub const fn flavor(&self) -> Flavor {
+        self.flavor
+    }
+
+    const fn names(&self) -> Names<'_> {
+        Names(&self.settings.prefix)
+    }
+
+    async fn apply_family(
+        &self,
+        family: Family,
+        desired: &Ruleset,
+        applied: &mut Applied,
+    ) -> Result<(), DataplaneError> {
+        let tables = match applied.observed.tables.get(&family) {
+            Some(tables) => tables.clone(),
+            None => save(&self.settings, self.flavor, family).await?,
+        };
+        let mut work = Work { backend: self, family, tables, transactions: Vec::new() };
+        let mut refused = Vec::new();
+        let mut outcome = work.bring_to(desired).await;
+        if refused_by_kernel(&outcome) {
+            // The usual reason is that the chains are no longer what they were when they were read.
+            work.tables = save(&self.settings, self.flavor, family).await?;
+            outcome = work.bring_to(desired).await;
+        }
+        if refused_by_kernel(&outcome) {
+            outcome = work.isolate(desired, &mut refused).await;
+        }
+        applied.observed.tables.insert(family, work.tables);
+        applied.transactions.append(&mut work.transactions);
+        applied.refused.append(&mut refused);
+        outcome
+    }
+}
+
+impl Dataplane for Iptables {
+    async fn read(&self) -> Result<Observed, DataplaneError> {
+        let mut tables = BTreeMap::new();
+        for family in Family::ALL {
+            tables.insert(family, save(&self.settings, self.flavor, family).await?);
+        }
+        let (ruleset, counters) = decode(&tables, self.names());
+        Ok(Observed { ruleset, counters, tables })
+    }
+
+    async fn apply(&self, desired: &Ruleset, observed: &Observed) -> Applied {
+        let mut applied = Applied { observed: observed.clone(), ..Applied::default() };
+        for family in Family::ALL {
+            // A family that the node does not have is left alone, unless something of ours is there to be emptied.
+            if !desired.families().contains(&family) && !observed.ruleset.families().contains(&family) {
+                continue;
+            }
+            if let Err(error) = self.apply_family(family, desired, &mut applied).await {
+                applied.failures.push(Failure { family, error });
+            }
+        }
+        let (ruleset, counters) = decode(&applied.observed.tables, self.names());
+        applied.changes = diff(&observed.ruleset, &ruleset);
+        applied.observed.ruleset = ruleset;
+        applied.observed.counters = counters;
+        applied
+    }
+
+    async fn conditions(&self, desired: &Ruleset) -> Vec<Condition> {
+        blockers::conditions(&self.settings, self.flavor, desired).await
+    }
+}
+
+/// One family on its way to its wanted state.
+struct Work<'a> {
+    backend: &'a Iptables,
+    family: Family,
+    tables: Tables,
+    transactions: Vec<Transaction>,
+}
+
+impl Work<'_> {
+    /// Makes one transaction, if anything is to be done, and more only when jumps came out wrong.
+    async fn bring_to(&mut self, desired: &Ruleset) -> Result<(), DataplaneError> {
+        let settings = &self.backend.settings;
+        let names = self.backend.names();
+        let wanted = layout(desired, self.family, settings);
+        for _ in 0..JUMP_ATTEMPTS {
+            let Some(mut next) = plan(&self.tables, &wanted, names) else { break };
+            if !next.rewritten.is_empty() {
+                self.refresh_counters(&next).await?;
+                next = plan(&self.tables, &wanted, names).unwrap_or(next);
+            }
+            restore(settings, self.backend.flavor, self.family, &next.text).await?;
+            // A position counts rules of others, who may have changed them since.
+            let known = next.jumps == 0 && memory::restore(&mut self.tables, &next.text, names).is_ok();
+            self.transactions.push(Transaction {
+                family: self.family,
+                input: next.text,
+                chains: next.chains,
+            });
+            if known {
+                break;
+            }
+            self.tables = save(settings, self.backend.flavor, self.family).await?;
+        }
+        Ok(())
+    }
+
+    async fn refresh_counters(&mut self, plan: &Plan) -> Result<(), DataplaneError> {
+        let settings = &self.backend.settings;
+        if LISTED_CHAINS < plan.rewritten.len() {
+            self.tables = save(settings, self.backend.flavor, self.family).await?;
+            return Ok(());
+        }
+        let program = program(self.backend.flavor, self.family, "");
+        for name in &plan.rewritten {
+            let arguments = ["-w", "5", "-t", "nat", "-v", "-S", name];
+            let listed = settings.tools.run(&program, &arguments, "").await.map_err(told)?;
+            let unreadable = || DataplaneError::Unreadable { program: program.clone(), line: listed.clone() };
+            let rules = parse::parse_listed(&listed, self.backend.names()).ok_or_else(unreadable)?;
+            if let Some(chain) = self.tables.nat.chains.get_mut(name) {
+                chain.rules = rules;
+            }
+        }
+        Ok(())
+    }
+
+    /// Programs everything but the entries that the kernel refuses, by halving.
+    async fn isolate(
+        &mut self,
+        desired: &Ruleset,
+        refused: &mut Vec<KernelRefused>,
+    ) -> Result<(), DataplaneError> {
+        let here = BTreeMap::from([(self.family, self.tables.clone())]);
+        let (present, _) = decode(&here, self.backend.names());
+        let mut good = Ruleset::new(
+            Family::ALL.into_iter().flat_map(|family| desired.pod_cidrs(family).copied().collect::<Vec<_>>()),
+            Family::ALL
+                .into_iter()
+                .flat_map(|family| desired.cluster_cidrs(family).copied().collect::<Vec<_>>()),
+            desired.families().iter().copied(),
+        );
+        for present in diff(&good, &present) {
+            // Read from one kernel, entries do not overlap.
+            let _ = change(&mut good, &present);
+        }
+        // Without this, it is not an entry that is refused.
+        self.bring_to(&good).await?;
+        let changes = diff(&good, desired).into_iter().filter(|change| family_of(change) == self.family);
+        let mut sets: Vec<Vec<Change>> = vec![changes.collect()];
+        let mut attempts = 0;
+        while let Some(mut set) = sets.pop() {
+            let mut candidate = good.clone();
+            let taken = set.iter().any(|next| change(&mut candidate, next).is_err());
+            attempts += 1;
+            let error = match if taken { Ok(()) } else { self.bring_to(&candidate).await } {
+                Ok(()) if !taken => {
+                    good = candidate;
+                    continue;
+                }
+                // What holds the ports could not be removed.
+                Ok(()) => "the ports are still held by an entry that could not be changed".to_owned(),
+                Err(DataplaneError::Command(error)) if error.is_refusal() => {
+                    if attempts == ISOLATION_ATTEMPTS {
+                        return Err(error.into());
+                    }
+                    error.to_string()
+                }
+                Err(error) => return Err(error),
+            };
+            if let [only] = set.as_slice() {
+                if let Change::Added(entry) | Change::Replaced { after: entry, .. } = only {
+                    refused.push(KernelRefused { entry: entry.clone(), error });
+                }
+            } else {
+                let second = set.split_off(set.len() / 2);
+                sets.extend([second, set]);
+            }
+        }
+        Ok(())
+    }
+}
+
+const fn refused_by_kernel(outcome: &Result<(), DataplaneError>) -> bool {
+    matches!(outcome, Err(DataplaneError::Command(error)) if error.is_refusal())
+}
+
+const fn family_of(change: &Change) -> Family {
+    match change {
+        Change::Removed(entry) | Change::Added(entry) | Change::Replaced { after: entry, .. } => {
+            entry.key.family()
+        }
+        Change::Egress { pod, .. } => Family::of(*pod),
+    }
+}
+
+/// `iptables-nft-save`, `ip6tables-legacy-restore` and so on; an empty action names the program for single rules.
+fn program(flavor: Flavor, family: Family, action: &str) -> String {
+    let base = match family {
+        Family::V4 => "iptables",
+        Family::V6 => "ip6tables",
+    };
+    format!("{base}-{flavor}{action}")
+}
+
+/// Reads all tables of a family.
+///
+/// Always without `-t`: naming a table makes iptables-legacy create it.
+pub async fn save(settings: &Settings, flavor: Flavor, family: Family) -> Result<Tables, DataplaneError> {
+    let program = program(flavor, family, "-save");
+    let saved = settings.tools.run(&program, &["-c"], "").await.map_err(told)?;
+    parse::parse(&saved, Names(&settings.prefix)).map_err(|error| match error {
+        ParseError::Line(line) => DataplaneError::Unreadable { program, line },
+        ParseError::Incompatible(table) => DataplaneError::Incompatible { program, table },
+    })
+}
+
+/// Makes one transaction per table in `input`.
+pub async fn restore(
+    settings: &Settings,
+    flavor: Flavor,
+    family: Family,
+    input: &str,
+) -> Result<(), DataplaneError> {
+    let program = program(flavor, family, "-restore");
+    let tools: &Tools = &settings.tools;
+    tools.run(&program, &["--noflush", "--counters", "-w", "5"], input).await.map(drop).map_err(told)
+}
+
+fn told(error: CommandError) -> DataplaneError {
+    if error.is_lock_busy() { DataplaneError::Busy(error) } else { DataplaneError::Command(error) }
+}

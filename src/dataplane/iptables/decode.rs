@@ -1,0 +1,128 @@
+//! Reads our chains back into a [`Ruleset`]: what packets can really reach, with how often they did.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+
+use crate::dataplane::counters::Counters;
+use crate::dataplane::iptables::layout::multicast;
+use crate::dataplane::iptables::layout::single;
+use crate::dataplane::iptables::names::Names;
+use crate::dataplane::iptables::rule::Action;
+use crate::dataplane::iptables::rule::Rule;
+use crate::dataplane::iptables::table::Table;
+use crate::dataplane::iptables::table::Tables;
+use crate::model::address::Family;
+use crate::model::port::Port;
+use crate::model::port::PortRange;
+use crate::ruleset::Ruleset;
+use crate::ruleset::entry::Egress;
+use crate::ruleset::entry::Entry;
+use crate::ruleset::entry::Key;
+use crate::ruleset::entry::Target;
+use crate::ruleset::owner::Owner;
+
+/// What was found in all families.
+pub fn decode(tables: &BTreeMap<Family, Tables>, names: Names<'_>) -> (Ruleset, BTreeMap<Key, Counters>) {
+    let mut pod_cidrs = BTreeSet::new();
+    let mut inside = BTreeSet::new();
+    let mut entries = BTreeMap::new();
+    let mut egress = Vec::new();
+    let mut families = BTreeSet::new();
+    for (family, tables) in tables {
+        let nat = &tables.nat;
+        if nat.chains.contains_key(&names.dnat()) {
+            families.insert(*family);
+        }
+        if reached(nat, &["PREROUTING", "OUTPUT"], &names.dnat()) {
+            ingress(nat, names, &mut entries);
+        }
+        if reached(nat, &["POSTROUTING"], &names.snat()) {
+            for rule in ours(nat, &names.snat()) {
+                match rule {
+                    Rule { source: Some(net), action: Action::Masquerade, .. } => {
+                        pod_cidrs.insert(*net);
+                    }
+                    Rule { destination: Some(net), action: Action::Return, .. }
+                        if *net != multicast(*family) =>
+                    {
+                        inside.insert(*net);
+                    }
+                    Rule { action: Action::Jump(leaf), .. } => {
+                        egress.extend(ours(nat, leaf).filter_map(leaving));
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+    let mut ruleset = Ruleset::new(pod_cidrs, inside, families);
+    let mut counters = BTreeMap::new();
+    for (key, (entry, counted)) in entries {
+        // Ports that two rules serve were not laid out by us; the first rule wins, as in the kernel.
+        if ruleset.insert(entry).is_ok() {
+            counters.insert(key, counted);
+        }
+    }
+    for egress in egress {
+        ruleset.set_egress(egress);
+    }
+    (ruleset, counters)
+}
+
+fn reached(table: &Table, from: &[&str], chain: &str) -> bool {
+    from.iter().all(|from| table.rules(from).iter().any(|rule| rule.target == chain))
+}
+
+fn ours<'a>(table: &'a Table, chain: &str) -> impl Iterator<Item = &'a Rule> {
+    table.rules(chain).iter().filter_map(|saved| saved.rule.as_ref())
+}
+
+type Entries = BTreeMap<Key, (Entry, Counters)>;
+
+fn ingress(nat: &Table, names: Names<'_>, entries: &mut Entries) {
+    for rule in ours(nat, &names.dnat()) {
+        let Rule { destination: Some(net), action: Action::Jump(chain), .. } = rule else { continue };
+        let Some(external) = single(*net) else { continue };
+        let key = |rule: &Rule| Some(Key { external, protocol: rule.protocol?, ports: rule.ports? });
+        let leaves = ours(nat, chain).filter_map(|rule| match &rule.action {
+            Action::Jump(leaf) => Some(leaf.as_str()),
+            _ => None,
+        });
+        for chain in leaves.chain([chain.as_str()]) {
+            for saved in nat.rules(chain) {
+                let Some(rule) = &saved.rule else { continue };
+                if let Some((key, owner)) = key(rule).zip(rule.comment.as_deref().and_then(Owner::parse)) {
+                    serve(entries, key, owner, rule, saved.counters);
+                }
+            }
+        }
+    }
+}
+
+fn serve(entries: &mut Entries, key: Key, owner: Owner, rule: &Rule, counters: Counters) {
+    let target = match rule.action {
+        Action::Dnat { to, ports } => {
+            let first: Port = ports.map_or(key.ports.first(), PortRange::first);
+            Some(Target { ip: to, first })
+        }
+        Action::SetConnmark(_) => None,
+        _ => return,
+    };
+    let fresh = Entry { key, target, allowed_sources: Vec::new(), owner };
+    let (entry, counted) = entries.entry(key).or_insert((fresh, Counters::default()));
+    if entry.target == target {
+        entry.allowed_sources.extend(rule.source);
+        *counted += counters;
+    }
+}
+
+fn leaving(rule: &Rule) -> Option<Egress> {
+    let Action::Snat(external) = rule.action else { return None };
+    let owner = Owner::parse(rule.comment.as_deref()?)?;
+    Some(Egress { pod: single(rule.source?)?, external, owner })
+}
+
+/// Whether the chains have the layout that this program writes, so that equal rules mean equal behaviour.
+pub fn is_current(tables: &Tables, names: Names<'_>, skeleton: &str) -> bool {
+    ours(&tables.filter, &names.forward()).any(|rule| rule.comment.as_deref() == Some(skeleton))
+}

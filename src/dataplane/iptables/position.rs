@@ -1,0 +1,187 @@
+//! Where the built-in chains must lead to ours, given what else stands in them.
+//!
+//! - NAT: in front of whatever else could rewrite the connection, because the first rewriting counts.
+//! - Guards: in front of the first rule that accepts.
+//! - The forward accept: behind every jump to another chain and every drop, because network policies stand there and
+//!   must keep the last word; but in front of a final rule that rejects everything.
+//!
+//! A jump that stands well is not touched, wherever it stands.
+
+use crate::dataplane::iptables::names::Names;
+use crate::dataplane::iptables::rule::Action;
+use crate::dataplane::iptables::rule::Rule;
+use crate::dataplane::iptables::table::SavedRule;
+use crate::dataplane::iptables::table::Table;
+use crate::dataplane::iptables::table::TableName;
+
+/// The comment of a jump.
+const JUMP: &str = "pinhole:jump";
+/// How deep chains are followed: the kernel allows few more, and real rulesets need less.
+const DEPTH: usize = 16;
+
+/// What a jump must stand before or behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    BeforeNat,
+    BeforeAccept,
+    BehindPolicy,
+}
+
+/// A jump from a built-in chain to one of ours.
+struct Hook {
+    built_in: &'static str,
+    chain: String,
+    place: Place,
+}
+
+/// A change of a built-in chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Edit {
+    /// Takes out the first rule that reads like this.
+    Delete {
+        /// The built-in chain.
+        chain: String,
+        /// The rule as it was printed.
+        rule: String,
+    },
+    /// Puts a rule in, counted from 1.
+    Insert {
+        /// The built-in chain.
+        chain: String,
+        /// The position that the rule will have.
+        position: usize,
+        /// The rule.
+        rule: String,
+    },
+    /// Puts a rule last.
+    Append {
+        /// The built-in chain.
+        chain: String,
+        /// The rule.
+        rule: String,
+    },
+}
+
+fn hooks(table: TableName, names: Names<'_>) -> Vec<Hook> {
+    let hook = |built_in, chain, place| Hook { built_in, chain, place };
+    match table {
+        TableName::Filter => vec![
+            hook("INPUT", names.input(), Place::BeforeAccept),
+            hook("FORWARD", names.forward(), Place::BeforeAccept),
+            hook("FORWARD", names.accept(), Place::BehindPolicy),
+        ],
+        TableName::Nat => vec![
+            hook("PREROUTING", names.dnat(), Place::BeforeNat),
+            hook("OUTPUT", names.dnat(), Place::BeforeNat),
+            hook("POSTROUTING", names.snat(), Place::BeforeNat),
+        ],
+    }
+}
+
+/// The changes that bring every jump to a place where it works; none when all stand well.
+pub fn edits(name: TableName, table: &Table, names: Names<'_>) -> Vec<Edit> {
+    let hooks = hooks(name, names);
+    let built_in =
+        table.chains.iter().filter(|(_, chain)| chain.policy.is_some()).map(|(name, _)| name.as_str());
+    let mut edits = Vec::new();
+    for chain in built_in.filter(|name| !hooks.iter().any(|hook| hook.built_in == *name)) {
+        edits.extend(deletions(chain, table, names, |_| true));
+    }
+    for chain in ["INPUT", "FORWARD", "PREROUTING", "OUTPUT", "POSTROUTING"] {
+        let here: Vec<_> = hooks.iter().filter(|hook| hook.built_in == chain).collect();
+        if !here.is_empty() {
+            edits.extend(edits_of_chain(chain, &here, table, names));
+        }
+    }
+    edits
+}
+
+/// The changes that take every jump to a chain of ours out.
+pub fn removals(table: &Table, names: Names<'_>) -> Vec<Edit> {
+    table
+        .chains
+        .keys()
+        .filter(|chain| !names.owns(chain))
+        .flat_map(|chain| deletions(chain, table, names, |_| true))
+        .collect()
+}
+
+fn deletions<'a>(
+    chain: &'a str,
+    table: &'a Table,
+    names: Names<'a>,
+    wrong: impl Fn(&SavedRule) -> bool + 'a,
+) -> impl Iterator<Item = Edit> + 'a {
+    let leading_to_ours = table.rules(chain).iter().filter(move |rule| names.owns(&rule.target));
+    leading_to_ours
+        .filter(move |rule| wrong(rule))
+        .map(|rule| Edit::Delete { chain: chain.to_owned(), rule: rule.text.clone() })
+}
+
+fn edits_of_chain(chain: &str, hooks: &[&Hook], table: &Table, names: Names<'_>) -> Vec<Edit> {
+    let rules = table.rules(chain);
+    let good: Vec<&Hook> =
+        hooks.iter().copied().filter(|hook| stands_well(hook, rules, table, names)).collect();
+    let is_good = |rule: &SavedRule| good.iter().any(|hook| hook.chain == rule.target);
+    let mut edits: Vec<_> = deletions(chain, table, names, |rule| !is_good(rule)).collect();
+    let mut left: Vec<_> =
+        rules.iter().filter(|rule| !names.owns(&rule.target) || is_good(rule)).map(Some).collect();
+    for hook in hooks.iter().filter(|hook| !good.iter().any(|good| good.chain == hook.chain)) {
+        let rule = jump(&hook.chain).to_string();
+        let position = match hook.place {
+            Place::BeforeNat | Place::BeforeAccept => Some(0),
+            Place::BehindPolicy => left.iter().position(|rule| rule.is_some_and(rejects_everything)),
+        };
+        let chain = chain.to_owned();
+        left.insert(position.unwrap_or(left.len()), None);
+        edits.push(match position {
+            Some(index) => Edit::Insert { chain, position: index + 1, rule },
+            None => Edit::Append { chain, rule },
+        });
+    }
+    edits
+}
+
+fn jump(chain: &str) -> Rule {
+    Rule::new(Action::Jump(chain.to_owned())).comment(JUMP)
+}
+
+/// Whether exactly one jump leads to the chain, as we write it, and stands where it works.
+fn stands_well(hook: &Hook, rules: &[SavedRule], table: &Table, names: Names<'_>) -> bool {
+    let mut found = rules.iter().enumerate().filter(|(_, rule)| rule.target == hook.chain);
+    let (Some((index, rule)), None) = (found.next(), found.next()) else { return false };
+    let foreign = |rule: &&SavedRule| !names.owns(&rule.target);
+    let (before, behind) = rules.split_at(index);
+    let mut before = before.iter().filter(foreign);
+    let mut behind = behind.iter().filter(foreign).take_while(|rule| !rejects_everything(rule));
+    rule.rule.as_ref() == Some(&jump(&hook.chain))
+        && match hook.place {
+            Place::BeforeNat => !before.any(|rule| may_end(rule, table, DEPTH)),
+            Place::BeforeAccept => {
+                !before.any(|rule| matches!(rule.target.as_str(), "ACCEPT" | "RETURN" | "QUEUE" | "NFQUEUE"))
+            }
+            Place::BehindPolicy => {
+                !before.any(rejects_everything) && !behind.any(|rule| may_refuse(rule, table))
+            }
+        }
+}
+
+fn rejects_everything(rule: &SavedRule) -> bool {
+    rule.unconditional && matches!(rule.target.as_str(), "DROP" | "REJECT")
+}
+
+/// Whether a connection can be decided by this rule, or by one in the chains that it leads to.
+fn may_end(rule: &SavedRule, table: &Table, depth: usize) -> bool {
+    match rule.target.as_str() {
+        "ACCEPT" | "DNAT" | "SNAT" | "MASQUERADE" | "REDIRECT" | "NETMAP" => true,
+        chain if table.chains.contains_key(chain) => {
+            depth == 0 || table.rules(chain).iter().any(|rule| may_end(rule, table, depth - 1))
+        }
+        _ => false,
+    }
+}
+
+fn may_refuse(rule: &SavedRule, table: &Table) -> bool {
+    matches!(rule.target.as_str(), "DROP" | "REJECT" | "QUEUE" | "NFQUEUE")
+        || table.chains.contains_key(&rule.target)
+}

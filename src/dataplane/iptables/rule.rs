@@ -1,0 +1,380 @@
+//! One rule of ours as a value, and the one place that knows how iptables spells it.
+//!
+//! Rules are compared as values, never as text: `iptables-save` re-spells what it was given (`/32` added, `-m tcp`
+//! added, comments quoted), differently in each flavour.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::model::port::PortRange;
+use crate::model::port::Protocol;
+
+/// A rule that this program writes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rule {
+    /// Only packets from here.
+    pub source: Option<IpNet>,
+    /// Only packets to there.
+    pub destination: Option<IpNet>,
+    /// Only packets of this protocol.
+    pub protocol: Option<Protocol>,
+    /// Only packets to these ports.
+    pub ports: Option<PortRange>,
+    /// Further conditions, all of which must hold.
+    pub matches: Vec<Match>,
+    /// Whose the rule is.
+    pub comment: Option<String>,
+    /// What happens.
+    pub action: Action,
+}
+
+/// A condition on a packet or its connection.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Match {
+    /// The connection is in one of these states.
+    State(Vec<State>),
+    /// The connection's destination was not rewritten.
+    NotDnat,
+    /// This bit of the connection mark is set.
+    Connmark(u32),
+    /// This bit of the packet mark is set.
+    Mark(u32),
+}
+
+/// A state of a connection, in the order in which iptables prints them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum State {
+    /// Belongs to no connection.
+    Invalid,
+    /// Starts a connection.
+    New,
+    /// Belongs to a connection that another one announced, or reports an error of one.
+    Related,
+    /// Belongs to a connection that was answered.
+    Established,
+    /// The connection's destination was rewritten.
+    Dnat,
+}
+
+/// What happens to a packet.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Action {
+    /// It goes on.
+    Accept,
+    /// It vanishes.
+    Drop,
+    /// The chain that led here goes on.
+    Return,
+    /// Another chain decides.
+    Jump(String),
+    /// The connection's destination is rewritten.
+    Dnat {
+        /// The new destination address.
+        to: IpAddr,
+        /// The new ports; `None` keeps the port. A range has the same number of ports as the rule matches.
+        ports: Option<PortRange>,
+    },
+    /// The connection's source is rewritten.
+    Snat(IpAddr),
+    /// The connection's source becomes the address of the interface it leaves by.
+    Masquerade,
+    /// This bit of the connection mark is set.
+    SetConnmark(u32),
+}
+
+impl Rule {
+    /// A rule without conditions.
+    pub const fn new(action: Action) -> Self {
+        Self {
+            source: None,
+            destination: None,
+            protocol: None,
+            ports: None,
+            matches: Vec::new(),
+            comment: None,
+            action,
+        }
+    }
+
+    /// Only packets from `net`.
+    pub fn from(mut self, net: IpNet) -> Self {
+        self.source = Some(net);
+        self
+    }
+
+    /// Only packets to `net`.
+    pub fn to(mut self, net: IpNet) -> Self {
+        self.destination = Some(net);
+        self
+    }
+
+    /// Only packets of `protocol`.
+    pub fn protocol(mut self, protocol: Protocol) -> Self {
+        self.protocol = Some(protocol);
+        self
+    }
+
+    /// Only packets of `protocol` to `ports`.
+    pub fn ports(self, protocol: Protocol, ports: PortRange) -> Self {
+        Self { ports: Some(ports), ..self.protocol(protocol) }
+    }
+
+    /// Only packets for which `condition` holds too.
+    pub fn when(mut self, condition: Match) -> Self {
+        self.matches.push(condition);
+        self
+    }
+
+    /// With `comment`, which must need no quoting.
+    pub fn comment(mut self, comment: &str) -> Self {
+        self.comment = Some(comment.to_owned());
+        self
+    }
+}
+
+impl fmt::Display for Rule {
+    /// As an iptables command line without the chain: `-d 203.0.113.7/32 -p tcp -j PINHOLE-T-CB007107`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(source) = self.source {
+            write!(f, "-s {source} ")?;
+        }
+        if let Some(destination) = self.destination {
+            write!(f, "-d {destination} ")?;
+        }
+        if let Some(protocol) = self.protocol {
+            write!(f, "-p {protocol} ")?;
+        }
+        if let (Some(protocol), Some(ports)) = (self.protocol, self.ports) {
+            write!(f, "-m {protocol} --dport {} ", Ports(ports, ':'))?;
+        }
+        for condition in &self.matches {
+            match condition {
+                Match::State(states) => {
+                    let names: Vec<_> = states.iter().map(|state| state.name()).collect();
+                    write!(f, "-m conntrack --ctstate {} ", names.join(","))?;
+                }
+                Match::NotDnat => f.write_str("-m conntrack ! --ctstate DNAT ")?,
+                Match::Connmark(bit) => write!(f, "-m connmark --mark {bit:#x}/{bit:#x} ")?,
+                Match::Mark(bit) => write!(f, "-m mark --mark {bit:#x}/{bit:#x} ")?,
+            }
+        }
+        if let Some(comment) = &self.comment {
+            write!(f, "-m comment --comment {comment} ")?;
+        }
+        match &self.action {
+            Action::Accept => f.write_str("-j ACCEPT"),
+            Action::Drop => f.write_str("-j DROP"),
+            Action::Return => f.write_str("-j RETURN"),
+            Action::Jump(chain) => write!(f, "-j {chain}"),
+            Action::Dnat { to, ports: None } => write!(f, "-j DNAT --to-destination {to}"),
+            Action::Dnat { to, ports: Some(ports) } => {
+                match to {
+                    IpAddr::V4(to) => write!(f, "-j DNAT --to-destination {to}:{}", Ports(*ports, '-'))?,
+                    IpAddr::V6(to) => write!(f, "-j DNAT --to-destination [{to}]:{}", Ports(*ports, '-'))?,
+                }
+                // Without the base, the kernel may choose any port of the range.
+                match self.ports {
+                    Some(matched) if !ports.is_single() => write!(f, "/{}", matched.first()),
+                    _ => Ok(()),
+                }
+            }
+            Action::Snat(address) => write!(f, "-j SNAT --to-source {address}"),
+            Action::Masquerade => f.write_str("-j MASQUERADE --random-fully"),
+            Action::SetConnmark(bit) => write!(f, "-j CONNMARK --set-xmark {bit:#x}/{bit:#x}"),
+        }
+    }
+}
+
+impl State {
+    const ALL: [Self; 5] = [Self::Invalid, Self::New, Self::Related, Self::Established, Self::Dnat];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Invalid => "INVALID",
+            Self::New => "NEW",
+            Self::Related => "RELATED",
+            Self::Established => "ESTABLISHED",
+            Self::Dnat => "DNAT",
+        }
+    }
+}
+
+struct Ports(PortRange, char);
+
+impl fmt::Display for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(ports, separator) = *self;
+        if ports.is_single() {
+            ports.fmt(f)
+        } else {
+            write!(f, "{}{separator}{}", ports.first(), ports.last())
+        }
+    }
+}
+
+/// Reads a rule as `iptables-save` spells it, split into words. `None` for every rule that this program never
+/// writes.
+pub fn parse<'a>(words: impl Iterator<Item = &'a str>) -> Option<Rule> {
+    let mut rule = Rule::new(Action::Return);
+    let mut action = None;
+    let mut module = "";
+    let mut negated = false;
+    let mut words = words;
+    while let Some(word) = words.next() {
+        if std::mem::take(&mut negated) {
+            if (word, words.next()?) != ("--ctstate", "DNAT") {
+                return None;
+            }
+            rule.matches.push(Match::NotDnat);
+            continue;
+        }
+        match word {
+            "!" => negated = true,
+            "-s" => rule.source = Some(net(words.next()?)?),
+            "-d" => rule.destination = Some(net(words.next()?)?),
+            "-p" => rule.protocol = Some(protocol(words.next()?)?),
+            "-m" => module = words.next()?,
+            "--dport" => rule.ports = Some(ports(words.next()?, ':')?),
+            "--comment" => rule.comment = Some(words.next()?.to_owned()),
+            "--ctstate" => rule.matches.push(Match::State(states(words.next()?)?)),
+            "--mark" if module == "connmark" => rule.matches.push(Match::Connmark(bit(words.next()?)?)),
+            "--mark" => rule.matches.push(Match::Mark(bit(words.next()?)?)),
+            "-j" => action = Some(parse_action(words.next()?, &mut words, rule.ports)?),
+            _ => return None,
+        }
+    }
+    rule.action = action?;
+    Some(rule)
+}
+
+/// Reads what follows `-j`, which is always last.
+fn parse_action<'a>(
+    name: &str,
+    words: &mut impl Iterator<Item = &'a str>,
+    matched: Option<PortRange>,
+) -> Option<Action> {
+    let option = words.next();
+    let value = words.next();
+    let rest = words.next();
+    match (name, option, value, rest) {
+        ("ACCEPT", None, None, None) => Some(Action::Accept),
+        ("DROP", None, None, None) => Some(Action::Drop),
+        ("RETURN", None, None, None) => Some(Action::Return),
+        ("MASQUERADE", Some("--random-fully"), None, None) => Some(Action::Masquerade),
+        ("SNAT", Some("--to-source"), Some(to), None) => Some(Action::Snat(to.parse().ok()?)),
+        ("CONNMARK", Some("--set-xmark"), Some(to), None) => Some(Action::SetConnmark(bit(to)?)),
+        ("DNAT", Some("--to-destination"), Some(to), None) => parse_dnat(to, matched),
+        ("DNAT" | "SNAT" | "MASQUERADE" | "CONNMARK", ..) => None,
+        (chain, None, None, None) => Some(Action::Jump(chain.to_owned())),
+        _ => None,
+    }
+}
+
+/// Reads `203.0.113.7`, `203.0.113.7:80`, `203.0.113.7:80-90/8000` and the same with `[2001:db8::1]`.
+fn parse_dnat(text: &str, matched: Option<PortRange>) -> Option<Action> {
+    if let Ok(to) = text.parse() {
+        return Some(Action::Dnat { to, ports: None });
+    }
+    let (to, mapped) = text.rsplit_once(':')?;
+    let to = to.strip_prefix('[').and_then(|to| to.strip_suffix(']')).unwrap_or(to).parse().ok()?;
+    let (mapped, base) = mapped.split_once('/').map_or((mapped, None), |(mapped, base)| (mapped, Some(base)));
+    let mapped = ports(mapped, '-')?;
+    let offset = match base {
+        // A range without its base lets the kernel choose the port.
+        None => mapped.is_single(),
+        Some(base) => base.parse().ok() == matched.map(PortRange::first),
+    };
+    offset.then_some(Action::Dnat { to, ports: Some(mapped) })
+}
+
+/// Reads `0x1000/0x1000`.
+fn bit(text: &str) -> Option<u32> {
+    let number = |text: &str| u32::from_str_radix(text.strip_prefix("0x")?, 16).ok();
+    let (value, mask) = text.split_once('/')?;
+    let value = number(value)?;
+    (Some(value) == number(mask)).then_some(value)
+}
+
+fn net(text: &str) -> Option<IpNet> {
+    text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
+}
+
+fn protocol(text: &str) -> Option<Protocol> {
+    // Numbers are printed where /etc/protocols is missing.
+    match text {
+        "6" => Some(Protocol::Tcp),
+        "17" => Some(Protocol::Udp),
+        "132" => Some(Protocol::Sctp),
+        _ => text.parse().ok(),
+    }
+}
+
+fn ports(text: &str, separator: char) -> Option<PortRange> {
+    match text.split_once(separator) {
+        None => Some(PortRange::single(text.parse().ok()?)),
+        Some((first, last)) => PortRange::new(first.parse().ok()?, last.parse().ok()?),
+    }
+}
+
+fn states(text: &str) -> Option<Vec<State>> {
+    let known = |name: &str| State::ALL.into_iter().find(|state| state.name() == name);
+    let mut states: Vec<_> = text.split(',').map(known).collect::<Option<_>>()?;
+    states.sort_unstable();
+    Some(states)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Option<Rule> {
+        parse(text.split(' '))
+    }
+
+    #[test]
+    fn rules_are_read_as_both_flavours_print_them() {
+        for printed in [
+            "-d 203.0.113.7/32 -p tcp -j PINHOLE-T-CB007107",
+            "-p tcp -m tcp --dport 1:63 -j PINHOLE-T-CB007107-000",
+            "-s 198.51.100.0/24 -p udp -m udp --dport 53 -m comment --comment default/dns:00c0ffee -j DNAT --to-destination 10.244.1.9:5353",
+            "-p sctp -m sctp --dport 7000:7010 -m comment --comment a/b:00c0ffee -j DNAT --to-destination 10.244.1.9:8000-8010/7000",
+            "-p tcp -m tcp --dport 443 -m comment --comment a/b:00c0ffee -j DNAT --to-destination [fd00::9]:8443",
+            "-p tcp -m tcp --dport 7000:7010 -m comment --comment a/b:00c0ffee -j DNAT --to-destination fd00::9",
+            "-p tcp -m tcp --dport 25 -j CONNMARK --set-xmark 0x1000/0x1000",
+            "-m connmark --mark 0x1000/0x1000 -m conntrack --ctstate NEW -m conntrack ! --ctstate DNAT -j DROP",
+            "-m mark --mark 0x4000/0x4000 -j RETURN",
+            "-s 10.244.1.0/24 -m conntrack --ctstate DNAT -m connmark --mark 0x1000/0x1000 -j MASQUERADE --random-fully",
+            "-s 10.244.1.9/32 -m comment --comment a/b:00c0ffee -j SNAT --to-source 203.0.113.7",
+        ] {
+            assert_eq!(read(printed).unwrap_or_else(|| panic!("{printed}")).to_string(), printed);
+        }
+    }
+
+    #[test]
+    fn rules_that_this_program_never_writes_are_not_guessed_at() {
+        for foreign in [
+            "-i eth0 -p tcp -j ACCEPT",
+            "-p tcp -m tcp --sport 25 -j DROP",
+            "! -s 10.0.0.0/8 -j DROP",
+            "-p tcp -m tcp --dport 70:80 -j DNAT --to-destination 10.244.1.9:70-80",
+            "-p tcp -m tcp --dport 70:80 -j DNAT --to-destination 10.244.1.9:170-180/60",
+            "-j MASQUERADE",
+            "-j REJECT --reject-with icmp-port-unreachable",
+            "-j CONNMARK --set-xmark 0x1000/0xffffffff",
+            "-g PINHOLE-FWD",
+        ] {
+            assert_eq!(read(foreign), None, "{foreign}");
+        }
+    }
+
+    #[test]
+    fn a_range_always_says_which_port_its_first_one_stands_for() {
+        let ports = |text: &str| text.parse::<PortRange>().unwrap();
+        let to = "10.244.1.9".parse().unwrap();
+        let rule = Rule::new(Action::Dnat { to, ports: Some(ports("8000-8010")) })
+            .ports(Protocol::Tcp, ports("7000-7010"));
+        assert!(rule.to_string().ends_with("--to-destination 10.244.1.9:8000-8010/7000"));
+    }
+}

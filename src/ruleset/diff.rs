@@ -1,0 +1,95 @@
+//! What changes between two rulesets, entry by entry: for logs, events, metrics, the brake and conntrack.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use crate::ruleset::Ruleset;
+use crate::ruleset::Taken;
+use crate::ruleset::entry::Egress;
+use crate::ruleset::entry::Entry;
+
+/// One difference between two rulesets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// An entry goes away.
+    Removed(Entry),
+    /// An entry leads somewhere else, is for somebody else, or admits others.
+    Replaced {
+        /// What it was.
+        before: Entry,
+        /// What it becomes.
+        after: Entry,
+    },
+    /// An entry is new.
+    Added(Entry),
+    /// A pod leaves the cluster with another address, or no longer with a fixed one.
+    Egress {
+        /// The pod's address.
+        pod: IpAddr,
+        /// What it was.
+        before: Option<Egress>,
+        /// What it becomes.
+        after: Option<Egress>,
+    },
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Removed(entry) => write!(f, "removed {entry} ({})", entry.owner),
+            Self::Added(entry) => write!(f, "added {entry} ({})", entry.owner),
+            Self::Replaced { before, after } => {
+                write!(f, "changed {before} ({}) to {after} ({})", before.owner, after.owner)
+            }
+            Self::Egress { pod, after: Some(after), .. } => {
+                write!(f, "{pod} ({}) leaves the cluster as {}", after.owner, after.external)
+            }
+            Self::Egress { pod, after: None, .. } => {
+                write!(f, "{pod} no longer leaves the cluster with a fixed address")
+            }
+        }
+    }
+}
+
+/// What leads from `before` to `after`: removals first, so that the changes can be made in order.
+pub fn diff(before: &Ruleset, after: &Ruleset) -> Vec<Change> {
+    let removed = before.entries().filter(|old| after.entry(&old.key).is_none());
+    let replaced = before.entries().filter_map(|old| {
+        let new = after.entry(&old.key).filter(|new| *new != old)?;
+        Some(Change::Replaced { before: old.clone(), after: new.clone() })
+    });
+    let added = after.entries().filter(|new| before.entry(&new.key).is_none());
+    let egress_gone = before.egress().filter(|old| after.egress_of(&old.pod).is_none());
+    let egress_set = after.egress().filter(|new| before.egress_of(&new.pod) != Some(*new));
+    removed
+        .cloned()
+        .map(Change::Removed)
+        .chain(replaced)
+        .chain(added.cloned().map(Change::Added))
+        .chain(egress_gone.map(|old| Change::Egress { pod: old.pod, before: Some(old.clone()), after: None }))
+        .chain(egress_set.map(|new| Change::Egress {
+            pod: new.pod,
+            before: before.egress_of(&new.pod).cloned(),
+            after: Some(new.clone()),
+        }))
+        .collect()
+}
+
+/// Makes one change. A new entry whose ports another one holds is not added.
+pub fn change(ruleset: &mut Ruleset, change: &Change) -> Result<(), Taken> {
+    match change {
+        Change::Removed(entry) => {
+            ruleset.remove(&entry.key);
+        }
+        Change::Replaced { before, after } => {
+            ruleset.remove(&before.key);
+            ruleset.insert(after.clone())?;
+        }
+        Change::Added(entry) => ruleset.insert(entry.clone())?,
+        Change::Egress { pod, after: None, .. } => {
+            ruleset.remove_egress(pod);
+        }
+        Change::Egress { after: Some(after), .. } => ruleset.set_egress(after.clone()),
+    }
+    Ok(())
+}
