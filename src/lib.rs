@@ -17,4 +17,6 @@ pub mod telemetry;
 
 pub mod shutdown;
 
+pub mod webhook;
+
 pub mod cli;
