@@ -5,10 +5,13 @@
 //! that no caller can use against another, certificates that change under load, and an end that loses no call.
 
 pub(crate) mod activity;
+pub(crate) mod body;
 pub(crate) mod budget;
 pub(crate) mod connection;
 pub mod limits;
 pub(crate) mod refusal;
+pub(crate) mod reply;
+pub(crate) mod review;
 pub mod self_signed;
 pub mod server;
 #[cfg(test)]

@@ -1,0 +1,175 @@
+//! What the API server asks: an `AdmissionReview` as it arrives, read leniently.
+//!
+//! kube's own types fail as a whole on one unknown value, and then nobody knows the call's UID any more; without
+//! the UID no answer is heard. So only what rules read is read here, and when even that fails, the UID is recovered
+//! by ever simpler means: an answer that says what was wrong with the question is better than a failed call.
+
+use serde::Deserialize;
+use serde::Deserializer;
+use thiserror::Error;
+
+use crate::api::object::Object;
+
+/// One call.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Review {
+    /// Names the call; the answer must repeat it.
+    pub(crate) uid: String,
+    /// What the matching rule of the webhook configuration calls the object's kind.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub(crate) kind: GroupVersionKind,
+    /// `status` for an update of a pod's status, else empty.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub(crate) sub_resource: String,
+    /// The object's name; empty when the API server is yet to generate it.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub(crate) name: String,
+    /// The object's namespace; the object itself may not name it.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub(crate) namespace: String,
+    /// `CREATE`, `UPDATE`, `DELETE`, `CONNECT`, or whatever a later API server may say.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub(crate) operation: String,
+    /// Nothing will be stored.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub(crate) dry_run: bool,
+    /// The object as it would be stored.
+    pub(crate) object: Option<Object>,
+    /// The object as it is stored.
+    pub(crate) old_object: Option<Object>,
+}
+
+/// Names a kind.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct GroupVersionKind {
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub(crate) group: String,
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub(crate) kind: String,
+}
+
+#[derive(Deserialize)]
+struct Envelope {
+    request: Option<Review>,
+}
+
+#[derive(Deserialize)]
+struct EnvelopeOfUid {
+    request: RequestOfUid,
+}
+
+#[derive(Deserialize)]
+struct RequestOfUid {
+    uid: String,
+}
+
+/// A body that is not an `AdmissionReview`.
+#[derive(Debug, Error)]
+#[error("the body is not a readable AdmissionReview: {reason}")]
+pub(crate) struct Unreadable {
+    /// The call's UID, if it could be recovered.
+    pub(crate) uid: Option<String>,
+    reason: String,
+}
+
+impl Review {
+    /// Reads a body.
+    pub(crate) fn parse(body: &[u8]) -> Result<Self, Unreadable> {
+        let reason = match serde_json::from_slice::<Envelope>(body) {
+            Ok(Envelope { request: Some(review) }) if !review.uid.is_empty() => return Ok(review),
+            Ok(Envelope { request: Some(_) }) => "request.uid is empty".to_owned(),
+            Ok(Envelope { request: None }) => "it has no request".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        let recovered =
+            serde_json::from_slice::<EnvelopeOfUid>(body).ok().map(|envelope| envelope.request.uid);
+        let uid = recovered.filter(|uid| !uid.is_empty()).or_else(|| scan_for_uid(body));
+        Err(Unreadable { uid, reason })
+    }
+
+    /// The name to show: what the object is called, or what its name will begin with.
+    pub(crate) fn shown_name(&self) -> &str {
+        if !self.name.is_empty() {
+            return &self.name;
+        }
+        let Some(object) = &self.object else { return "" };
+        if object.metadata.name.is_empty() { &object.metadata.generate_name } else { &object.metadata.name }
+    }
+}
+
+/// Finds the UID in the beginning of a body that is no whole JSON: the first string under the key `uid`. In what the
+/// API server writes that is the call's, ahead of any object's.
+pub(crate) fn scan_for_uid(body: &[u8]) -> Option<String> {
+    const KEY: &[u8] = b"\"uid\"";
+    const LONGEST: usize = 128;
+    let head = &body[..body.len().min(crate::webhook::body::HEAD)];
+    let key = head.windows(KEY.len()).position(|window| window == KEY)?;
+    let rest = head[key + KEY.len()..].trim_ascii_start().strip_prefix(b":")?;
+    let value = rest.trim_ascii_start().strip_prefix(b"\"")?;
+    let end = value.iter().position(|&byte| byte == b'"')?;
+    let uid = std::str::from_utf8(&value[..end]).ok()?;
+    let is_plain = uid.chars().all(|character| character.is_ascii_graphic() && character != '\\');
+    (is_plain && !uid.is_empty() && uid.len() <= LONGEST).then(|| uid.to_owned())
+}
+
+fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CREATE: &str = r#"{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","request":{
+        "uid":"705ab4f5","kind":{"group":"","version":"v1","kind":"Pod"},"resource":{"resource":"pods"},
+        "namespace":"mail","operation":"CREATE","userInfo":{"username":"u"},
+        "object":{"kind":"Pod","metadata":{"generateName":"smtp-","uid":"of-the-object"}},
+        "oldObject":null,"dryRun":true,"options":{"kind":"CreateOptions"}}}"#;
+
+    #[test]
+    fn a_call_is_read() {
+        let review = Review::parse(CREATE.as_bytes()).unwrap();
+        assert_eq!(
+            (review.uid.as_str(), review.operation.as_str(), review.namespace.as_str()),
+            ("705ab4f5", "CREATE", "mail")
+        );
+        assert_eq!((review.shown_name(), review.kind.kind.as_str(), review.dry_run), ("smtp-", "Pod", true));
+        assert!(review.object.is_some() && review.old_object.is_none());
+    }
+
+    #[test]
+    fn unknown_operations_and_missing_fields_are_no_obstacle() {
+        let review =
+            Review::parse(br#"{"request":{"uid":"1","operation":"TELEPORT","new":{"a":[1]}}}"#).unwrap();
+        assert_eq!((review.operation.as_str(), review.dry_run), ("TELEPORT", false));
+        let review = Review::parse(
+            br#"{"request":{"uid":"1","operation":null,"kind":null,"dryRun":null,"namespace":null}}"#,
+        );
+        assert_eq!(review.unwrap().operation, "");
+    }
+
+    #[test]
+    fn the_uid_is_recovered_from_what_cannot_be_read() {
+        let cases: [(&str, Option<&str>); 9] = [
+            // A field of the wrong type, with the UID in an unusual place.
+            (r#"{"request":{"object":{"metadata":{"uid":"other","labels":7}},"uid":"u1"}}"#, Some("u1")),
+            (&CREATE[..300], Some("705ab4f5")),
+            (r#"{"request" : { "uid" : "u2" , "#, Some("u2")),
+            (r#"{"request":{"uid":"u3""#, Some("u3")),
+            (r#"{"request":{"uid":"u4"#, None),
+            (r#"{"request":{"uid":7}}"#, None),
+            (r#"{"request":{"uid":""}}"#, None),
+            (r#"{"request":null}"#, None),
+            ("not JSON at all", None),
+        ];
+        for (body, uid) in cases {
+            let unreadable = Review::parse(body.as_bytes()).unwrap_err();
+            assert_eq!(unreadable.uid.as_deref(), uid, "{body}");
+        }
+    }
+}
