@@ -198,6 +198,11 @@ impl Index {
         }
     }
 
+    /// Whether an object is known only because it was admitted a moment ago.
+    pub fn is_remembered(&self, key: &ObjectKey) -> bool {
+        self.pending.contains(key)
+    }
+
     /// Forgets the remembered objects whose time is over.
     pub fn expire(&mut self, now: Instant) {
         for holding in self.pending.expired(now) {

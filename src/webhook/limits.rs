@@ -40,7 +40,7 @@ impl Default for Limits {
             first_byte: Duration::from_secs(10),
             head: Duration::from_secs(5),
             body: Duration::from_secs(10),
-            idle: Duration::from_secs(180),
+            idle: Duration::from_mins(3),
             write: Duration::from_secs(10),
             max_connections: 512,
             max_body: 8 * 1024 * 1024,

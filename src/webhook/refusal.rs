@@ -16,7 +16,8 @@ use serde::Serialize;
 struct Status<'a> {
     api_version: &'static str,
     kind: &'static str,
-    status: &'static str,
+    #[serde(rename = "status")]
+    outcome: &'static str,
     message: &'a str,
     reason: &'static str,
     code: u16,
@@ -60,7 +61,7 @@ fn status(code: StatusCode, reason: &'static str, message: &str, details: Option
     let status = Status {
         api_version: "v1",
         kind: "Status",
-        status: "Failure",
+        outcome: "Failure",
         message,
         reason,
         code: code.as_u16(),

@@ -42,7 +42,8 @@ struct Response {
 
 #[derive(Debug, Serialize)]
 struct Status {
-    status: &'static str,
+    #[serde(rename = "status")]
+    outcome: &'static str,
     message: String,
     reason: &'static str,
     code: u16,
@@ -104,8 +105,13 @@ impl Reply {
         warnings: Vec<String>,
     ) -> Self {
         let mut reply = Self::new(uid, false, warnings);
-        reply.response.status =
-            Some(Status { status: "Failure", message, reason: "Invalid", code: 422, details: Some(details) });
+        reply.response.status = Some(Status {
+            outcome: "Failure",
+            message,
+            reason: "Invalid",
+            code: 422,
+            details: Some(details),
+        });
         reply.response.audit_annotations = Some(AuditAnnotations { rules });
         reply
     }
@@ -114,7 +120,7 @@ impl Reply {
     pub(crate) fn unreadable(uid: String, message: String) -> Self {
         let mut reply = Self::new(uid, false, Vec::new());
         reply.response.status =
-            Some(Status { status: "Failure", message, reason: "BadRequest", code: 400, details: None });
+            Some(Status { outcome: "Failure", message, reason: "BadRequest", code: 400, details: None });
         reply
     }
 
@@ -122,7 +128,7 @@ impl Reply {
     pub(crate) fn too_large(uid: String, message: String) -> Self {
         let mut reply = Self::new(uid, false, Vec::new());
         reply.response.status = Some(Status {
-            status: "Failure",
+            outcome: "Failure",
             message,
             reason: "RequestEntityTooLarge",
             code: 413,

@@ -19,9 +19,6 @@ pub(crate) struct Review {
     /// What the matching rule of the webhook configuration calls the object's kind.
     #[serde(default, deserialize_with = "null_is_default")]
     pub(crate) kind: GroupVersionKind,
-    /// `status` for an update of a pod's status, else empty.
-    #[serde(default, deserialize_with = "null_is_default")]
-    pub(crate) sub_resource: String,
     /// The object's name; empty when the API server is yet to generate it.
     #[serde(default, deserialize_with = "null_is_default")]
     pub(crate) name: String,

@@ -23,10 +23,10 @@ use crate::webhook::tls::pair::PairBytes;
 pub const DEFAULT_NAMES: [&str; 2] = ["localhost", "pinhole-webhook.pinhole-system.svc"];
 
 /// Longer than any process that should use this mode runs.
-const LIFETIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+const LIFETIME: Duration = Duration::from_hours(365 * 24);
 
 /// Callers' clocks may be behind ours.
-const SKEW: Duration = Duration::from_secs(300);
+const SKEW: Duration = Duration::from_mins(5);
 
 /// A fresh authority with one leaf.
 #[derive(Debug)]

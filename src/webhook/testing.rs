@@ -23,6 +23,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::api::object::Object;
+use crate::api::object::OwnerReference;
 use crate::telemetry::metrics;
 use crate::telemetry::metrics::webhook::WebhookMetrics;
 use crate::telemetry::readiness::Readiness;
@@ -50,7 +52,6 @@ pub(crate) struct TestServer {
     pub(crate) ca_pem: String,
     pub(crate) stop: CancellationToken,
     pub(crate) ended: JoinHandle<()>,
-    pub(crate) metrics: WebhookMetrics,
     pub(crate) registry: Registry,
 }
 
@@ -74,9 +75,9 @@ impl TestServer {
         let stop = CancellationToken::new();
         let tls = tls::server_config(certificates).unwrap();
         let router = router(&metrics);
-        let server = Server::new(tls, router, limits, metrics.clone());
+        let server = Server::new(tls, router, limits, metrics);
         let ended = tokio::spawn(server.run(listener, stop.clone()));
-        Self { address, ca_pem: self_signed.ca_pem, stop, ended, metrics, registry }
+        Self { address, ca_pem: self_signed.ca_pem, stop, ended, registry }
     }
 
     pub(crate) async fn connect(&self) -> Client {
@@ -99,9 +100,8 @@ impl TestServer {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         });
-        if waited.await.is_err() {
-            panic!("{line} did not appear in\n{}", self.written_metrics());
-        }
+        let appeared = waited.await.is_ok();
+        assert!(appeared, "{line} did not appear in\n{}", self.written_metrics());
     }
 }
 
@@ -202,13 +202,9 @@ impl Client {
     }
 
     async fn fill(&mut self) -> std::io::Result<()> {
-        let mut chunk = [0; 16 * 1024];
-        match self.stream.read(&mut chunk).await? {
+        match self.stream.read_buf(&mut self.buffer).await? {
             0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
-            count => {
-                self.buffer.extend_from_slice(&chunk[..count]);
-                Ok(())
-            }
+            _ => Ok(()),
         }
     }
 }
@@ -220,4 +216,50 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
 /// Answers with the body it got.
 pub(crate) fn echo() -> Router {
     Router::new().route("/echo", post(|body: axum::body::Bytes| async { body }))
+}
+
+/// A pod that asks for `ports` in the short form.
+pub(crate) fn pod(namespace: &str, name: &str, ports: &str) -> Object {
+    object(serde_json::json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "namespace": namespace, "name": name, "uid": format!("uid-of-{name}"),
+            "annotations": {"pinhole.dev/expose": ports},
+        },
+    }))
+}
+
+/// A ReplicaSet that belongs to another object.
+pub(crate) struct OwnedSet {
+    pub(crate) object: Object,
+}
+
+pub(crate) fn replica_set(namespace: &str, name: &str, owner_kind: &str, owner: &str) -> OwnedSet {
+    let object = object(serde_json::json!({
+        "apiVersion": "apps/v1", "kind": "ReplicaSet",
+        "metadata": {
+            "namespace": namespace, "name": name, "uid": format!("uid-of-{name}"),
+            "ownerReferences": [{
+                "apiVersion": "apps/v1", "kind": owner_kind, "name": owner, "uid": format!("uid-of-{owner}"),
+                "controller": true,
+            }],
+        },
+    }));
+    OwnedSet { object }
+}
+
+impl OwnedSet {
+    /// The reference that its pods carry.
+    pub(crate) fn as_owner(&self) -> Vec<OwnerReference> {
+        let metadata = &self.object.metadata;
+        serde_json::from_value(serde_json::json!([{
+            "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": metadata.name, "uid": metadata.uid,
+            "controller": true,
+        }]))
+        .unwrap()
+    }
+}
+
+pub(crate) fn object(json: serde_json::Value) -> Object {
+    serde_json::from_value(json).unwrap()
 }

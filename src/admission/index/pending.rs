@@ -28,6 +28,10 @@ impl Pending {
         self.entries.insert(key, Entry { until, holdings });
     }
 
+    pub(super) fn contains(&self, key: &ObjectKey) -> bool {
+        self.entries.contains_key(key)
+    }
+
     /// Drops an object, if it has this UID, and returns what it held.
     pub(super) fn drop(&mut self, key: &ObjectKey, uid: Option<&str>) -> Vec<Arc<Holding>> {
         let is_it = |entry: &Entry| uid.is_none_or(|uid| entry.holdings.iter().all(|held| &*held.uid == uid));

@@ -1,12 +1,17 @@
 //! The webhook's metrics.
 
-use std::sync::atomic::AtomicI64;
+use std::fmt;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::EncodeMetric;
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
@@ -29,6 +34,33 @@ struct EndpointLabels {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ReasonLabels {
     reason: &'static str,
+}
+
+/// Adds the size of the webhook's index, read whenever the metrics are read.
+pub fn register_index(registry: &mut Registry, held_ports: impl Fn() -> usize + Send + Sync + 'static) {
+    registry.register_collector(Box::new(IndexSize { held_ports }));
+}
+
+struct IndexSize<F> {
+    held_ports: F,
+}
+
+impl<F> fmt::Debug for IndexSize<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("IndexSize")
+    }
+}
+
+impl<F: Fn() -> usize + Send + Sync + 'static> Collector for IndexSize<F> {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let held_ports = i64::try_from((self.held_ports)()).unwrap_or(i64::MAX);
+        ConstGauge::new(held_ports).encode(encoder.encode_descriptor(
+            "pinhole_index_held_ports",
+            "External ports that known objects hold",
+            None,
+            MetricType::Gauge,
+        )?)
+    }
 }
 
 /// All metrics of the webhook. Clones share the values.
@@ -54,8 +86,6 @@ pub struct WebhookMetrics {
     pub certificate_reloads: Counter,
     /// Certificate pairs that were refused; the one before stays in service.
     pub certificate_reload_failures: Counter,
-    /// External ports held according to the index.
-    pub index_held_ports: Gauge<i64, AtomicI64>,
 }
 
 impl WebhookMetrics {
@@ -74,15 +104,9 @@ impl WebhookMetrics {
             certificate_not_after: Gauge::default(),
             certificate_reloads: Counter::default(),
             certificate_reload_failures: Counter::default(),
-            index_held_ports: Gauge::default(),
         };
         metrics.register_requests(registry.sub_registry_with_prefix("pinhole_webhook"));
         metrics.register_certificate(registry.sub_registry_with_prefix("pinhole_certificate"));
-        registry.register(
-            "pinhole_index_held_ports",
-            "External ports that stored objects hold",
-            metrics.index_held_ports.clone(),
-        );
         metrics
     }
 
@@ -163,6 +187,7 @@ mod tests {
         webhook.answered("validate", "denied", "restricted-port", Duration::from_micros(300));
         webhook.shed("body-budget");
         webhook.cut("evicted");
+        register_index(&mut registry, || 3);
         let text = metrics::encode(&registry).unwrap();
         for line in [
             r#"pinhole_webhook_requests_total{endpoint="validate",decision="denied",rule="restricted-port"} 1"#,
@@ -178,7 +203,7 @@ mod tests {
             "pinhole_certificate_not_after_timestamp_seconds 0.0",
             "pinhole_certificate_reloads_total 0",
             "pinhole_certificate_reload_failures_total 0",
-            "pinhole_index_held_ports 0",
+            "pinhole_index_held_ports 3",
         ] {
             assert!(text.lines().any(|written| written == line), "{line} is not in\n{text}");
         }

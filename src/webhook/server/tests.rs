@@ -226,7 +226,7 @@ async fn the_end_waits_for_calls_in_progress() {
 
 #[tokio::test]
 async fn silent_connections_do_not_delay_the_end_beyond_a_drain_period_of_silence() {
-    let limits = Limits { termination_grace: Duration::from_secs(3600), ..ending_fast() };
+    let limits = Limits { termination_grace: Duration::from_hours(1), ..ending_fast() };
     let server = TestServer::start(echo(), limits).await;
     let mut idle = server.connect().await;
     idle.post("/echo", "x").await;
@@ -238,7 +238,7 @@ async fn silent_connections_do_not_delay_the_end_beyond_a_drain_period_of_silenc
 #[tokio::test]
 async fn the_end_comes_at_the_termination_grace_at_the_latest() {
     let limits = Limits { drain_period: SHORT, termination_grace: 2 * SHORT, ..Limits::default() };
-    let server = TestServer::start(slow(Duration::from_secs(3600)), limits).await;
+    let server = TestServer::start(slow(Duration::from_hours(1)), limits).await;
     let mut client = server.connect().await;
     client.send("POST /slow HTTP/1.1\r\nContent-Length: 0\r\n\r\n").await.unwrap();
     server.metric("pinhole_webhook_requests_in_flight 1").await;

@@ -31,7 +31,7 @@ use crate::webhook::tls::pair::PairBytes;
 use crate::webhook::tls::pair::PairError;
 use crate::webhook::tls::pair::PairPaths;
 
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const DAY: Duration = Duration::from_hours(24);
 
 fn paths(directory: &Path) -> PairPaths {
     PairPaths { certificate: directory.join("tls.crt"), key: directory.join("tls.key") }
@@ -147,7 +147,7 @@ fn an_unfit_pair_is_refused_with_its_file_and_a_way_out() {
 fn validity_tolerates_five_minutes_of_skew_and_no_more() {
     let made = SystemTime::now();
     let bytes = fresh().pair;
-    let minute = Duration::from_secs(60);
+    let minute = Duration::from_mins(1);
     // The pair itself is valid from five minutes before it was made, for 365 days.
     assert!(check(&bytes, made - 9 * minute).is_ok());
     let error = check(&bytes, made - 12 * minute).unwrap_err().to_string();
