@@ -13,6 +13,8 @@ pub mod ruleset;
 
 pub mod dataplane;
 
+pub mod cluster;
+
 pub mod telemetry;
 
 pub mod shutdown;

@@ -1,0 +1,12 @@
+//! The Kubernetes side: the API server's client, watches that feed the index, and live reads.
+//!
+//! Nothing here judges. Watches and reads turn what the API server says into the slim objects that the pure rules
+//! read. This is the only module, beside the events of the agent, that talks to the API server.
+
+pub mod client;
+pub mod evidence;
+pub mod informers;
+pub mod live;
+pub mod resource;
+mod trouble;
+pub mod watch;

@@ -1,0 +1,284 @@
+//! Feeds the index from watches on everything that can hold a port or tells who does.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::PoisonError;
+use std::sync::RwLock;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::info;
+
+use crate::admission::index::Index;
+use crate::admission::index::ObjectKey;
+use crate::admission::policy::Policy;
+use crate::admission::subject::Subject;
+use crate::api::keys;
+use crate::api::object::Kind;
+use crate::api::object::Object;
+use crate::api::object::Spec;
+use crate::api::object::Status;
+use crate::cluster::client::Connection;
+use crate::cluster::resource::Resource;
+use crate::cluster::watch::News;
+use crate::cluster::watch::Watch;
+
+/// What the informers tell of themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sign<'a> {
+    /// A complete list of a resource is in the index; these resources are still to come.
+    Listed {
+        /// The resources without a first list; the index is complete when there are none.
+        waiting: &'a BTreeSet<Resource>,
+    },
+    /// A change is in the index.
+    Changed,
+    /// The resource could not be watched for this reason.
+    Failed(&'a str),
+}
+
+/// Hears what the informers tell. Called often, and never with the index locked.
+pub type Observer = Arc<dyn Fn(Resource, Sign<'_>) + Send + Sync>;
+
+/// The watches and what they feed.
+pub struct Informers {
+    connection: Connection,
+    policy: Arc<Policy>,
+    index: Arc<RwLock<Index>>,
+    observer: Observer,
+    waiting_tx: watch::Sender<BTreeSet<Resource>>,
+}
+
+impl Informers {
+    /// Informers that keep `index` up to date.
+    pub fn new(
+        connection: Connection,
+        policy: Arc<Policy>,
+        index: Arc<RwLock<Index>>,
+        observer: Observer,
+    ) -> Self {
+        let waiting_tx = watch::Sender::new(BTreeSet::from(Resource::ALL));
+        Self { connection, policy, index, observer, waiting_tx }
+    }
+
+    /// Watches until it is dropped. A panic in one of the watches is a panic here: a process must not go on with a
+    /// view that no longer changes.
+    pub async fn run(self) {
+        let informers = Arc::new(self);
+        let mut watches = JoinSet::new();
+        for resource in Resource::ALL {
+            watches.spawn(Arc::clone(&informers).follow(resource));
+        }
+        while let Some(ended) = watches.join_next().await {
+            if let Err(error) = ended
+                && error.is_panic()
+            {
+                std::panic::resume_unwind(error.into_panic());
+            }
+        }
+    }
+
+    async fn follow(self: Arc<Self>, resource: Resource) {
+        if matches!(resource, Resource::Holder(_)) {
+            // Ports of an object that names its node by hostname are placed as it arrives.
+            let mut waiting_rx = self.waiting_tx.subscribe();
+            let nodes_known = waiting_rx.wait_for(|waiting| !waiting.contains(&Resource::Node)).await;
+            drop(nodes_known);
+        }
+        let policy = Arc::clone(&self.policy);
+        let trim = Box::new(move |object: &mut Object| trim(object, &policy));
+        let mut watch = Watch::new(&self.connection, resource, None, trim);
+        loop {
+            self.take(resource, &watch.next().await);
+        }
+    }
+
+    fn take(&self, resource: Resource, news: &News) {
+        let listed = match news {
+            News::Listed(objects) => Some(objects.len()),
+            News::Applied(_) | News::Deleted(_) => None,
+            News::Failed(reason) => return (self.observer)(resource, Sign::Failed(reason)),
+        };
+        {
+            // A panic in a rule cannot leave the index half changed, for rules do not change it.
+            let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+            feed(&mut index, resource, news);
+        }
+        let Some(kept) = listed else { return (self.observer)(resource, Sign::Changed) };
+        let is_first = self.waiting_tx.send_if_modified(|waiting| waiting.remove(&resource));
+        info!(resource = resource.plural(), kept, is_first, "Listed");
+        (self.observer)(resource, Sign::Listed { waiting: &self.waiting_tx.borrow() });
+    }
+}
+
+/// Brings news of one resource into the index.
+fn feed(index: &mut Index, resource: Resource, news: &News) {
+    match (news, resource) {
+        (News::Failed(_), _) => {}
+        (News::Listed(objects), Resource::Namespace) => index.reset_namespaces(objects),
+        (News::Listed(objects), Resource::Node) => index.reset_nodes(objects),
+        (News::Listed(objects), Resource::Holder(kind)) => index.reset(kind, objects),
+        (News::Applied(object), _) => index.apply(object),
+        (News::Deleted(object), Resource::Namespace) => index.delete_namespace(&object.metadata.name),
+        (News::Deleted(object), Resource::Node) => index.delete_node(&object.metadata.name),
+        (News::Deleted(object), Resource::Holder(_)) => {
+            if let Some(key) = ObjectKey::of(object, &object.metadata.namespace) {
+                let uid = Some(object.metadata.uid.as_str()).filter(|uid| !uid.is_empty());
+                index.delete(&key, uid);
+            }
+        }
+    }
+}
+
+/// Takes from an object what the index would not keep; `false` when that is everything.
+fn trim(object: &mut Object, policy: &Policy) -> bool {
+    let Some(kind) = object.known_kind() else { return true };
+    let asks = Subject::of(object).is_some_and(|subject| policy.asks(&subject.metadata.annotations));
+    let is_link = matches!(kind, Kind::ReplicaSet | Kind::Job);
+    if !asks {
+        object.spec = Spec::default();
+        object.status = Status::default();
+    }
+    let is_input = |key: &str| policy.input_keys().any(|input| input == key) || key == keys::MIRROR_POD;
+    object.metadata.annotations.retain(|key, _| is_input(key));
+    object.metadata.labels.clear();
+    asks || is_link
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+    use serde_json::json;
+
+    use super::*;
+    use crate::admission;
+    use crate::admission::Operation;
+    use crate::admission::Request;
+    use crate::admission::World;
+
+    const PODS: Resource = Resource::Holder(Kind::Pod);
+
+    fn object(json: Value) -> Object {
+        serde_json::from_value(json).unwrap()
+    }
+
+    fn pod(name: &str, annotations: &Value) -> Object {
+        object(json!({
+            "kind": "Pod",
+            "metadata": {
+                "name": name, "namespace": "web", "uid": format!("uid-{name}"), "annotations": annotations,
+                "labels": {"app": name},
+            },
+            "spec": {"nodeName": "node-1"},
+            "status": {"phase": "Running"},
+        }))
+    }
+
+    fn exposing(name: &str) -> Object {
+        pod(name, &json!({"pinhole.dev/expose": "203.0.113.7:25", "team": "mail"}))
+    }
+
+    fn workload(kind: &str, name: &str, owner: &Value) -> Object {
+        let template = json!({
+            "metadata": {"annotations": {"pinhole.dev/expose": "203.0.113.7:80"}},
+            "spec": {"nodeSelector": {"kubernetes.io/hostname": "host-1"}},
+        });
+        object(json!({
+            "kind": kind,
+            "metadata": {"name": name, "namespace": "web", "uid": format!("uid-{name}"), "ownerReferences": owner},
+            "spec": {"replicas": 0, "template": template},
+        }))
+    }
+
+    fn may_have_25(index: &Index) -> bool {
+        let request = Request {
+            operation: Operation::Create,
+            namespace: "web".to_owned(),
+            object: Some(exposing("another")),
+            old_object: None,
+        };
+        admission::decide(&request, &World { policy: &Policy::default(), index }).is_granted()
+    }
+
+    fn index() -> Index {
+        Index::new(Arc::new(Policy::default()))
+    }
+
+    #[test]
+    fn a_list_replaces_what_was_known_as_one_step_and_changes_and_deletions_follow() {
+        let mut index = index();
+        feed(&mut index, PODS, &News::Listed(vec![exposing("postfix")]));
+        assert!(!may_have_25(&index));
+        feed(&mut index, PODS, &News::Deleted(Box::new(exposing("postfix"))));
+        assert!(may_have_25(&index));
+        feed(&mut index, PODS, &News::Applied(Box::new(exposing("postfix"))));
+        assert!(!may_have_25(&index));
+        feed(&mut index, PODS, &News::Applied(Box::new(pod("postfix", &json!({})))));
+        assert!(may_have_25(&index));
+        feed(&mut index, PODS, &News::Applied(Box::new(exposing("postfix"))));
+        feed(&mut index, PODS, &News::Failed("gone for lunch".to_owned()));
+        assert!(!may_have_25(&index), "what is known stays while the API server cannot be asked");
+        feed(&mut index, PODS, &News::Listed(Vec::new()));
+        assert!(may_have_25(&index));
+    }
+
+    #[test]
+    fn namespaces_and_nodes_come_and_go() {
+        let mut index = index();
+        let namespace =
+            object(json!({"kind": "Namespace", "metadata": {"name": "web", "labels": {"nat": "yes"}}}));
+        let node = object(json!({
+            "kind": "Node",
+            "metadata": {"name": "node-1", "labels": {"kubernetes.io/hostname": "host-1"}},
+            "status": {"addresses": [{"type": "InternalIP", "address": "192.168.0.1"}]},
+        }));
+        feed(&mut index, Resource::Namespace, &News::Listed(vec![namespace.clone()]));
+        feed(&mut index, Resource::Node, &News::Listed(vec![node.clone()]));
+        assert_eq!(index.namespace_labels("web").unwrap()["nat"], "yes");
+        let pinned = admission::subject::PinnedNode::Hostname("host-1");
+        assert_eq!(index.node_name(pinned).as_deref(), Some("node-1"));
+        feed(&mut index, Resource::Namespace, &News::Deleted(Box::new(namespace)));
+        assert_eq!(index.namespace_labels("web"), None);
+        feed(&mut index, Resource::Node, &News::Deleted(Box::new(node)));
+        assert_ne!(index.node_name(pinned).as_deref(), Some("node-1"));
+    }
+
+    #[test]
+    fn a_trimmed_list_tells_the_index_the_same_as_a_whole_one() {
+        let owned = json!([{"kind": "Deployment", "name": "web", "uid": "uid-web", "controller": true}]);
+        let objects = [
+            exposing("postfix"),
+            pod("quiet", &json!({"team": "web"})),
+            workload("Deployment", "web", &json!(null)),
+            workload("ReplicaSet", "web-1", &owned),
+            object(json!({"kind": "ReplicaSet", "metadata": {
+                "name": "quiet-1", "namespace": "web", "uid": "uid-quiet-1", "ownerReferences": owned,
+            }})),
+            object(json!({"kind": "StatefulSet", "metadata": {"name": "quiet", "namespace": "web"}})),
+        ];
+        let policy = Policy::default();
+        let mut trimmed = objects.to_vec();
+        trimmed.retain_mut(|object| trim(object, &policy));
+        let kept: Vec<_> = trimmed.iter().map(|object| object.metadata.name.as_str()).collect();
+        assert_eq!(kept, ["postfix", "web", "web-1", "quiet-1"]);
+        let fed = |objects: &[Object]| {
+            let mut index = index();
+            for object in objects {
+                index.apply(object);
+            }
+            format!("{index:?}")
+        };
+        let facts = |objects: &[Object]| {
+            let mut lines: Vec<_> = objects.iter().map(|object| fed(std::slice::from_ref(object))).collect();
+            lines.sort();
+            lines
+        };
+        let whole: Vec<_> =
+            objects.iter().filter(|object| kept.contains(&object.metadata.name.as_str())).cloned().collect();
+        assert_eq!(facts(&trimmed), facts(&whole));
+        let nothing = fed(&[]);
+        for dropped in objects.iter().filter(|object| !kept.contains(&object.metadata.name.as_str())) {
+            assert_eq!(fed(std::slice::from_ref(dropped)), nothing, "{}", dropped.metadata.name);
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Live reads from the API server.
+
+use futures::future::BoxFuture;
+use kube::Api;
+use kube::Client;
+
+use crate::admission::conflict::Evidence;
+use crate::api::object::Object;
+use crate::cluster::evidence::LiveReadError;
+use crate::cluster::evidence::LiveReads;
+use crate::cluster::resource::Resource;
+use crate::cluster::resource::Seen;
+use crate::cluster::trouble::describe;
+
+/// The API server as what live reads ask. Each is a quorum read: what it shows was stored when it was asked.
+#[derive(Clone)]
+pub struct ApiServer {
+    client: Client,
+}
+
+impl ApiServer {
+    /// Reads through this client.
+    pub fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    /// The object of this name as it is stored now; `None` when it does not exist. `namespace` only says something
+    /// for resources that live in one.
+    pub async fn get(
+        &self,
+        resource: Resource,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Object>, LiveReadError> {
+        let api: Api<Seen> = match resource {
+            Resource::Holder(_) => Api::namespaced_with(self.client.clone(), namespace, &resource),
+            Resource::Namespace | Resource::Node => Api::all_with(self.client.clone(), &resource),
+        };
+        let what = || match resource {
+            Resource::Holder(_) => format!("{} {namespace}/{name}", resource.kind()),
+            Resource::Namespace | Resource::Node => format!("{} {name}", resource.kind()),
+        };
+        let found = api.get_opt(name).await;
+        let found = found.map_err(|error| LiveReadError { what: what(), reason: describe(&error) })?;
+        let object = found.map(|seen| seen.into_object(resource)).transpose();
+        let object =
+            object.map_err(|undecodable| LiveReadError { what: what(), reason: undecodable.reason })?;
+        Ok(object.map(|object| *object))
+    }
+}
+
+impl LiveReads for ApiServer {
+    fn read<'a>(&'a self, evidence: &'a Evidence) -> BoxFuture<'a, Result<Option<Object>, LiveReadError>> {
+        Box::pin(async move {
+            match evidence {
+                Evidence::Object(key) => {
+                    self.get(Resource::Holder(key.kind), &key.name.namespace, &key.name.name).await
+                }
+                Evidence::Namespace(name) => self.get(Resource::Namespace, "", name).await,
+            }
+        })
+    }
+}

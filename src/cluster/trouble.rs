@@ -1,0 +1,61 @@
+//! Says what went wrong between us and the API server, and what to do about it.
+
+use std::error::Error;
+
+use kube::runtime::watcher;
+
+/// The failure of a request in one line that ends with what to do, where that is known.
+pub(super) fn describe(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => {
+            let advice = match status.code {
+                401 => "; the credentials are not accepted: renew the token or the kubeconfig",
+                403 => "; grant it as webhook-config/rbac.yaml does",
+                404 => "; the API server does not serve this resource",
+                _ => "",
+            };
+            format!("HTTP {}: {}{advice}", status.code, status.message)
+        }
+        other => format!("{}; check that the API server can be reached from here", causes(other)),
+    }
+}
+
+/// Likewise for a watch.
+pub(super) fn describe_watch(error: &watcher::Error) -> String {
+    match error {
+        watcher::Error::InitialListFailed(error)
+        | watcher::Error::WatchStartFailed(error)
+        | watcher::Error::WatchFailed(error) => describe(error),
+        watcher::Error::WatchError(status) => format!("HTTP {}: {}", status.code, status.message),
+        watcher::Error::NoResourceVersion => {
+            "the API server sent no resource version; is this a Kubernetes API?".to_owned()
+        }
+    }
+}
+
+/// Whether a watch only fell too far behind: the list that follows repairs it and nobody need act.
+pub(super) fn is_expired(error: &watcher::Error) -> bool {
+    let (watcher::Error::InitialListFailed(kube::Error::Api(status))
+    | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+    | watcher::Error::WatchFailed(kube::Error::Api(status))
+    | watcher::Error::WatchError(status)) = error
+    else {
+        return false;
+    };
+    status.code == 410
+}
+
+/// An error and what caused it, each said once.
+pub(super) fn causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
