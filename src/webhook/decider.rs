@@ -25,7 +25,6 @@ use std::time::Instant;
 
 use futures::StreamExt;
 use futures::TryStreamExt;
-use futures::future::BoxFuture;
 use futures::stream;
 use thiserror::Error;
 
@@ -36,7 +35,8 @@ use crate::admission::World;
 use crate::admission::conflict::Evidence;
 use crate::admission::index::Index;
 use crate::admission::policy::Policy;
-use crate::api::object::Object;
+use crate::cluster::evidence::LiveReadError;
+use crate::cluster::evidence::LiveReads;
 
 /// How often a decision is taken again after live reads. Each round can bring up owners not known before; a chain
 /// from pod to root is three long.
@@ -49,22 +49,6 @@ const READS_IN_A_ROUND: usize = 32;
 /// An object that was admitted a moment ago may not be stored yet. It is stored or refused within this time.
 const STORING: Duration = Duration::from_secs(1);
 const STORING_STEP: Duration = Duration::from_millis(50);
-
-/// Reads from the API server what a refusal rests on.
-pub trait LiveReads: Send + Sync + 'static {
-    /// The object or Namespace as it is now, with its `kind` filled in; `None` when it does not exist.
-    fn read<'a>(&'a self, evidence: &'a Evidence) -> BoxFuture<'a, Result<Option<Object>, LiveReadError>>;
-}
-
-/// A live read failed.
-#[derive(Debug, Error)]
-#[error("reading {what} from the API server failed: {reason}")]
-pub struct LiveReadError {
-    /// What was read.
-    pub what: String,
-    /// Why it failed.
-    pub reason: String,
-}
 
 /// Why a call gets no decision now.
 #[derive(Debug, Error)]

@@ -3,10 +3,12 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use tokio::task::JoinSet;
 
 use super::*;
 use crate::admission::Operation;
+use crate::api::object::Object;
 use crate::webhook::testing::pod;
 use crate::webhook::testing::replica_set;
 
