@@ -3,6 +3,8 @@
 //! Only this module reads flags, the environment and the terminal; every other part takes values. A command returns
 //! its exit code: 0 for yes, 1 for no (violations found, a process that failed), 2 for usage.
 
+mod check;
+mod manifest;
 pub mod policy;
 mod schema;
 mod terminal;
@@ -13,6 +15,7 @@ use clap::Args;
 use clap::Parser;
 use clap::Subcommand;
 
+use crate::cli::check::Check;
 use crate::cli::schema::Schema;
 use crate::telemetry::log;
 use crate::telemetry::log::LogFormat;
@@ -43,6 +46,9 @@ struct LogFlags {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Judge manifests by the rules of admission, offline, before anybody applies them.
+    Check(Check),
+
     /// Print the JSON Schema of the pinhole.dev/nat annotation.
     Schema(Schema),
 }
@@ -53,6 +59,7 @@ impl Cli {
         let Self { log: LogFlags { log_level, log_format }, command } = self;
         log::install(&log_level, log_format, terminal::is_colourful(&std::io::stderr()))?;
         match command {
+            Command::Check(command) => command.run(),
             Command::Schema(command) => command.run(),
         }
     }

@@ -1,12 +1,11 @@
 //! `pinhole schema`: the annotation's JSON Schema, for editors and for whoever generates manifests.
 
-use std::io;
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Args;
 
 use crate::api::annotation;
+use crate::cli::terminal;
 
 /// The flags of `pinhole schema`: none.
 #[derive(Debug, Args)]
@@ -17,7 +16,7 @@ impl Schema {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let Self {} = self;
         let text = serde_json::to_string_pretty(&annotation::schema())?;
-        writeln!(io::stdout(), "{text}")?;
+        terminal::print(&format!("{text}\n"))?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -7,6 +7,7 @@
     reason = "a test helper that cannot go on fails its test, and tests start processes of their own"
 )]
 
+mod check;
 mod command_line;
 mod generated;
 mod golden;
