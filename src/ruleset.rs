@@ -8,6 +8,7 @@
 pub mod brake;
 pub mod diff;
 pub mod digest;
+pub mod election;
 pub mod endpoint;
 pub mod entry;
 pub mod node;

@@ -1,0 +1,535 @@
+//! Which pod receives the new connections of an external port that several pods of a node want.
+//!
+//! Two questions, asked one after the other, so that a rolling update can never lose its port to itself:
+//!
+//! 1. Within one holder: the newest pod whose containers are ready. With none ready the one that is served now stays,
+//!    else the newest that has an address. A pod that is being deleted is served only until another one is ready.
+//! 2. Between holders, which admission refuses but cannot always see (it was off, or the node was not known yet): the
+//!    holder that is served now, then the one with the oldest pod, then the lowest UID.
+//!
+//! Both go from the best claim to the worst and take what is still free. A claim that shares a single port with a
+//! better one gets nothing at all: half a range would be a service that works for half of its users.
+//!
+//! # Guarantees
+//! - No two elected endpoints share an external port of the node.
+//! - The outcome depends on the candidates, the node and what is programmed, never on the order in which pods were
+//!   seen (R03, R04), and electing again once it is programmed elects the same pods (R07).
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use crate::model::holder::Holder;
+use crate::model::holder::ObjectName;
+use crate::model::mapping::Mapping;
+use crate::model::port::Port;
+use crate::model::port::PortRange;
+use crate::ruleset::Ruleset;
+use crate::ruleset::endpoint::Endpoint;
+use crate::ruleset::entries_of;
+use crate::ruleset::entry::Key;
+use crate::ruleset::node::NodeFacts;
+use crate::ruleset::owner::Owner;
+
+/// A pod that wants external ports of this node and may have them if nobody else has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// The pod.
+    pub pod: ObjectName,
+    /// Its UID.
+    pub uid: String,
+    /// Its root owner.
+    pub holder: Holder,
+    /// When it was created, RFC 3339 in UTC.
+    pub created: String,
+    /// Whether its containers are ready.
+    pub ready: bool,
+    /// Whether it is being deleted.
+    pub terminating: bool,
+    /// Its addresses; none until it has one.
+    pub ips: Vec<IpAddr>,
+    /// What it wants.
+    pub mappings: Vec<Mapping>,
+}
+
+/// The outcome of an election.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Elected {
+    /// Who is served, in the order of external ports.
+    pub endpoints: Vec<Endpoint>,
+    /// Who is not, because somebody else is. Pods that wait behind another pod of their own holder are not losers.
+    pub losers: Vec<Loser>,
+}
+
+/// A pod that stays without ports because somebody else has some of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loser {
+    /// The pod.
+    pub pod: ObjectName,
+    /// Its UID.
+    pub uid: String,
+    /// What it wanted.
+    pub mapping: Mapping,
+    /// Who has it.
+    pub winner: Winner,
+}
+
+/// Who has a port that somebody else wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Winner {
+    /// The holder.
+    pub holder: Holder,
+    /// The holder's pod.
+    pub pod: ObjectName,
+    /// Its UID.
+    pub uid: String,
+    /// Its mapping, which shares at least one port.
+    pub mapping: Mapping,
+}
+
+impl fmt::Display for Loser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pod: _, uid, mapping, winner } = self;
+        if *uid == winner.uid {
+            return write!(
+                f,
+                "{mapping}: this pod asks for it twice on this node, also as {}; remove one of the two entries",
+                winner.mapping
+            );
+        }
+        write!(f, "{mapping}: is served on this node for {} (pod {}", winner.holder, winner.pod.name)?;
+        if winner.mapping != *mapping {
+            write!(f, ", as {}", winner.mapping)?;
+        }
+        f.write_str("); choose another external port, or remove it there first")
+    }
+}
+
+/// Elects the pods that are served. `programmed` is what the kernel holds now: who has a port keeps it.
+///
+/// What the node cannot serve at all takes nothing from anybody; it is among the endpoints all the same, for
+/// [`crate::ruleset::desired`] to refuse with the reason.
+pub fn elect(candidates: &[Candidate], node: &NodeFacts, programmed: &Ruleset) -> Elected {
+    let programmed: Programmed<'_> = programmed.entries().map(|entry| (entry.key, &entry.owner)).collect();
+    let mut holders: BTreeMap<&Holder, Vec<&Candidate>> = BTreeMap::new();
+    for candidate in candidates {
+        holders.entry(&candidate.holder).or_default().push(candidate);
+    }
+    let mut losers = Vec::new();
+    let mut claims = Vec::new();
+    for pods in holders.values() {
+        claims.extend(representatives(claims_of(pods, node, &programmed), &mut losers));
+    }
+    claims.sort_by_cached_key(Claim::rank_between_holders);
+    let (granted, refused) = Granted::from_best_to_worst(claims);
+    losers.extend(refused.iter().filter_map(|claim| Some(claim.lost_to(granted.overlapping(claim).next()?))));
+    let mut endpoints: Vec<_> = granted.claims.into_iter().map(|claim| claim.endpoint).collect();
+    endpoints.sort_by_cached_key(|endpoint| {
+        (endpoint.mapping.clone(), endpoint.pod.clone(), endpoint.uid.clone())
+    });
+    losers.sort_by_cached_key(|loser| (loser.mapping.clone(), loser.pod.clone(), loser.uid.clone()));
+    Elected { endpoints, losers }
+}
+
+/// What the kernel holds and for whom.
+type Programmed<'a> = BTreeMap<Key, &'a Owner>;
+
+/// Everything that the pods of one holder want.
+fn claims_of<'a>(pods: &[&'a Candidate], node: &NodeFacts, programmed: &Programmed<'_>) -> Vec<Claim<'a>> {
+    let owners: Vec<_> = pods.iter().map(|pod| Owner::new(&pod.pod, &pod.uid)).collect();
+    let oldest = pods.iter().map(|pod| (pod.created.as_str(), pod.uid.as_str())).min().unwrap_or_default();
+    let claim = |pod: &'a Candidate, owner: &Owner, mapping: &Mapping| {
+        let endpoint = Endpoint {
+            mapping: mapping.clone(),
+            pod: pod.pod.clone(),
+            uid: pod.uid.clone(),
+            ips: pod.ips.clone(),
+        };
+        let entries = entries_of(&endpoint, owner, node).unwrap_or_default();
+        let keys: Vec<_> = entries.iter().map(|(entry, _)| entry.key).collect();
+        let served = keys.iter().any(|key| programmed.get(key).is_some_and(|found| *found == owner));
+        let incumbency =
+            keys.iter().map(|key| incumbency(key, &owners, programmed)).max().unwrap_or_default();
+        Claim { pod, endpoint, keys, standing: standing(pod, served), incumbency, oldest }
+    };
+    let of_pod = |(pod, owner): (&&'a Candidate, _)| {
+        let pod: &'a Candidate = pod;
+        pod.mappings.iter().map(|mapping| claim(pod, owner, mapping)).collect::<Vec<_>>()
+    };
+    pods.iter().zip(&owners).flat_map(of_pod).collect()
+}
+
+/// The claims that one holder makes towards others: of those that overlap, the one of its best pod.
+fn representatives<'a>(mut claims: Vec<Claim<'a>>, losers: &mut Vec<Loser>) -> Vec<Claim<'a>> {
+    claims.sort_by_cached_key(Claim::rank_within_holder);
+    let (granted, refused) = Granted::from_best_to_worst(claims);
+    // The others wait behind another pod of their holder, as every pod of a rollout does.
+    let to_itself = |claim: &Claim<'_>| {
+        let winner = granted.overlapping(claim).find(|winner| winner.pod.uid == claim.pod.uid)?;
+        Some(claim.lost_to(winner))
+    };
+    losers.extend(refused.iter().filter_map(to_itself));
+    granted.claims
+}
+
+/// One mapping of one pod.
+struct Claim<'a> {
+    pod: &'a Candidate,
+    endpoint: Endpoint,
+    /// What it would be programmed as; none where the node cannot serve it, which conflicts with nobody.
+    keys: Vec<Key>,
+    standing: Standing,
+    incumbency: Incumbency,
+    /// The creation and UID of the holder's oldest pod.
+    oldest: (&'a str, &'a str),
+}
+
+/// How well a pod can serve, the best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Standing {
+    Ready,
+    ServedNow,
+    HasAddress,
+    HasAddressAndEnds,
+    HasNoAddress,
+    HasNoAddressAndEnds,
+}
+
+/// How far a holder has a claim's ports already, the strongest last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Incumbency {
+    #[default]
+    None,
+    /// It has some of the ports, under another range.
+    Partly,
+    /// It has exactly these ports. Only one holder can.
+    Exactly,
+}
+
+impl Claim<'_> {
+    fn rank_within_holder(&self) -> impl Ord + use<> {
+        let newest = Reverse((self.pod.created.clone(), self.pod.uid.clone()));
+        (self.standing, newest, self.endpoint.mapping.clone())
+    }
+
+    fn rank_between_holders(&self) -> impl Ord + use<> {
+        let (created, uid) = self.oldest;
+        let oldest = (created.to_owned(), uid.to_owned(), self.pod.holder.clone());
+        (Reverse(self.incumbency), oldest, self.endpoint.mapping.clone(), self.pod.uid.clone())
+    }
+
+    fn lost_to(&self, winner: &Self) -> Loser {
+        Loser {
+            pod: self.pod.pod.clone(),
+            uid: self.pod.uid.clone(),
+            mapping: self.endpoint.mapping.clone(),
+            winner: Winner {
+                holder: winner.pod.holder.clone(),
+                pod: winner.pod.pod.clone(),
+                uid: winner.pod.uid.clone(),
+                mapping: winner.endpoint.mapping.clone(),
+            },
+        }
+    }
+}
+
+fn standing(pod: &Candidate, served: bool) -> Standing {
+    match (pod.ips.is_empty(), pod.terminating) {
+        (true, false) => Standing::HasNoAddress,
+        (true, true) => Standing::HasNoAddressAndEnds,
+        (false, false) if pod.ready => Standing::Ready,
+        (false, _) if served => Standing::ServedNow,
+        (false, false) => Standing::HasAddress,
+        (false, true) => Standing::HasAddressAndEnds,
+    }
+}
+
+fn incumbency(key: &Key, owners: &[Owner], programmed: &Programmed<'_>) -> Incumbency {
+    let own = overlapping(programmed, key).filter(|(_, owner)| owners.contains(owner));
+    let strength = own.map(|(held, _)| if held == key { Incumbency::Exactly } else { Incumbency::Partly });
+    strength.max().unwrap_or_default()
+}
+
+/// What shares a port with `key`. The keys of the map must not overlap each other, so that those which overlap this
+/// one stand together, right below its last port.
+fn overlapping<'m, V>(map: &'m BTreeMap<Key, V>, key: &Key) -> impl Iterator<Item = (&'m Key, &'m V)> {
+    let ports = PortRange::new(key.ports.last(), Port::MAX).unwrap_or(key.ports);
+    map.range(..=Key { ports, ..*key }).rev().take_while(move |(found, _)| found.overlaps(key))
+}
+
+/// The claims that were granted so far.
+#[derive(Default)]
+struct Granted<'a> {
+    claims: Vec<Claim<'a>>,
+    by_key: BTreeMap<Key, usize>,
+}
+
+impl<'a> Granted<'a> {
+    /// Grants each claim unless one before it has some of the ports; returns those that are not granted, too.
+    fn from_best_to_worst(claims: Vec<Claim<'a>>) -> (Self, Vec<Claim<'a>>) {
+        let mut granted = Self::default();
+        let mut refused = Vec::new();
+        for claim in claims {
+            if granted.overlapping(&claim).next().is_some() {
+                refused.push(claim);
+            } else {
+                let position = granted.claims.len();
+                granted.by_key.extend(claim.keys.iter().map(|key| (*key, position)));
+                granted.claims.push(claim);
+            }
+        }
+        (granted, refused)
+    }
+
+    /// The granted claims that have some of the ports.
+    fn overlapping(&self, claim: &Claim<'_>) -> impl Iterator<Item = &Claim<'a>> {
+        let positions = claim.keys.iter().flat_map(|key| overlapping(&self.by_key, key));
+        positions.filter_map(|(_, position)| self.claims.get(*position))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::mapping::Address;
+    use crate::model::port::Protocol;
+    use crate::ruleset::desired;
+
+    fn node() -> NodeFacts {
+        NodeFacts {
+            addresses: ["203.0.113.7".parse().unwrap(), "2001:db8::7".parse().unwrap()].into(),
+            node_v4: Some("203.0.113.7".parse().unwrap()),
+            node_v6: Some("2001:db8::7".parse().unwrap()),
+            ..NodeFacts::default()
+        }
+    }
+
+    fn mapping(external: &str) -> Mapping {
+        let ports: PortRange = external.parse().unwrap();
+        Mapping::new(Address::Node, Protocol::Tcp, ports, ports.first()).unwrap()
+    }
+
+    /// A ready pod of Deployment `app`, created at this second of a minute.
+    fn pod(app: &str, second: u8, external: &str) -> Candidate {
+        let name = format!("{app}-{second}");
+        Candidate {
+            uid: format!("uid-{name}"),
+            pod: ObjectName::new("mail", name),
+            holder: Holder::new("Deployment", ObjectName::new("mail", app)),
+            created: format!("2026-01-01T00:00:{second:02}Z"),
+            ready: true,
+            terminating: false,
+            ips: vec![format!("10.244.{}.{second}", app.len()).parse().unwrap()],
+            mappings: vec![mapping(external)],
+        }
+    }
+
+    fn not_ready(pod: Candidate) -> Candidate {
+        Candidate { ready: false, ..pod }
+    }
+
+    fn terminating(pod: Candidate) -> Candidate {
+        Candidate { terminating: true, ..pod }
+    }
+
+    fn without_address(pod: Candidate) -> Candidate {
+        Candidate { ready: false, ips: Vec::new(), ..pod }
+    }
+
+    fn programmed(elected: &Elected) -> Ruleset {
+        desired(&elected.endpoints, &node()).ruleset
+    }
+
+    fn served(candidates: &[Candidate], before: &Ruleset) -> Vec<String> {
+        let elected = elect(candidates, &node(), before);
+        elected.endpoints.iter().map(|endpoint| endpoint.pod.name.to_string()).collect()
+    }
+
+    fn only(candidate: &Candidate) -> Ruleset {
+        programmed(&elect(std::slice::from_ref(candidate), &node(), &Ruleset::default()))
+    }
+
+    #[test]
+    fn within_a_holder_the_newest_ready_pod_is_served() {
+        let old = pod("web", 1, "80");
+        let nothing = Ruleset::default();
+        let cases = [
+            ("the newest ready one", pod("web", 2, "80"), "web-2"),
+            ("not one that is not ready", not_ready(pod("web", 2, "80")), "web-1"),
+            ("not one without an address", without_address(pod("web", 2, "80")), "web-1"),
+            ("not one that ends", terminating(pod("web", 2, "80")), "web-1"),
+        ];
+        for (why, new, name) in cases {
+            assert_eq!(served(&[old.clone(), new], &nothing), [name], "{why}");
+        }
+    }
+
+    #[test]
+    fn with_no_pod_ready_the_served_one_stays_else_the_newest_with_an_address() {
+        let [first, second] = [not_ready(pod("web", 1, "80")), not_ready(pod("web", 2, "80"))];
+        let starting = without_address(pod("web", 3, "80"));
+        let all = [first.clone(), second.clone(), starting.clone()];
+        assert_eq!(served(&all, &Ruleset::default()), ["web-2"]);
+        assert_eq!(served(&all, &only(&first)), ["web-1"]);
+        assert_eq!(served(&[terminating(first.clone()), second.clone()], &only(&first)), ["web-1"]);
+        assert_eq!(served(&[terminating(first), second.clone()], &Ruleset::default()), ["web-2"]);
+        assert_eq!(served(&[starting], &only(&second)), ["web-3"], "its ports are reserved");
+    }
+
+    #[test]
+    fn r14_a_terminating_pod_is_served_only_until_another_is_ready() {
+        let old = terminating(pod("web", 1, "80"));
+        assert_eq!(served(std::slice::from_ref(&old), &only(&old)), ["web-1"]);
+        assert_eq!(served(&[old.clone(), pod("web", 2, "80")], &only(&old)), ["web-2"]);
+    }
+
+    #[test]
+    fn between_holders_who_is_served_stays_then_the_oldest_wins() {
+        let [web, other] = [pod("web", 5, "80"), pod("other", 1, "80")];
+        let both = [web.clone(), other.clone()];
+        assert_eq!(served(&both, &Ruleset::default()), ["other-1"], "the oldest");
+        assert_eq!(served(&both, &only(&web)), ["web-5"], "the one that has it");
+        let twins = [pod("a", 1, "80"), pod("b", 1, "80")];
+        assert_eq!(served(&twins, &Ruleset::default()), ["a-1"], "the lowest UID");
+    }
+
+    #[test]
+    fn a_rollout_keeps_the_port_of_its_holder_although_another_pod_is_older() {
+        let before = only(&pod("web", 5, "80"));
+        let rollout = [terminating(pod("web", 5, "80")), pod("web", 9, "80"), pod("other", 1, "80")];
+        assert_eq!(served(&rollout, &before), ["web-9"]);
+    }
+
+    #[test]
+    fn a_loser_is_told_who_has_the_port_and_a_waiting_pod_of_the_same_holder_is_none() {
+        let candidates = [pod("web", 1, "80"), pod("web", 2, "80"), pod("other", 3, "79-81")];
+        let elected = elect(&candidates, &node(), &Ruleset::default());
+        let told: Vec<_> =
+            elected.losers.iter().map(|loser| format!("{}: {loser}", loser.pod.name)).collect();
+        assert_eq!(
+            told,
+            [
+                "other-3: 79-81/tcp: is served on this node for Deployment mail/web (pod web-2, as 80/tcp); choose \
+              another external port, or remove it there first"
+            ]
+        );
+    }
+
+    #[test]
+    fn one_shared_port_costs_the_whole_range() {
+        let candidates = [pod("web", 1, "7005"), pod("game", 2, "7000-7010"), pod("late", 3, "7000-7004")];
+        let elected = elect(&candidates, &node(), &Ruleset::default());
+        assert_eq!(elected.losers.len(), 1);
+        let served: Vec<_> = elected.endpoints.iter().map(|endpoint| &*endpoint.pod.name).collect();
+        assert_eq!(served, ["late-3", "web-1"], "what the loser leaves is free for others");
+    }
+
+    #[test]
+    fn a_holder_that_widens_its_range_keeps_what_it_has_against_newcomers() {
+        let narrow = pod("web", 5, "7000-7005");
+        let before = only(&narrow);
+        let wide = Candidate { mappings: vec![mapping("7000-7010")], ..narrow };
+        assert_eq!(served(&[wide.clone(), pod("other", 1, "7000-7005")], &before), ["web-5"]);
+        let theirs = only(&pod("other", 1, "7006-7010"));
+        assert_eq!(served(&[wide, pod("other", 1, "7006-7010")], &theirs), ["other-1"]);
+    }
+
+    #[test]
+    fn a_pod_that_asks_for_one_port_under_two_addresses_is_told_so() {
+        let mut twice = pod("web", 1, "80");
+        let named = Address::Fixed(
+            crate::model::address::ExternalAddress::new("203.0.113.7".parse().unwrap()).unwrap(),
+        );
+        let port = Port::new(80).unwrap();
+        twice.mappings.push(
+            Mapping::new(named, Protocol::Tcp, PortRange::single(port), Port::new(8080).unwrap()).unwrap(),
+        );
+        let elected = elect(&[twice], &node(), &Ruleset::default());
+        assert_eq!(elected.endpoints.len(), 1);
+        assert_eq!(
+            elected.losers[0].to_string(),
+            "203.0.113.7:80/tcp: this pod asks for it twice on this node, also as 80/tcp; remove one of the two \
+             entries"
+        );
+    }
+
+    #[test]
+    fn what_the_node_cannot_serve_takes_nothing_from_anybody() {
+        let v6_only = Candidate { ips: vec!["fd00::9".parse().unwrap()], ..pod("old", 1, "80") };
+        let v4_node = NodeFacts { node_v6: None, ..node() };
+        let elected = elect(&[v6_only, pod("web", 2, "80")], &v4_node, &Ruleset::default());
+        assert!(elected.losers.is_empty());
+        let desired = desired(&elected.endpoints, &v4_node);
+        assert_eq!(desired.ruleset.len(), 1);
+        assert_eq!(&*desired.refused[0].pod.name, "old-1");
+    }
+
+    #[test]
+    fn r07_a_conflict_stays_decided_over_100_resyncs_and_restarts() {
+        let mut candidates = vec![pod("a", 3, "80"), pod("b", 2, "80"), pod("c", 1, "80")];
+        let mut kernel = only(&candidates[0]);
+        for resync in 0..100 {
+            candidates.rotate_left(resync % 3);
+            let elected = elect(&candidates, &node(), &kernel);
+            assert_eq!(&*elected.endpoints[0].pod.name, "a-3", "resync {resync}");
+            kernel = programmed(&elected);
+        }
+    }
+
+    fn any_candidate() -> impl Strategy<Value = Candidate> {
+        let ports = prop::collection::vec((1_u16..12, 0_u16..4), 1..3);
+        let state = (any::<bool>(), any::<bool>(), any::<bool>());
+        ("[abc]", 0_u8..60, ports, state).prop_map(|(app, second, ports, (ready, terminating, addressed))| {
+            let mappings = ports.iter().map(|(first, span)| mapping(&format!("{first}-{}", first + span)));
+            let ips = if addressed { pod(&app, second, "1").ips } else { Vec::new() };
+            Candidate { ready, terminating, ips, mappings: mappings.collect(), ..pod(&app, second, "1") }
+        })
+    }
+
+    fn any_candidates() -> impl Strategy<Value = Vec<Candidate>> {
+        prop::collection::vec(any_candidate(), 0..10).prop_map(|mut candidates| {
+            let mut uids = BTreeSet::new();
+            candidates.retain(|candidate| uids.insert(candidate.uid.clone()));
+            candidates
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn r03_r04_the_outcome_never_depends_on_the_order_of_pods(
+            (candidates, shuffled) in any_candidates().prop_flat_map(|all| (Just(all.clone()), Just(all).prop_shuffle())),
+            before in any_candidates(),
+        ) {
+            let kernel = programmed(&elect(&before, &node(), &Ruleset::default()));
+            prop_assert_eq!(elect(&candidates, &node(), &kernel), elect(&shuffled, &node(), &kernel));
+        }
+
+        #[test]
+        fn r07_electing_again_elects_the_same(candidates in any_candidates(), before in any_candidates()) {
+            let kernel = programmed(&elect(&before, &node(), &Ruleset::default()));
+            let once = elect(&candidates, &node(), &kernel);
+            let again = elect(&candidates, &node(), &programmed(&once));
+            prop_assert_eq!(once, again);
+        }
+
+        #[test]
+        fn no_two_pods_are_served_on_one_port_and_nobody_waits_for_a_free_one(candidates in any_candidates()) {
+            let elected = elect(&candidates, &node(), &Ruleset::default());
+            let outcome = desired(&elected.endpoints, &node());
+            prop_assert!(outcome.refused.is_empty(), "{:?}", outcome.refused);
+            for loser in &elected.losers {
+                prop_assert!(loser.winner.mapping.overlap(&loser.mapping).is_some());
+                let is_served = |endpoint: &Endpoint| {
+                    endpoint.uid == loser.winner.uid && endpoint.mapping == loser.winner.mapping
+                };
+                let by_itself = loser.winner.uid == loser.uid;
+                prop_assert!(by_itself || elected.endpoints.iter().any(is_served), "{loser}");
+            }
+        }
+    }
+}
