@@ -21,4 +21,6 @@ pub mod shutdown;
 
 pub mod webhook;
 
+pub mod agent;
+
 pub mod cli;
