@@ -4,9 +4,11 @@
 //! read. This is the only module, beside the events of the agent, that talks to the API server.
 
 pub mod client;
+pub mod events;
 pub mod evidence;
 pub mod informers;
 pub mod live;
+pub mod node_pods;
 pub mod resource;
 mod trouble;
 pub mod watch;

@@ -58,7 +58,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// The addresses of all interfaces.
 pub(super) fn addresses() -> io::Result<Vec<InterfaceAddress>> {
     // Without a protocol it is NETLINK_ROUTE.
-    let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+    let socket =
+        rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
     rustix::net::bind(&socket, &netlink::SocketAddrNetlink::new(0, 0))?;
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE))?;
     for _ in 0..ATTEMPTS {

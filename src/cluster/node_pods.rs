@@ -1,0 +1,353 @@
+//! The pods of one node that ask for ports, and what is needed to judge them: their owners, the Node itself, and the
+//! labels of namespaces where a policy selects by them.
+//!
+//! Only this node's pods are watched (a field selector), so that an agent costs the API server as much as its node
+//! has pods, not as much as the cluster has. [`NodePods`] is fed by plain calls, which tests make without a cluster;
+//! [`NodePods::follow`] makes them from watches. Feeding never waits for whoever reads, so that a slow kernel cannot
+//! hold up a watch (R42): a change only leaves a note that something changed.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::PoisonError;
+use std::sync::RwLock;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::info;
+use tracing::warn;
+
+use crate::admission::index::Index;
+use crate::admission::index::ObjectKey;
+use crate::admission::policy::Policy;
+use crate::api::object::Kind;
+use crate::api::object::Object;
+use crate::api::object::Spec;
+use crate::api::object::Status;
+use crate::cluster::client::Connection;
+use crate::cluster::live::ApiServer;
+use crate::cluster::resource::Resource;
+use crate::cluster::watch::News;
+use crate::cluster::watch::Watch;
+use crate::model::holder::ObjectName;
+
+const POD: Resource = Resource::Holder(Kind::Pod);
+
+/// A pod whose owner cannot be read in this time is taken with the owner that it names itself.
+const OWNER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long until an owner that could not be read is asked for again.
+const OWNER_RETRY: Duration = Duration::from_secs(30);
+
+/// What is known of a node.
+#[derive(Debug)]
+pub struct View {
+    /// The pods that ask for ports.
+    pub pods: BTreeMap<ObjectName, Object>,
+    /// Owners, namespaces and the node. It holds no pods: which of this node's pods has a port is not decided by
+    /// who asked, but by an election.
+    pub index: Index,
+    /// The Node, if it exists.
+    pub node: Option<Object>,
+}
+
+/// A node as the API server knows it.
+#[derive(Debug)]
+pub struct NodePods {
+    policy: Arc<Policy>,
+    view: RwLock<View>,
+    changed: Notify,
+    waiting_tx: watch::Sender<BTreeSet<Resource>>,
+}
+
+impl NodePods {
+    /// A node of which nothing is known yet.
+    pub fn new(policy: Arc<Policy>) -> Self {
+        let mut waiting = BTreeSet::from([Resource::Node, POD]);
+        if !policy.namespaces.selector.is_empty() {
+            waiting.insert(Resource::Namespace);
+        }
+        let view = View { pods: BTreeMap::new(), index: Index::new(Arc::clone(&policy)), node: None };
+        Self {
+            policy,
+            view: RwLock::new(view),
+            changed: Notify::new(),
+            waiting_tx: watch::Sender::new(waiting),
+        }
+    }
+
+    /// Shows what is known. Nothing is fed meanwhile, so be quick and wait for nothing.
+    pub fn read<T>(&self, look: impl FnOnce(&View) -> T) -> T {
+        look(&self.view.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The resources of which no complete list was seen yet.
+    pub fn waiting(&self) -> BTreeSet<Resource> {
+        self.waiting_tx.borrow().clone()
+    }
+
+    /// Waits until something changed since the last call.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Takes news of a resource.
+    pub fn feed(&self, resource: Resource, news: News) {
+        let is_list = matches!(news, News::Listed(_));
+        {
+            let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+            match (resource, news) {
+                (_, News::Failed(_)) => return,
+                (Resource::Node, news) => view.feed_node(news),
+                (Resource::Namespace, news) => view.feed_namespaces(news),
+                (Resource::Holder(_), news) => view.feed_pods(news, &self.policy),
+            }
+        }
+        if is_list && self.waiting_tx.send_if_modified(|waiting| waiting.remove(&resource)) {
+            info!(resource = resource.plural(), "Listed for the first time");
+        }
+        self.changed.notify_one();
+    }
+
+    /// Takes the owner of a pod: who manages it, and nothing of its template.
+    pub fn feed_owner(&self, mut owner: Object) {
+        owner.spec = Spec::default();
+        owner.status = Status::default();
+        self.view.write().unwrap_or_else(PoisonError::into_inner).index.apply(&owner);
+        self.changed.notify_one();
+    }
+
+    /// Watches the node of this name until it is dropped. A panic in one of the watches is a panic here: a process
+    /// must not go on with a view that no longer changes.
+    pub async fn follow(self: Arc<Self>, connection: Connection, node_name: String) {
+        let mut watches = JoinSet::new();
+        for resource in self.waiting() {
+            let fields = match resource {
+                Resource::Node => Some(format!("metadata.name={node_name}")),
+                Resource::Holder(_) => Some(format!("spec.nodeName={node_name}")),
+                Resource::Namespace => None,
+            };
+            watches.spawn(Arc::clone(&self).follow_one(connection.clone(), resource, fields));
+        }
+        while let Some(ended) = watches.join_next().await {
+            if let Err(error) = ended
+                && error.is_panic()
+            {
+                std::panic::resume_unwind(error.into_panic());
+            }
+        }
+    }
+
+    async fn follow_one(self: Arc<Self>, connection: Connection, resource: Resource, fields: Option<String>) {
+        let policy = Arc::clone(&self.policy);
+        let trim = Box::new(move |object: &mut Object| keep(object, &policy));
+        let mut watch = Watch::new(&connection, resource, fields.as_deref(), trim);
+        let api_server = ApiServer::new(connection.client);
+        loop {
+            let Ok(news) = tokio::time::timeout(OWNER_RETRY, watch.next()).await else {
+                if resource == POD {
+                    let pods: Vec<_> = self.read(|view| view.pods.values().cloned().collect());
+                    self.learn_owners(&pods, &api_server).await;
+                }
+                continue;
+            };
+            match &news {
+                News::Listed(objects) => self.learn_owners(objects, &api_server).await,
+                News::Applied(object) => self.learn_owners(std::slice::from_ref(object), &api_server).await,
+                News::Deleted(_) | News::Failed(_) => {}
+            }
+            self.feed(resource, news);
+        }
+    }
+
+    /// Reads the owners of pods that are not known yet, each once: an owner's own owner never changes.
+    async fn learn_owners(&self, pods: &[Object], api_server: &ApiServer) {
+        let unknown: BTreeSet<_> = pods.iter().filter_map(|pod| self.unknown_owner(pod)).collect();
+        for owner in unknown {
+            let resource = Resource::Holder(owner.kind);
+            let read = api_server.get(resource, &owner.name.namespace, &owner.name.name);
+            match tokio::time::timeout(OWNER_PATIENCE, read).await {
+                Ok(Ok(Some(object))) => self.feed_owner(object),
+                // Its pods are about to be collected; until then the owner that they name will do.
+                Ok(Ok(None)) => {}
+                Ok(Err(error)) => {
+                    warn!(%error, "Cannot tell which workload some pods belong to; a rolling update \
+                    of it may look like a conflict until the owner can be read")
+                }
+                Err(_) => {
+                    warn!(kind = owner.kind.name(), name = %owner.name, "The API server took too long to tell \
+                    which workload some pods belong to; a rolling update of it may look like a conflict until then")
+                }
+            }
+        }
+    }
+
+    fn unknown_owner(&self, pod: &Object) -> Option<ObjectKey> {
+        if !self.policy.asks(&pod.metadata.annotations) {
+            return None;
+        }
+        let key = ObjectKey::of(pod, &pod.metadata.namespace)?;
+        self.read(|view| view.index.holder(&key, pod.metadata.controller()).err())
+    }
+}
+
+impl View {
+    fn feed_node(&mut self, news: News) {
+        match news {
+            News::Listed(nodes) => {
+                self.index.reset_nodes(&nodes);
+                self.node = nodes.into_iter().next();
+            }
+            News::Applied(node) => {
+                self.index.apply(&node);
+                self.node = Some(*node);
+            }
+            News::Deleted(node) => {
+                self.index.delete_node(&node.metadata.name);
+                self.node = None;
+            }
+            News::Failed(_) => {}
+        }
+    }
+
+    fn feed_namespaces(&mut self, news: News) {
+        match news {
+            News::Listed(namespaces) => self.index.reset_namespaces(&namespaces),
+            News::Applied(namespace) => self.index.apply(&namespace),
+            News::Deleted(namespace) => self.index.delete_namespace(&namespace.metadata.name),
+            News::Failed(_) => {}
+        }
+    }
+
+    fn feed_pods(&mut self, news: News, policy: &Policy) {
+        match news {
+            News::Listed(pods) => {
+                let asking = pods.into_iter().filter(|pod| policy.asks(&pod.metadata.annotations));
+                self.pods = asking.map(|pod| (name(&pod), pod)).collect();
+            }
+            News::Applied(pod) if policy.asks(&pod.metadata.annotations) => {
+                self.pods.insert(name(&pod), *pod);
+            }
+            // It asks no longer (R10).
+            News::Applied(pod) => {
+                self.pods.remove(&name(&pod));
+            }
+            News::Deleted(pod) => {
+                let name = name(&pod);
+                // A pod of the same name that came after it stays (R09).
+                let is_it = |known: &Object| known.metadata.uid == pod.metadata.uid;
+                if self.pods.get(&name).is_some_and(is_it) {
+                    self.pods.remove(&name);
+                }
+            }
+            News::Failed(_) => {}
+        }
+    }
+}
+
+/// Of pods, only those that ask for ports are kept.
+fn keep(object: &mut Object, policy: &Policy) -> bool {
+    object.known_kind() != Some(Kind::Pod) || policy.asks(&object.metadata.annotations)
+}
+
+fn name(pod: &Object) -> ObjectName {
+    ObjectName::new(pod.metadata.namespace.as_str(), pod.metadata.name.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(name: &str, uid: &str, annotation: &str) -> Object {
+        let json = serde_json::json!({
+            "kind": "Pod",
+            "metadata": {"namespace": "mail", "name": name, "uid": uid, "annotations": {annotation: "25"}},
+        });
+        serde_json::from_value(json).unwrap()
+    }
+
+    fn applied(pod: Object) -> News {
+        News::Applied(Box::new(pod))
+    }
+
+    fn deleted(pod: Object) -> News {
+        News::Deleted(Box::new(pod))
+    }
+
+    fn uids(pods: &NodePods) -> Vec<String> {
+        pods.read(|view| view.pods.values().map(|pod| pod.metadata.uid.clone()).collect())
+    }
+
+    fn node_pods() -> NodePods {
+        NodePods::new(Arc::new(Policy::default()))
+    }
+
+    #[test]
+    fn r02_the_deletion_of_an_unknown_pod_changes_nothing() {
+        let pods = node_pods();
+        pods.feed(POD, deleted(pod("mx", "1", "pinhole.dev/expose")));
+        assert_eq!(uids(&pods), Vec::<String>::new());
+    }
+
+    #[test]
+    fn r09_the_late_deletion_of_a_replaced_pod_leaves_its_successor() {
+        let pods = node_pods();
+        pods.feed(POD, applied(pod("mx-0", "1", "pinhole.dev/expose")));
+        pods.feed(POD, applied(pod("mx-0", "2", "pinhole.dev/expose")));
+        pods.feed(POD, deleted(pod("mx-0", "1", "pinhole.dev/expose")));
+        assert_eq!(uids(&pods), ["2"]);
+    }
+
+    #[test]
+    fn r10_a_pod_whose_annotation_is_removed_asks_no_longer() {
+        let pods = node_pods();
+        pods.feed(POD, applied(pod("mx", "1", "pinhole.dev/expose")));
+        pods.feed(POD, applied(pod("mx", "1", "example.org/other")));
+        assert_eq!(uids(&pods), Vec::<String>::new());
+    }
+
+    #[test]
+    fn r12_a_list_replaces_what_vanished_while_nobody_looked() {
+        let pods = node_pods();
+        pods.feed(POD, applied(pod("a", "1", "pinhole.dev/expose")));
+        pods.feed(
+            POD,
+            News::Listed(vec![pod("b", "2", "pinhole.dev/expose"), pod("c", "3", "example.org/x")]),
+        );
+        assert_eq!(uids(&pods), ["2"]);
+    }
+
+    #[test]
+    fn r05_nothing_is_known_before_every_list_came() {
+        let pods = node_pods();
+        assert_eq!(pods.waiting().len(), 2);
+        pods.feed(POD, applied(pod("a", "1", "pinhole.dev/expose")));
+        pods.feed(POD, News::Failed("no route to host".into()));
+        assert_eq!(pods.waiting().len(), 2, "neither a change nor a failure is a list");
+        pods.feed(POD, News::Listed(Vec::new()));
+        pods.feed(Resource::Node, News::Listed(Vec::new()));
+        assert!(pods.waiting().is_empty());
+    }
+
+    #[test]
+    fn namespaces_are_only_watched_where_a_policy_selects_by_their_labels() {
+        let mut policy = Policy::default();
+        policy.namespaces.selector = "nat=yes".parse().unwrap();
+        assert!(NodePods::new(Arc::new(policy)).waiting().contains(&Resource::Namespace));
+        assert!(!node_pods().waiting().contains(&Resource::Namespace));
+    }
+
+    #[tokio::test]
+    async fn r42_any_number_of_changes_is_fed_while_nobody_reads_and_leaves_one_note() {
+        let pods = node_pods();
+        for number in 0..10_000 {
+            pods.feed(POD, applied(pod("mx", &number.to_string(), "pinhole.dev/expose")));
+        }
+        pods.changed().await;
+        assert_eq!(uids(&pods), ["9999"]);
+        let again = tokio::time::timeout(Duration::from_millis(20), pods.changed()).await;
+        assert!(again.is_err(), "one note for all changes");
+    }
+}
