@@ -12,7 +12,7 @@ pub mod decider;
 pub mod limits;
 pub(crate) mod refusal;
 pub(crate) mod reply;
-pub(crate) mod review;
+pub mod review;
 pub mod routes;
 pub mod self_signed;
 pub mod server;

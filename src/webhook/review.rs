@@ -13,37 +13,39 @@ use crate::api::object::Object;
 /// One call.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Review {
+pub struct Review {
     /// Names the call; the answer must repeat it.
-    pub(crate) uid: String,
+    pub uid: String,
     /// What the matching rule of the webhook configuration calls the object's kind.
     #[serde(default, deserialize_with = "null_is_default")]
-    pub(crate) kind: GroupVersionKind,
+    pub kind: GroupVersionKind,
     /// The object's name; empty when the API server is yet to generate it.
     #[serde(default, deserialize_with = "null_is_default")]
-    pub(crate) name: String,
+    pub name: String,
     /// The object's namespace; the object itself may not name it.
     #[serde(default, deserialize_with = "null_is_default")]
-    pub(crate) namespace: String,
+    pub namespace: String,
     /// `CREATE`, `UPDATE`, `DELETE`, `CONNECT`, or whatever a later API server may say.
     #[serde(default, deserialize_with = "null_is_default")]
-    pub(crate) operation: String,
+    pub operation: String,
     /// Nothing will be stored.
     #[serde(default, deserialize_with = "null_is_default")]
-    pub(crate) dry_run: bool,
+    pub dry_run: bool,
     /// The object as it would be stored.
-    pub(crate) object: Option<Object>,
+    pub object: Option<Object>,
     /// The object as it is stored.
-    pub(crate) old_object: Option<Object>,
+    pub old_object: Option<Object>,
 }
 
 /// Names a kind.
 #[derive(Debug, Default, Deserialize)]
-pub(crate) struct GroupVersionKind {
+pub struct GroupVersionKind {
+    /// The API group; empty for pods.
     #[serde(default, deserialize_with = "null_is_default")]
-    pub(crate) group: String,
+    pub group: String,
+    /// The kind.
     #[serde(default, deserialize_with = "null_is_default")]
-    pub(crate) kind: String,
+    pub kind: String,
 }
 
 #[derive(Deserialize)]
@@ -64,15 +66,15 @@ struct RequestOfUid {
 /// A body that is not an `AdmissionReview`.
 #[derive(Debug, Error)]
 #[error("the body is not a readable AdmissionReview: {reason}")]
-pub(crate) struct Unreadable {
+pub struct Unreadable {
     /// The call's UID, if it could be recovered.
-    pub(crate) uid: Option<String>,
+    pub uid: Option<String>,
     reason: String,
 }
 
 impl Review {
     /// Reads a body.
-    pub(crate) fn parse(body: &[u8]) -> Result<Self, Unreadable> {
+    pub fn parse(body: &[u8]) -> Result<Self, Unreadable> {
         let reason = match serde_json::from_slice::<Envelope>(body) {
             Ok(Envelope { request: Some(review) }) if !review.uid.is_empty() => return Ok(review),
             Ok(Envelope { request: Some(_) }) => "request.uid is empty".to_owned(),
@@ -86,7 +88,7 @@ impl Review {
     }
 
     /// The name to show: what the object is called, or what its name will begin with.
-    pub(crate) fn shown_name(&self) -> &str {
+    pub fn shown_name(&self) -> &str {
         if !self.name.is_empty() {
             return &self.name;
         }
