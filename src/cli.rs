@@ -4,10 +4,13 @@
 //! its exit code: 0 for yes, 1 for no (violations found, a process that failed), 2 for usage.
 
 mod check;
+mod duration;
+mod listen;
 mod manifest;
 pub mod policy;
 mod schema;
 mod terminal;
+mod webhook;
 
 use std::process::ExitCode;
 
@@ -17,6 +20,7 @@ use clap::Subcommand;
 
 use crate::cli::check::Check;
 use crate::cli::schema::Schema;
+use crate::cli::webhook::Webhook;
 use crate::telemetry::log;
 use crate::telemetry::log::LogFormat;
 
@@ -46,6 +50,9 @@ struct LogFlags {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Answer the API server's admission calls.
+    Webhook(Box<Webhook>),
+
     /// Judge manifests by the rules of admission, offline, before anybody applies them.
     Check(Check),
 
@@ -59,6 +66,7 @@ impl Cli {
         let Self { log: LogFlags { log_level, log_format }, command } = self;
         log::install(&log_level, log_format, terminal::is_colourful(&std::io::stderr()))?;
         match command {
+            Command::Webhook(command) => command.run(),
             Command::Check(command) => command.run(),
             Command::Schema(command) => command.run(),
         }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 /// Reads a duration: whole numbers, each with its unit, the largest first.
 pub(crate) fn parse(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is not a duration; write whole numbers with h, m, s or ms, as in 15s or 1h30m");
+    let wrong =
+        || format!("{text:?} is not a duration; write whole numbers with h, m, s or ms, as in 15s or 1h30m");
     let mut rest = text;
     let mut total = Duration::ZERO;
     while !rest.is_empty() {
@@ -41,9 +42,14 @@ mod tests {
 
     #[test]
     fn anything_else_is_refused_with_an_example() {
-        for text in ["", "15", "s", "15 s", "1.5s", "-1s", "15sec", "99999999999999999999s", "9999999999999999h"] {
+        for text in
+            ["", "15", "s", "15 s", "1.5s", "-1s", "15sec", "99999999999999999999s", "9999999999999999h"]
+        {
             let error = parse(text).unwrap_err();
-            assert!(error.contains(&format!("{text:?}")) && error.contains("15s or 1h30m"), "{text}: {error}");
+            assert!(
+                error.contains(&format!("{text:?}")) && error.contains("15s or 1h30m"),
+                "{text}: {error}"
+            );
         }
     }
 }

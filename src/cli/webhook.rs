@@ -1,0 +1,356 @@
+//! `pinhole webhook`: flags to parts, parts to a running webhook.
+
+use std::fs;
+use std::net::IpAddr;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::RwLock;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::SystemTime;
+
+use anyhow::Context;
+use clap::ArgAction;
+use clap::ArgGroup;
+use clap::Args;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+use tracing::warn;
+
+use crate::admission::index::Index;
+use crate::admission::policy::Policy;
+use crate::cli::duration;
+use crate::cli::listen;
+use crate::cli::policy::PolicyFlags;
+use crate::cluster::client;
+use crate::cluster::client::Source;
+use crate::cluster::informers::Informers;
+use crate::cluster::informers::Observer;
+use crate::cluster::informers::Sign;
+use crate::cluster::live::ApiServer;
+use crate::shutdown;
+use crate::telemetry::http;
+use crate::telemetry::metrics;
+use crate::telemetry::metrics::webhook::WebhookMetrics;
+use crate::telemetry::metrics::webhook::register_index;
+use crate::telemetry::readiness::Condition;
+use crate::telemetry::readiness::Readiness;
+use crate::webhook;
+use crate::webhook::CertificateSource;
+use crate::webhook::decider::Decider;
+use crate::webhook::limits::Limits;
+use crate::webhook::self_signed::DEFAULT_NAMES;
+use crate::webhook::self_signed::SelfSigned;
+use crate::webhook::tls;
+use crate::webhook::tls::files::Files;
+use crate::webhook::tls::pair::PairPaths;
+
+/// The flags of `pinhole webhook`.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("certificate_source").required(true).args(["certificate", "self_signed"]))]
+pub(crate) struct Webhook {
+    /// Where to answer the API server, with TLS.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:8443", value_parser = listen::parse,
+          env = "PINHOLE_LISTEN")]
+    listen: SocketAddr,
+
+    /// Where to serve /healthz, /readyz and /metrics, without TLS. A bare port listens on every address.
+    #[arg(long, value_name = "[ADDRESS:]PORT", default_value = "0.0.0.0:8484", value_parser = listen::parse,
+          env = "PINHOLE_HTTP_ADDRESS")]
+    http_address: SocketAddr,
+
+    /// The cluster to serve. Default: what KUBECONFIG or ~/.kube/config names, else the cluster around this pod.
+    #[arg(long, value_name = "FILE", env = "PINHOLE_KUBECONFIG")]
+    kubeconfig: Option<PathBuf>,
+
+    /// Whether a refusal names a holder in another namespace.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set,
+          env = "PINHOLE_DISCLOSE_HOLDER")]
+    disclose_holder: bool,
+
+    /// How long a granted request holds its ports before the API server's watch has shown it.
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration::parse,
+          env = "PINHOLE_PENDING_TTL")]
+    pending_ttl: Duration,
+
+    #[command(flatten)]
+    policy: PolicyFlags,
+
+    #[command(flatten)]
+    tls: TlsFlags,
+
+    #[command(flatten)]
+    limits: LimitFlags,
+}
+
+/// Where the certificate comes from.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Certificate")]
+struct TlsFlags {
+    /// The certificate chain in PEM, the leaf first. Followed when it is replaced.
+    #[arg(long = "tls-cert", value_name = "FILE", requires = "key", env = "PINHOLE_TLS_CERT")]
+    certificate: Option<PathBuf>,
+
+    /// The leaf's private key in PEM.
+    #[arg(long = "tls-key", value_name = "FILE", requires = "certificate", env = "PINHOLE_TLS_KEY")]
+    key: Option<PathBuf>,
+
+    /// Make a certificate authority and a certificate at the start: for trying out, not for a cluster.
+    #[arg(long = "tls-self-signed", env = "PINHOLE_TLS_SELF_SIGNED")]
+    self_signed: bool,
+
+    /// Write the self-signed authority's certificate here, for callers to trust.
+    #[arg(
+        long = "tls-self-signed-ca-out",
+        value_name = "FILE",
+        requires = "self_signed",
+        env = "PINHOLE_TLS_SELF_SIGNED_CA_OUT"
+    )]
+    ca_out: Option<PathBuf>,
+
+    /// A name or address that callers use. Repeatable. A self-signed certificate carries these (default: localhost
+    /// and the shipped Service); files that lack one are warned about.
+    #[arg(
+        long = "tls-server-name",
+        value_name = "NAME",
+        value_delimiter = ',',
+        value_parser = server_name,
+        env = "PINHOLE_TLS_SERVER_NAME"
+    )]
+    names: Vec<String>,
+}
+
+/// What callers are granted.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Limits")]
+struct LimitFlags {
+    /// How long to go on accepting connections after SIGTERM, until every caller has heard of it.
+    #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = duration::parse,
+          env = "PINHOLE_DRAIN_PERIOD")]
+    drain_period: Duration,
+
+    /// When to end at the latest after SIGTERM. Keep it below the pod's terminationGracePeriodSeconds.
+    #[arg(long, value_name = "DURATION", default_value = "55s", value_parser = duration::parse,
+          env = "PINHOLE_TERMINATION_GRACE")]
+    termination_grace: Duration,
+
+    /// Bytes of one call.
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().max_body,
+          env = "PINHOLE_MAX_BODY_BYTES")]
+    max_body_bytes: usize,
+
+    /// Bytes of all calls at once.
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().max_inflight_body,
+          env = "PINHOLE_MAX_INFLIGHT_BODY_BYTES")]
+    max_inflight_body_bytes: usize,
+
+    /// Connections at once.
+    #[arg(long, value_name = "NUMBER", default_value_t = Limits::default().max_connections,
+          env = "PINHOLE_MAX_CONNECTIONS")]
+    max_connections: usize,
+}
+
+impl Webhook {
+    /// Serves until SIGTERM.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+        runtime.context("no runtime for network and timers can be made")?.block_on(self.serve())
+    }
+
+    async fn serve(self) -> anyhow::Result<ExitCode> {
+        let Self { listen, http_address, kubeconfig, disclose_holder, pending_ttl, policy, tls, limits } =
+            self;
+        let stop = shutdown::on_signal().context("signals cannot be listened for")?;
+        let policy = Arc::new(Policy { disclose_holder, ..policy.into_policy() });
+        let certificates = tls.into_source()?;
+        let connection = client::connect(&kubeconfig.map_or(Source::Usual, Source::File)).await?;
+        let listener = bind(listen, "--listen").await?;
+        let http_listener = bind(http_address, "--http-address").await?;
+
+        let readiness = Readiness::new();
+        let synced = Arc::new(AtomicBool::new(false));
+        let index = Arc::new(RwLock::new(Index::new(Arc::clone(&policy))));
+        let mut registry = metrics::registry();
+        let metrics = WebhookMetrics::register(&mut registry);
+        let counted = Arc::clone(&index);
+        register_index(&mut registry, move || {
+            counted.read().unwrap_or_else(std::sync::PoisonError::into_inner).holdings_count()
+        });
+
+        info!(server = connection.server, "Watching the cluster");
+        let live = Arc::new(ApiServer::new(connection.client.clone()));
+        let caches = readiness.require("caches", "waiting for the first lists from the API server");
+        let observer = observer(caches, Arc::clone(&synced));
+        let informers = Informers::new(connection, Arc::clone(&policy), Arc::clone(&index), observer);
+        let watching = tokio::spawn(informers.run());
+
+        let decider = Arc::new(Decider::new(policy, index, Some(live), synced, pending_ttl));
+        let ended = CancellationToken::new();
+        let admin = http::router(readiness.clone(), Arc::new(registry));
+        tokio::spawn(http::serve(http_listener, admin, ended.clone()));
+        info!(%listen, %http_address, "Answering admission calls");
+        let parts =
+            webhook::Webhook { decider, certificates, limits: limits.into_limits(), metrics, readiness };
+        let serving = webhook::run(parts, listener, stop);
+        tokio::select! {
+            served = serving => served?,
+            watched = watching => {
+                watched.context("the watches on the cluster have failed, so what is held is not known any more")?;
+                anyhow::bail!("the watches on the cluster have ended, so what is held is not known any more");
+            }
+        }
+        ended.cancel();
+        info!("Ended");
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl TlsFlags {
+    fn into_source(self) -> anyhow::Result<CertificateSource> {
+        let Self { certificate, key, self_signed: _, ca_out, mut names } = self;
+        if let (Some(certificate), Some(key)) = (certificate, key) {
+            let files = Files::new(PairPaths { certificate, key }, names, tls::provider());
+            return Ok(CertificateSource::Files(files));
+        }
+        if names.is_empty() {
+            names = DEFAULT_NAMES.map(str::to_owned).to_vec();
+        }
+        let now = SystemTime::now();
+        let self_signed = SelfSigned::generate(&names, now)?;
+        if let Some(path) = ca_out {
+            fs::write(&path, &self_signed.ca_pem)
+                .with_context(|| format!("--tls-self-signed-ca-out: {} cannot be written", path.display()))?;
+        } else {
+            warn!(
+                "Nobody can trust this self-signed certificate; write its authority with --tls-self-signed-ca-out"
+            );
+        }
+        let generated = PairPaths { certificate: "(generated)".into(), key: "(generated)".into() };
+        let pair = self_signed.pair.check(&generated, &names, now, &tls::provider())?;
+        Ok(CertificateSource::Fixed(Box::new(pair)))
+    }
+}
+
+impl LimitFlags {
+    fn into_limits(self) -> Limits {
+        let Self {
+            drain_period,
+            termination_grace,
+            max_body_bytes,
+            max_inflight_body_bytes,
+            max_connections,
+        } = self;
+        Limits {
+            drain_period,
+            termination_grace,
+            max_body: max_body_bytes,
+            max_inflight_body: max_inflight_body_bytes,
+            max_connections,
+            ..Limits::default()
+        }
+    }
+}
+
+/// Keeps readiness up to date with the first lists. A watch that fails later is repeated and no reason to stop
+/// answering: what is refused is confirmed by live reads anyway.
+fn observer(caches: Condition, synced: Arc<AtomicBool>) -> Observer {
+    Arc::new(move |resource, sign| match sign {
+        Sign::Listed { waiting } if waiting.is_empty() => {
+            synced.store(true, Ordering::Release);
+            caches.met();
+        }
+        Sign::Failed(reason) if !synced.load(Ordering::Acquire) => {
+            caches.missing(format!("listing {} fails: {reason}", resource.plural()));
+        }
+        Sign::Listed { .. } | Sign::Changed | Sign::Failed(_) => {}
+    })
+}
+
+async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("{flag} {address}: cannot listen there; is another process using the port, or is it not ours to use?")
+    })
+}
+
+fn server_name(text: &str) -> Result<String, String> {
+    let is_name = text.parse::<IpAddr>().is_ok()
+        || (!text.is_empty()
+            && text.len() <= 253
+            && text.split('.').all(|label| {
+                (1..=63).contains(&label.len())
+                    && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            }));
+    if is_name {
+        Ok(text.to_owned())
+    } else {
+        Err(format!(
+            "{text:?} is neither a DNS name nor an address; write pinhole-webhook.pinhole-system.svc or 192.0.2.1"
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Only {
+        #[command(flatten)]
+        webhook: Webhook,
+    }
+
+    fn parse(arguments: &[&str]) -> Result<Webhook, String> {
+        let command_line = std::iter::once("test").chain(arguments.iter().copied());
+        Only::try_parse_from(command_line).map(|only| only.webhook).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn without_flags_for_limits_they_are_the_defaults() {
+        let limits = parse(&["--tls-self-signed"]).unwrap().limits.into_limits();
+        assert_eq!(format!("{limits:?}"), format!("{:?}", Limits::default()));
+    }
+
+    #[test]
+    fn exactly_one_source_of_the_certificate_is_required() {
+        assert!(parse(&[]).unwrap_err().contains("<--tls-cert <FILE>|--tls-self-signed>"));
+        assert!(parse(&["--tls-cert=a"]).unwrap_err().contains("--tls-key <FILE>"));
+        assert!(parse(&["--tls-key=a"]).unwrap_err().contains("--tls-cert <FILE>"));
+        let both = parse(&["--tls-cert=a", "--tls-key=b", "--tls-self-signed"]).unwrap_err();
+        assert!(both.contains("cannot be used with"), "{both}");
+        assert!(parse(&["--tls-cert=a", "--tls-key=b"]).is_ok());
+    }
+
+    #[test]
+    fn a_flag_that_cannot_be_read_is_named_with_an_example() {
+        let cases = [
+            ("--listen=localhost:1", "127.0.0.1:8484"),
+            ("--drain-period=15", "15s or 1h30m"),
+            ("--tls-server-name=a_b", "pinhole-webhook.pinhole-system.svc"),
+            ("--disclose-holder=perhaps", "true, false"),
+        ];
+        for (argument, expected) in cases {
+            let error = parse(&["--tls-self-signed", argument]).unwrap_err();
+            let flag = argument.split('=').next().unwrap();
+            assert!(error.contains(flag) && error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_self_signed_authority_is_written_for_callers() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ca.pem");
+        let argument = format!("--tls-self-signed-ca-out={}", path.display());
+        let webhook = parse(&["--tls-self-signed", &argument]).unwrap();
+        let CertificateSource::Fixed(pair) = webhook.tls.into_source().unwrap() else {
+            panic!("a self-signed certificate comes from no file");
+        };
+        assert_eq!(pair.names, DEFAULT_NAMES);
+        assert!(fs::read_to_string(path).unwrap().starts_with("-----BEGIN CERTIFICATE-----"));
+    }
+}
