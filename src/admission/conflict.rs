@@ -43,7 +43,7 @@ pub(crate) fn judge(
     let itself =
         ObjectKey { kind: subject.kind, name: ObjectName::new(namespace, subject.owner.name.as_str()) };
     let claimant = world.index.holder(&itself, subject.owner.controller());
-    let node = subject.pinned_node().and_then(|pinned| world.index.node_name(pinned));
+    let node = subject.pinned_node().map(|pinned| world.index.node_name(pinned));
     let judge = Judge { world, itself: &itself, claimant, namespace };
     for entry in entries {
         let mapping = &entry.mapping;

@@ -85,6 +85,13 @@ pub struct Holding {
     pub terminating: bool,
 }
 
+impl Holding {
+    /// Whether two objects hold the very same ports.
+    fn is_same_port(&self, other: &Self) -> bool {
+        self.scope == other.scope && self.protocol == other.protocol && self.ports == other.ports
+    }
+}
+
 /// What is known of the cluster.
 #[derive(Debug)]
 pub struct Index {
@@ -100,6 +107,7 @@ pub struct Index {
 #[derive(Debug)]
 struct Stored {
     uid: Arc<str>,
+    version: Option<u64>,
     holdings: Vec<Arc<Holding>>,
 }
 
@@ -117,6 +125,8 @@ impl Index {
     }
 
     /// Takes an object as it is now: a pod, a workload, a Namespace or a Node.
+    ///
+    /// Watches and live reads overtake each other: an older version than the known one changes nothing.
     pub fn apply(&mut self, object: &Object) {
         match object.kind.as_str() {
             "Namespace" => self.facts.apply_namespace(object),
@@ -136,6 +146,11 @@ impl Index {
             self.drop_pending(&key, None);
         }
         self.apply(object);
+    }
+
+    /// The UID of the object that is known by this name; `None` when nothing is kept of it.
+    pub fn uid(&self, key: &ObjectKey) -> Option<Arc<str>> {
+        self.stored.get(key).map(|stored| stored.uid.clone()).or_else(|| self.owners.uid(key))
     }
 
     /// Forgets an object that is gone. With a UID, one of the same name that came after it stays.
@@ -194,13 +209,22 @@ impl Index {
             for holding in &holdings {
                 self.holdings.add(holding);
             }
-            self.pending.add(key, holdings, now + ttl);
+            self.pending.add(key, holdings, now, ttl);
         }
     }
 
-    /// Whether an object is known only because it was admitted a moment ago.
-    pub fn is_remembered(&self, key: &ObjectKey) -> bool {
-        self.pending.contains(key)
+    /// Since when an object is remembered with ports that it does not hold as it was `found` by a live read: it may
+    /// still be on its way into the store.
+    pub fn awaited(&self, key: &ObjectKey, found: Option<&Object>) -> Option<Instant> {
+        let (since, admitted) = self.pending.get(key)?;
+        let stored = found.map(|object| self.holdings_of(key, object)).unwrap_or_default();
+        let is_stored = |held: &Arc<Holding>| stored.iter().any(|other| other.is_same_port(held));
+        (!admitted.iter().all(is_stored)).then_some(since)
+    }
+
+    /// Forgets that an object was admitted: it was not stored after all.
+    pub fn forget_remembered(&mut self, key: &ObjectKey) {
+        self.drop_pending(key, None);
     }
 
     /// Forgets the remembered objects whose time is over.
@@ -241,14 +265,22 @@ impl Index {
     }
 
     /// The name of the node that a pod's spec pins it to.
-    pub fn node_name(&self, pinned: PinnedNode<'_>) -> Option<Arc<str>> {
+    pub fn node_name(&self, pinned: PinnedNode<'_>) -> Arc<str> {
         match pinned {
-            PinnedNode::Name(name) => Some(name.into()),
-            PinnedNode::Hostname(hostname) => self.facts.node_of_hostname(hostname),
+            PinnedNode::Name(name) => name.into(),
+            // Nodes bear the name of their host but for rare exceptions, so that a workload which names a host that
+            // has not joined yet holds its ports there from the start.
+            PinnedNode::Hostname(hostname) => {
+                self.facts.node_of_hostname(hostname).unwrap_or_else(|| hostname.into())
+            }
         }
     }
 
     fn replace_stored(&mut self, key: &ObjectKey, object: &Object) {
+        let known = self.stored.get(key);
+        if known.is_some_and(|known| is_older(object.metadata.version(), known.version)) {
+            return;
+        }
         self.remove_stored(key);
         let holdings = self.holdings_of(key, object);
         if object.is_finished() {
@@ -259,7 +291,7 @@ impl Index {
                 self.holdings.add(holding);
             }
             let uid = object.metadata.uid.as_str().into();
-            self.stored.insert(key.clone(), Stored { uid, holdings });
+            self.stored.insert(key.clone(), Stored { uid, version: object.metadata.version(), holdings });
         }
     }
 
@@ -285,7 +317,7 @@ impl Index {
         let Some(wanted) = wanted::read(&subject.metadata.annotations, "", &self.policy) else {
             return Vec::new();
         };
-        let node = subject.pinned_node().and_then(|pinned| self.node_name(pinned));
+        let node = subject.pinned_node().map(|pinned| self.node_name(pinned));
         let controller = object.metadata.controller().cloned().map(Arc::new);
         let uid: Arc<str> = object.metadata.uid.as_str().into();
         let since: Arc<str> = object.metadata.creation_timestamp.as_str().into();
@@ -304,6 +336,11 @@ impl Index {
         };
         wanted.mappings().filter_map(holding).collect()
     }
+}
+
+/// Whether a version is older than a known one, as far as both are numbers.
+fn is_older(version: Option<u64>, known: Option<u64>) -> bool {
+    version.zip(known).is_some_and(|(version, known)| version < known)
 }
 
 /// Where a mapping's ports are unique; `None` while its node is open.

@@ -105,6 +105,9 @@ pub struct Metadata {
     /// `uid`; empty in manifests.
     #[serde(deserialize_with = "null_is_default")]
     pub uid: String,
+    /// `resourceVersion`; empty in manifests.
+    #[serde(deserialize_with = "null_is_default")]
+    pub resource_version: String,
     /// `creationTimestamp`, RFC 3339 in UTC; empty in manifests.
     #[serde(deserialize_with = "null_is_default")]
     pub creation_timestamp: String,
@@ -122,6 +125,11 @@ pub struct Metadata {
 }
 
 impl Metadata {
+    /// The resource version as a number: of two versions of one object the later one has the larger number.
+    pub fn version(&self) -> Option<u64> {
+        self.resource_version.parse().ok()
+    }
+
     /// The owner that manages this object, if one does.
     pub fn controller(&self) -> Option<&OwnerReference> {
         self.owner_references.iter().find(|owner| owner.controller)

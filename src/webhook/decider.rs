@@ -11,7 +11,7 @@
 //! Calls through two replicas at the same moment can both be granted; which of them is served is then decided on
 //! the node. Admission is the first line, not the last.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::RwLock;
@@ -35,6 +35,7 @@ use crate::admission::World;
 use crate::admission::conflict::Evidence;
 use crate::admission::index::Index;
 use crate::admission::policy::Policy;
+use crate::api::object::Object;
 use crate::cluster::evidence::LiveReadError;
 use crate::cluster::evidence::LiveReads;
 
@@ -75,6 +76,31 @@ impl NotNow {
     }
 }
 
+/// What was read live for one call.
+type Reads = BTreeMap<Evidence, Read>;
+
+struct Read {
+    /// The UID that the object was known by when the read was asked.
+    known: Option<Arc<str>>,
+    found: Option<Object>,
+}
+
+impl Read {
+    fn bring_into(&self, index: &mut Index, evidence: &Evidence) {
+        match (evidence, self.found.as_ref()) {
+            (_, Some(object)) => index.confirm(object),
+            (Evidence::Namespace(name), None) => index.delete_namespace(name),
+            (Evidence::Object(key), None) => {
+                index.forget_remembered(key);
+                // Another of the same name may have come since; that one is not what was found missing.
+                if let Some(known) = &self.known {
+                    index.delete(key, Some(known));
+                }
+            }
+        }
+    }
+}
+
 /// Decides on calls.
 pub struct Decider {
     policy: Arc<Policy>,
@@ -109,27 +135,30 @@ impl Decider {
         if !self.synced.load(Ordering::Acquire) {
             return self.decide_while_starting(request);
         }
-        let mut read: BTreeSet<Evidence> = BTreeSet::new();
+        let mut reads = Reads::new();
         for _ in 0..ROUNDS {
-            let decision = self.decide_once(request, dry_run);
-            let unread: Vec<_> =
-                decision.evidence.iter().filter(|evidence| !read.contains(*evidence)).collect();
-            let Some(live) = self.live.as_deref().filter(|_| !decision.is_granted() && !unread.is_empty())
+            let decision = self.decide_once(request, &reads, dry_run);
+            let unread = decision.evidence.iter().filter(|evidence| !reads.contains_key(*evidence));
+            let round: Vec<Evidence> = unread.take(READS_IN_A_ROUND).cloned().collect();
+            let Some(live) = self.live.as_deref().filter(|_| !decision.is_granted() && !round.is_empty())
             else {
                 return Ok(decision);
             };
-            let round: Vec<Evidence> = unread.into_iter().take(READS_IN_A_ROUND).cloned().collect();
-            stream::iter(round.clone())
-                .map(|evidence| self.refresh(live, evidence))
+            let read: Vec<_> = stream::iter(round)
+                .map(|evidence| self.read(live, evidence))
                 .buffer_unordered(READS_AT_ONCE)
-                .try_collect::<()>()
+                .try_collect()
                 .await?;
-            read.extend(round);
+            reads.extend(read);
         }
-        let decision = self.decide_once(request, dry_run);
-        // With very many holders some may be left unread; one that was read and still counts is enough.
-        let confirmed = decision.evidence.iter().any(|evidence| read.contains(evidence));
-        if decision.is_granted() || confirmed { Ok(decision) } else { Err(NotNow::Unsettled) }
+        let decision = self.decide_once(request, &reads, dry_run);
+        // With very many holders some may be left unread; one that was found and still counts is enough.
+        let is_found = |evidence| reads.get(evidence).is_some_and(|read| read.found.is_some());
+        if decision.is_granted() || decision.evidence.iter().any(is_found) {
+            Ok(decision)
+        } else {
+            Err(NotNow::Unsettled)
+        }
     }
 
     /// What can be said without knowing the cluster: requests that no rule applies to pass, and what is wrong in
@@ -141,13 +170,18 @@ impl Decider {
         if asks_nothing || wrong_in_itself { Ok(decision) } else { Err(NotNow::Starting) }
     }
 
-    fn decide_once(&self, request: &Request, dry_run: bool) -> Decision {
+    fn decide_once(&self, request: &Request, reads: &Reads, dry_run: bool) -> Decision {
         let before = self.remembered.load(Ordering::Acquire);
-        let decision = self.judge(request, &self.read_index());
+        let mut decision = self.judge(request, &self.read_index());
         if !decision.is_granted() && !decision.evidence.is_empty() {
             let mut index = self.write_index();
             index.expire(Instant::now());
-            return self.judge(request, &index);
+            // With the index locked, so that no late news of the watch comes between what was read and the decision.
+            reads.iter().for_each(|(evidence, read)| read.bring_into(&mut index, evidence));
+            decision = self.judge(request, &index);
+            if !decision.is_granted() {
+                return decision;
+            }
         }
         if dry_run || !decision.is_granted() || decision.mappings.is_empty() {
             return decision;
@@ -171,28 +205,23 @@ impl Decider {
         admission::decide(request, &World { policy: &self.policy, index })
     }
 
-    async fn refresh(&self, live: &dyn LiveReads, evidence: Evidence) -> Result<(), NotNow> {
-        let patience = Instant::now() + STORING;
+    /// Reads one thing that a refusal rests on. What was admitted a moment ago and is not stored yet is waited for.
+    async fn read(&self, live: &dyn LiveReads, evidence: Evidence) -> Result<(Evidence, Read), NotNow> {
         loop {
-            if let Some(object) = live.read(&evidence).await? {
-                self.write_index().confirm(&object);
-                return Ok(());
-            }
-            let may_be_on_its_way = match &evidence {
-                Evidence::Object(key) => self.read_index().is_remembered(key),
-                Evidence::Namespace(_) => false,
+            let known = match &evidence {
+                Evidence::Object(key) => self.read_index().uid(key),
+                Evidence::Namespace(_) => None,
             };
-            if !may_be_on_its_way || patience <= Instant::now() {
-                break;
+            let found = live.read(&evidence).await?;
+            let admitted = match &evidence {
+                Evidence::Object(key) => self.read_index().awaited(key, found.as_ref()),
+                Evidence::Namespace(_) => None,
+            };
+            if admitted.is_none_or(|admitted| admitted + STORING <= Instant::now()) {
+                return Ok((evidence, Read { known, found }));
             }
             tokio::time::sleep(STORING_STEP).await;
         }
-        let mut index = self.write_index();
-        match &evidence {
-            Evidence::Object(key) => index.delete(key, None),
-            Evidence::Namespace(name) => index.delete_namespace(name),
-        }
-        Ok(())
     }
 
     /// A panic in a rule leaves the index as it was, since rules only read: nothing is poisoned by it.

@@ -5,14 +5,21 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::admission::index::is_older;
 use crate::api::keys;
 use crate::api::object::Object;
 
 /// The labels of namespaces, the hostnames and addresses of nodes.
 #[derive(Debug, Default)]
 pub(super) struct Facts {
-    namespaces: HashMap<String, BTreeMap<String, String>>,
+    namespaces: HashMap<String, Namespace>,
     nodes: HashMap<Arc<str>, Node>,
+}
+
+#[derive(Debug)]
+struct Namespace {
+    version: Option<u64>,
+    labels: BTreeMap<String, String>,
 }
 
 #[derive(Debug)]
@@ -23,7 +30,13 @@ struct Node {
 
 impl Facts {
     pub(super) fn apply_namespace(&mut self, object: &Object) {
-        self.namespaces.insert(object.metadata.name.clone(), object.metadata.labels.clone());
+        let version = object.metadata.version();
+        let known = self.namespaces.get(&object.metadata.name);
+        if known.is_some_and(|known| is_older(version, known.version)) {
+            return;
+        }
+        let namespace = Namespace { version, labels: object.metadata.labels.clone() };
+        self.namespaces.insert(object.metadata.name.clone(), namespace);
     }
 
     pub(super) fn delete_namespace(&mut self, name: &str) {
@@ -35,7 +48,7 @@ impl Facts {
     }
 
     pub(super) fn namespace_labels(&self, name: &str) -> Option<&BTreeMap<String, String>> {
-        self.namespaces.get(name)
+        self.namespaces.get(name).map(|namespace| &namespace.labels)
     }
 
     pub(super) fn apply_node(&mut self, object: &Object) {

@@ -45,6 +45,10 @@ impl Owners {
         }
     }
 
+    pub(super) fn uid(&self, key: &ObjectKey) -> Option<Arc<str>> {
+        self.uid_of.get(key).cloned()
+    }
+
     pub(super) fn clear(&mut self, kind: Kind) {
         self.by_uid.retain(|_, owner| owner.key.kind != kind);
         self.uid_of.retain(|key, _| key.kind != kind);

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 use std::time::Instant;
 
 use crate::admission::index::Holding;
@@ -18,18 +19,21 @@ pub(super) struct Pending {
 
 #[derive(Debug)]
 struct Entry {
+    since: Instant,
     until: Instant,
     holdings: Vec<Arc<Holding>>,
 }
 
 impl Pending {
-    pub(super) fn add(&mut self, key: ObjectKey, holdings: Vec<Arc<Holding>>, until: Instant) {
+    pub(super) fn add(&mut self, key: ObjectKey, holdings: Vec<Arc<Holding>>, since: Instant, ttl: Duration) {
+        let until = since + ttl;
         self.ends.push_back((until, key.clone()));
-        self.entries.insert(key, Entry { until, holdings });
+        self.entries.insert(key, Entry { since, until, holdings });
     }
 
-    pub(super) fn contains(&self, key: &ObjectKey) -> bool {
-        self.entries.contains_key(key)
+    /// Since when an object is remembered, and what it holds.
+    pub(super) fn get(&self, key: &ObjectKey) -> Option<(Instant, &[Arc<Holding>])> {
+        self.entries.get(key).map(|entry| (entry.since, entry.holdings.as_slice()))
     }
 
     /// Drops an object, if it has this UID, and returns what it held.

@@ -186,6 +186,52 @@ fn what_was_just_admitted_counts_until_a_live_read_or_the_end_of_its_time() {
 }
 
 #[test]
+fn an_older_version_of_an_object_changes_nothing_and_a_complete_list_always_does() {
+    let at = |version: &str, ports: &str| {
+        slim(with(exposing("postfix", ports), &[("/metadata/resourceVersion", json!(version))]))
+    };
+    let mut cluster = Cluster::new();
+    cluster.index.apply(&at("20", PORT));
+    cluster.index.apply(&at("9", "203.0.113.7:80"));
+    cluster.index.confirm(&at("19", "203.0.113.7:80"));
+    assert!(!cluster.create(exposing("web", PORT)).is_granted());
+    assert_granted(&cluster.create(exposing("web", "203.0.113.7:80")));
+    cluster.index.apply(&at("21", "203.0.113.7:80"));
+    assert_granted(&cluster.create(exposing("web", PORT)));
+    // Versions start again where a store was restored from a backup; the list that follows is what counts.
+    cluster.index.reset(Kind::Pod, &[at("3", PORT)]);
+    assert!(!cluster.create(exposing("web", PORT)).is_granted());
+}
+
+#[test]
+fn what_was_admitted_is_awaited_until_it_is_found_with_the_ports_it_was_admitted_with() {
+    let now = Instant::now();
+    let mut cluster = Cluster::new();
+    let postfix = key(Kind::Pod, "postfix");
+    let admitted = slim(exposing("postfix", PORT));
+    assert_eq!(cluster.index.awaited(&postfix, None), None);
+    cluster.index.remember(&admitted, "default", now, Duration::from_secs(10));
+    assert_eq!(cluster.index.awaited(&postfix, None), Some(now));
+    let before = slim(exposing("postfix", "203.0.113.7:80"));
+    assert_eq!(cluster.index.awaited(&postfix, Some(&before)), Some(now));
+    assert_eq!(cluster.index.awaited(&postfix, Some(&admitted)), None);
+    cluster.index.forget_remembered(&postfix);
+    assert_granted(&cluster.create(exposing("web", PORT)));
+}
+
+#[test]
+fn a_workload_that_names_its_host_holds_its_ports_there_before_the_node_is_known() {
+    let pinned = |name: &str, host: &str| {
+        let mut deployment = workload("Deployment", name, "25");
+        deployment["spec"]["template"]["spec"] = json!({"nodeSelector": {"kubernetes.io/hostname": host}});
+        deployment
+    };
+    let cluster = Cluster::new().store(pinned("postfix", "node-1"));
+    assert!(!cluster.create(pinned("exim", "node-1")).is_granted());
+    assert_granted(&cluster.create(pinned("exim", "node-2")));
+}
+
+#[test]
 fn a_complete_list_replaces_what_was_known_of_a_kind() {
     let mut cluster =
         Cluster::new().store(exposing("a", PORT)).store(workload("Deployment", "d", "203.0.113.7:80"));

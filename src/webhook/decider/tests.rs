@@ -8,7 +8,6 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::admission::Operation;
-use crate::api::object::Object;
 use crate::webhook::testing::pod;
 use crate::webhook::testing::replica_set;
 
@@ -16,6 +15,9 @@ use crate::webhook::testing::replica_set;
 #[derive(Default)]
 struct Stored {
     objects: Mutex<BTreeMap<Evidence, Object>>,
+    /// What the watch brings while a live read is on its way back.
+    meanwhile: Mutex<Vec<Object>>,
+    index: Mutex<Option<Arc<RwLock<Index>>>>,
     reads: AtomicUsize,
     fails: AtomicBool,
 }
@@ -35,6 +37,9 @@ impl LiveReads for Arc<Stored> {
         } else {
             Ok(self.objects.lock().unwrap().get(evidence).cloned())
         };
+        for news in self.meanwhile.lock().unwrap().drain(..) {
+            self.index.lock().unwrap().as_ref().unwrap().write().unwrap().apply(&news);
+        }
         async move { result }.boxed()
     }
 }
@@ -54,9 +59,11 @@ fn setting(cached: &[Object]) -> Setting {
     }
     let stored = Arc::new(Stored::default());
     let synced = Arc::new(AtomicBool::new(true));
+    let index = Arc::new(RwLock::new(index));
+    *stored.index.lock().unwrap() = Some(Arc::clone(&index));
     let decider = Decider::new(
         policy,
-        Arc::new(RwLock::new(index)),
+        index,
         Some(Arc::new(Arc::clone(&stored))),
         Arc::clone(&synced),
         Duration::from_secs(10),
@@ -160,6 +167,67 @@ async fn what_was_granted_and_then_not_stored_holds_the_port_only_for_a_moment()
     let second = setting.decider.decide(&create(&pod("mail", "second", PORT)), false).await.unwrap();
     assert!(second.is_granted(), "{:?}", second.violations);
     assert!(STORING <= started.elapsed());
+}
+
+fn at_version(mut object: Object, version: u64) -> Object {
+    object.metadata.resource_version = version.to_string();
+    object
+}
+
+#[tokio::test]
+async fn late_news_of_a_holder_that_is_gone_refuses_nobody() {
+    let setting = setting(&[at_version(pod("mail", "web", PORT), 10)]);
+    setting.stored.meanwhile.lock().unwrap().push(at_version(pod("mail", "web", PORT), 15));
+    let request = create(&pod("mail", "other", PORT));
+    assert!(setting.decider.decide(&request, false).await.unwrap().is_granted());
+}
+
+#[tokio::test]
+async fn what_takes_the_name_of_a_holder_that_is_gone_keeps_its_port() {
+    let setting = setting(&[pod("mail", "web", PORT)]);
+    let mut successor = pod("mail", "web", PORT);
+    successor.metadata.uid = "another".to_owned();
+    setting.stored.meanwhile.lock().unwrap().push(successor.clone());
+    let asking = create(&pod("mail", "other", PORT));
+    let _ = setting.decider.decide(&asking, true).await;
+    setting.stored.put(&successor);
+    assert!(!setting.decider.decide(&asking, true).await.unwrap().is_granted());
+}
+
+#[tokio::test]
+async fn a_late_read_does_not_undo_what_the_watch_has_shown_since() {
+    let setting = setting(&[at_version(pod("mail", "web", PORT), 10)]);
+    setting.stored.put(&at_version(pod("mail", "web", "203.0.113.7:26"), 11));
+    setting.stored.meanwhile.lock().unwrap().push(at_version(pod("mail", "web", PORT), 12));
+    let asking = create(&pod("mail", "other", PORT));
+    assert!(!setting.decider.decide(&asking, true).await.unwrap().is_granted());
+}
+
+#[tokio::test]
+async fn a_change_that_was_granted_and_is_not_stored_yet_is_waited_for() {
+    let before = pod("mail", "web", "203.0.113.7:26");
+    let setting = setting(std::slice::from_ref(&before));
+    setting.stored.put(&before);
+    let after = pod("mail", "web", PORT);
+    let update = Request { operation: Operation::Update, old_object: Some(before), ..create(&after) };
+    assert!(setting.decider.decide(&update, false).await.unwrap().is_granted());
+    let stored = Arc::clone(&setting.stored);
+    tokio::spawn(async move {
+        tokio::time::sleep(STORING / 5).await;
+        stored.put(&after);
+    });
+    assert!(!setting.decider.decide(&create(&pod("mail", "other", PORT)), false).await.unwrap().is_granted());
+}
+
+#[tokio::test]
+async fn what_is_granted_after_a_live_read_is_remembered_too() {
+    let setting = setting(&[pod("mail", "gone", PORT)]);
+    let first = pod("mail", "first", PORT);
+    assert!(setting.decider.decide(&create(&first), false).await.unwrap().is_granted());
+    setting.stored.put(&first);
+    assert!(
+        !setting.decider.decide(&create(&pod("mail", "second", PORT)), false).await.unwrap().is_granted()
+    );
 }
 
 #[tokio::test]
