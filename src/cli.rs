@@ -8,6 +8,7 @@ mod duration;
 mod listen;
 mod manifest;
 pub mod policy;
+mod render;
 mod schema;
 mod terminal;
 mod webhook;
@@ -19,6 +20,7 @@ use clap::Parser;
 use clap::Subcommand;
 
 use crate::cli::check::Check;
+use crate::cli::render::Render;
 use crate::cli::schema::Schema;
 use crate::cli::webhook::Webhook;
 use crate::telemetry::log;
@@ -56,6 +58,9 @@ enum Command {
     /// Judge manifests by the rules of admission, offline, before anybody applies them.
     Check(Check),
 
+    /// Print the rules that a node would get for manifests.
+    Render(Render),
+
     /// Print the JSON Schema of the pinhole.dev/nat annotation.
     Schema(Schema),
 }
@@ -68,6 +73,7 @@ impl Cli {
         match command {
             Command::Webhook(command) => command.run(),
             Command::Check(command) => command.run(),
+            Command::Render(command) => command.run(),
             Command::Schema(command) => command.run(),
         }
     }

@@ -3,7 +3,7 @@
 //! The objects are judged one after the other as the API server would take them, so that two files that want one
 //! port are found out. A refused object holds nothing.
 
-mod report;
+pub(crate) mod report;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -95,7 +95,7 @@ impl Check {
 }
 
 /// Judges the objects in their order, each against those granted before it.
-fn judge(manifests: &Manifests, policy: Policy) -> Report<'_> {
+pub(crate) fn judge(manifests: &Manifests, policy: Policy) -> Report<'_> {
     let policy = Arc::new(policy);
     let mut index = Index::new(policy.clone());
     let mut granted = BTreeMap::new();

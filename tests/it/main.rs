@@ -13,3 +13,4 @@ mod generated;
 mod golden;
 mod layering;
 mod program;
+mod render;
