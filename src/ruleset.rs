@@ -11,6 +11,8 @@ pub mod digest;
 pub mod election;
 pub mod endpoint;
 pub mod entry;
+#[cfg(test)]
+pub(crate) mod fixtures;
 pub mod node;
 pub mod owner;
 
@@ -281,4 +283,187 @@ pub fn served(ruleset: &Ruleset, family: Family) -> BTreeMap<(IpAddr, Protocol),
         served.entry((entry.key.external, entry.key.protocol)).or_default().push(entry);
     }
     served
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ruleset::fixtures::endpoint;
+    use crate::ruleset::fixtures::entries;
+    use crate::ruleset::fixtures::ip;
+    use crate::ruleset::fixtures::net;
+    use crate::ruleset::fixtures::node;
+    use crate::ruleset::fixtures::ruleset;
+    use crate::ruleset::fixtures::v4_node;
+
+    /// The reason why the only endpoint is refused.
+    fn refusal(endpoint: Endpoint, node: &NodeFacts) -> Reason {
+        let Desired { ruleset, mut refused } = desired(&[endpoint], node);
+        assert!(ruleset.is_empty(), "refused and programmed: {ruleset:?}");
+        refused.remove(0).reason
+    }
+
+    #[test]
+    fn r01_one_port_of_two_protocols_is_two_entries() {
+        let both = [
+            endpoint("5353/tcp", "dns", &["10.244.1.9"]).at(53),
+            endpoint("5353/udp", "dns", &["10.244.1.9"]).at(54),
+        ];
+        assert_eq!(
+            entries(&ruleset(&both, &v4_node())),
+            ["203.0.113.7:5353/tcp -> 10.244.1.9:53", "203.0.113.7:5353/udp -> 10.244.1.9:54"]
+        );
+    }
+
+    #[test]
+    fn an_entry_of_the_node_serves_every_family_that_both_sides_have() {
+        let dual = endpoint("80/tcp", "web", &["10.244.1.9", "fd00:244:1::9"]).at(8080);
+        assert_eq!(
+            entries(&ruleset(&[dual], &node())),
+            ["203.0.113.7:80/tcp -> 10.244.1.9:8080", "[2001:db8::7]:80/tcp -> [fd00:244:1::9]:8080"]
+        );
+        let single = endpoint("80/tcp", "web", &["fd00:244:1::9"]);
+        assert_eq!(entries(&ruleset(&[single], &node())), ["[2001:db8::7]:80/tcp -> [fd00:244:1::9]:80"]);
+    }
+
+    #[test]
+    fn an_endpoint_without_a_pod_reserves_its_ports() {
+        let reserved = ruleset(&[endpoint("80/tcp", "web", &[])], &node());
+        assert_eq!(
+            entries(&reserved),
+            ["203.0.113.7:80/tcp -> reserved", "[2001:db8::7]:80/tcp -> reserved"]
+        );
+        assert_eq!(reserved.egress().count(), 0);
+    }
+
+    #[test]
+    fn r27_only_addresses_of_the_node_and_included_ones_are_served() {
+        for good in ["203.0.113.8:80/tcp", "203.0.113.64:80/tcp", "203.0.113.127:80/tcp"] {
+            ruleset(&[endpoint(good, "web", &["10.244.1.9"])], &node());
+        }
+        for foreign in ["8.8.8.8", "10.96.0.1", "203.0.113.128"] {
+            let endpoint = endpoint(&format!("{foreign}:443/tcp"), "web", &["10.244.1.9"]);
+            assert_eq!(refusal(endpoint, &node()), Reason::AddressNotHere(ip(foreign)));
+        }
+    }
+
+    #[test]
+    fn r28_an_address_of_a_family_that_the_pod_lacks_is_refused() {
+        let reason = refusal(endpoint("[2001:db8::7]:80/tcp", "web", &["10.244.1.9"]), &node());
+        assert_eq!(
+            reason.to_string(),
+            "the external address 2001:db8::7 and the pod's 10.244.1.9 are of different IP families; \
+             use an address of the pod's family, or run the pod dual-stack"
+        );
+    }
+
+    #[test]
+    fn a_node_without_an_address_of_its_own_says_so() {
+        let bare = NodeFacts { node_v4: None, node_v6: None, ..node() };
+        assert_eq!(refusal(endpoint("80/tcp", "web", &["10.244.1.9"]), &bare), Reason::NoNodeAddress);
+    }
+
+    #[test]
+    fn r21_a_pod_with_the_nodes_own_address_is_refused() {
+        let reason = refusal(endpoint("80/tcp", "web", &["203.0.113.7"]), &node());
+        assert_eq!(reason, Reason::HostNetwork(ip("203.0.113.7")));
+    }
+
+    #[test]
+    fn r08_what_cannot_be_served_keeps_nobody_else_from_being_served() {
+        let desired = desired(
+            &[
+                endpoint("8.8.8.8:25/tcp", "thief", &["10.244.1.8"]),
+                endpoint("25/tcp", "mail", &["10.244.1.9"]),
+                endpoint("20-30/tcp", "late", &["10.244.1.10"]),
+                endpoint("53/udp", "dns", &["10.244.1.11"]),
+            ],
+            &v4_node(),
+        );
+        assert_eq!(
+            entries(&desired.ruleset),
+            ["203.0.113.7:25/tcp -> 10.244.1.9:25", "203.0.113.7:53/udp -> 10.244.1.11:53"]
+        );
+        let refused: Vec<_> = desired.refused.iter().map(|refused| refused.reason.to_string()).collect();
+        assert_eq!(
+            refused,
+            [
+                "8.8.8.8 is not an address of this node; add it to an interface of the node, or name its network in \
+                 --include-net if it is routed here",
+                "203.0.113.7:25/tcp is already programmed for default/mail; one external port leads to one pod, free \
+                 it there or choose another"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_same_endpoint_twice_is_one_entry() {
+        let web = endpoint("80/tcp", "web", &["10.244.1.9"]);
+        assert_eq!(ruleset(&[web.clone(), web], &v4_node()).len(), 1);
+    }
+
+    #[test]
+    fn the_nodes_own_address_by_name_is_the_same_address() {
+        let named = endpoint("203.0.113.7:80/tcp", "named", &["10.244.1.8"]);
+        let own = endpoint("80/tcp", "own", &["10.244.1.9"]);
+        let desired = desired(&[named, own], &v4_node());
+        assert_eq!(entries(&desired.ruleset), ["203.0.113.7:80/tcp -> 10.244.1.8:80"]);
+        assert!(matches!(desired.refused[0].reason, Reason::Taken(_)));
+    }
+
+    #[test]
+    fn sources_are_kept_in_the_shortest_form_of_each_family() {
+        let dual = |sources: &[&str]| {
+            let endpoint = endpoint("80/tcp", "web", &["10.244.1.9", "fd00:244:1::9"]).from(sources);
+            let ruleset = ruleset(&[endpoint], &node());
+            ruleset
+                .entries()
+                .map(|entry| (entry.target.is_some(), entry.allowed_sources.clone()))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            dual(&["198.51.100.1/24", "198.51.100.128/25", "2001:db8:9::/48"]),
+            [(true, vec![net("198.51.100.0/24")]), (true, vec![net("2001:db8:9::/48")])]
+        );
+        assert_eq!(dual(&["0.0.0.0/0"]), [(true, vec![]), (false, vec![])], "nobody may come by IPv6");
+    }
+
+    #[test]
+    fn r20_a_pod_leaves_with_the_lowest_address_that_it_asked_for_whatever_the_order() {
+        let own = endpoint("80/tcp", "web", &["10.244.1.9"]);
+        let low = endpoint("203.0.113.8:80/udp", "web", &["10.244.1.9"]);
+        let high = endpoint("203.0.113.65:80/sctp", "web", &["10.244.1.9"]);
+        for order in [[&own, &low, &high], [&high, &low, &own], [&low, &own, &high]] {
+            let ruleset = ruleset(&order.map(Clone::clone), &node());
+            assert_eq!(ruleset.egress_of(&ip("10.244.1.9")).unwrap().external, ip("203.0.113.8"));
+        }
+        let only_own = ruleset(&[own], &node());
+        assert_eq!(only_own.egress_of(&ip("10.244.1.9")).unwrap().external, ip("203.0.113.7"));
+    }
+
+    #[test]
+    fn r06_a_pods_address_outlives_the_removal_of_one_of_its_entries() {
+        let smtp = endpoint("25/tcp", "mail", &["10.244.1.9"]);
+        let imap = endpoint("143/tcp", "mail", &["10.244.1.9"]);
+        let before = ruleset(&[smtp.clone(), imap], &v4_node());
+        let after = ruleset(&[smtp], &v4_node());
+        assert_eq!(before.egress().collect::<Vec<_>>(), after.egress().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn overlapping_ranges_are_found_from_both_sides() {
+        let ruleset = ruleset(&[endpoint("7000-7010/tcp", "rtp", &["10.244.1.9"])], &v4_node());
+        let key = |ports: &str, protocol| Key {
+            external: ip("203.0.113.7"),
+            protocol,
+            ports: ports.parse().unwrap(),
+        };
+        for taken in ["7000", "7010", "6990-7000", "7010-7020", "7004-7005", "1-65535"] {
+            assert!(ruleset.overlapping(&key(taken, Protocol::Tcp)).is_some(), "{taken}");
+        }
+        for free in ["6999", "7011", "1-6999", "7011-65535"] {
+            assert!(ruleset.overlapping(&key(free, Protocol::Tcp)).is_none(), "{free}");
+        }
+        assert!(ruleset.overlapping(&key("7000", Protocol::Udp)).is_none());
+    }
 }

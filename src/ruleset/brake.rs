@@ -58,3 +58,62 @@ pub fn without_removals(observed: &Ruleset, desired: &Ruleset) -> Ruleset {
 fn vanishing<'a>(observed: &'a Ruleset, desired: &Ruleset) -> impl Iterator<Item = &'a Entry> {
     observed.entries().filter(|entry| desired.overlapping(&entry.key).is_none())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ruleset::endpoint::Endpoint;
+    use crate::ruleset::fixtures::endpoint;
+    use crate::ruleset::fixtures::ruleset;
+    use crate::ruleset::fixtures::v4_node;
+
+    fn serving(ports: std::ops::Range<u16>) -> Ruleset {
+        let pod = |port| endpoint(&format!("{port}/tcp"), &format!("pod-{port}"), &["10.244.1.9"]);
+        ruleset(&ports.map(pod).collect::<Vec<Endpoint>>(), &v4_node())
+    }
+
+    #[test]
+    fn the_brake_engages_above_a_share_of_enough_entries() {
+        let brake = Brake::default();
+        for (present, left, engaged) in
+            [(20, 16, false), (20, 15, true), (19, 0, false), (100, 0, true), (100, 80, false)]
+        {
+            let removal = brake.engages(&serving(1..present + 1), &serving(1..left + 1));
+            assert_eq!(removal.is_some(), engaged, "{present} -> {left}");
+        }
+        let removal = brake.engages(&serving(1..101), &serving(1..1)).unwrap();
+        assert_eq!(removal.to_string(), "100 of 100 entries would be removed at once");
+    }
+
+    #[test]
+    fn moving_every_entry_to_another_pod_is_no_removal() {
+        let pods = |ip: &str| {
+            let pod = |port| endpoint(&format!("{port}/tcp"), "web", &[ip]);
+            ruleset(&(1..50).map(pod).collect::<Vec<_>>(), &v4_node())
+        };
+        assert_eq!(Brake::default().engages(&pods("10.244.1.9"), &pods("10.244.1.10")), None);
+    }
+
+    #[test]
+    fn while_the_brake_holds_entries_are_added_and_changed_but_none_goes() {
+        let observed = ruleset(
+            &[endpoint("25/tcp", "old", &["10.244.1.8"]), endpoint("7000-7010/udp", "gone", &["10.244.1.9"])],
+            &v4_node(),
+        );
+        let desired = ruleset(
+            &[endpoint("25/tcp", "new", &["10.244.1.10"]), endpoint("80/tcp", "web", &["10.244.1.11"])],
+            &v4_node(),
+        );
+        let kept = without_removals(&observed, &desired);
+        let shown: Vec<_> = kept.entries().map(Entry::to_string).collect();
+        assert_eq!(
+            shown,
+            [
+                "203.0.113.7:25/tcp -> 10.244.1.10:25",
+                "203.0.113.7:80/tcp -> 10.244.1.11:80",
+                "203.0.113.7:7000-7010/udp -> 10.244.1.9:7000-7010"
+            ]
+        );
+        assert_eq!(kept.egress().count(), 4);
+    }
+}

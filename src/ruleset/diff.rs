@@ -93,3 +93,45 @@ pub fn change(ruleset: &mut Ruleset, change: &Change) -> Result<(), Taken> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ruleset::fixtures::endpoint;
+    use crate::ruleset::fixtures::ruleset;
+    use crate::ruleset::fixtures::v4_node;
+
+    #[test]
+    fn changes_read_as_sentences_and_removals_come_first() {
+        let before = ruleset(
+            &[endpoint("25/tcp", "mail-0", &["10.244.1.9"]), endpoint("80/tcp", "web", &["10.244.1.8"])],
+            &v4_node(),
+        );
+        let after = ruleset(
+            &[endpoint("25/tcp", "mail-1", &["10.244.1.10"]), endpoint("2525/tcp", "web", &["10.244.1.8"])],
+            &v4_node(),
+        );
+        let changes: Vec<_> = diff(&before, &after).iter().map(ToString::to_string).collect();
+        assert_eq!(
+            changes,
+            [
+                "removed 203.0.113.7:80/tcp -> 10.244.1.8:80 (default/web)",
+                "changed 203.0.113.7:25/tcp -> 10.244.1.9:25 (default/mail-0) to 203.0.113.7:25/tcp -> 10.244.1.10:25 (default/mail-1)",
+                "added 203.0.113.7:2525/tcp -> 10.244.1.8:2525 (default/web)",
+                "10.244.1.9 no longer leaves the cluster with a fixed address",
+                "10.244.1.10 (default/mail-1) leaves the cluster as 203.0.113.7",
+            ]
+        );
+    }
+
+    #[test]
+    fn r10_an_edited_port_is_removed_and_added_in_one_step() {
+        let old = ruleset(&[endpoint("25/tcp", "mail", &["10.244.1.9"])], &v4_node());
+        let new = ruleset(&[endpoint("2525/tcp", "mail", &["10.244.1.9"])], &v4_node());
+        assert!(matches!(diff(&old, &new).as_slice(), [Change::Removed(_), Change::Added(_)]));
+        assert!(matches!(
+            diff(&old, &ruleset(&[], &v4_node())).as_slice(),
+            [Change::Removed(_), Change::Egress { .. }]
+        ));
+    }
+}

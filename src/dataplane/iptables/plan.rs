@@ -137,3 +137,476 @@ fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
     // Writing to a string cannot fail.
     let _ = writeln!(text, "{line}");
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::dataplane::iptables::decode::decode;
+    use crate::dataplane::iptables::layout::layout;
+    use crate::dataplane::iptables::memory;
+    use crate::dataplane::iptables::names::MAX_LENGTH;
+    use crate::dataplane::iptables::parse::parse;
+    use crate::dataplane::settings::Settings;
+    use crate::model::address::Family;
+    use crate::ruleset::Ruleset;
+    use crate::ruleset::desired;
+    use crate::ruleset::endpoint::Endpoint;
+    use crate::ruleset::fixtures::endpoint;
+    use crate::ruleset::fixtures::node;
+    use crate::ruleset::fixtures::ruleset;
+    use crate::ruleset::fixtures::v4_node;
+
+    fn names_of(settings: &Settings) -> Names<'_> {
+        Names(&settings.prefix)
+    }
+
+    /// Makes the changes that lead one family of a node to these rules, and returns their text.
+    fn bring(tables: &mut Tables, ruleset: &Ruleset, family: Family) -> String {
+        let settings = Settings::default();
+        let Some(plan) = plan(tables, &layout(ruleset, family, &settings), names_of(&settings)) else {
+            return String::new();
+        };
+        memory::restore(tables, &plan.text, names_of(&settings)).unwrap();
+        plan.text
+    }
+
+    /// A node that serves these endpoints.
+    fn serving(endpoints: &[Endpoint]) -> Tables {
+        let mut tables = Tables::default();
+        bring(&mut tables, &ruleset(endpoints, &v4_node()), Family::V4);
+        tables
+    }
+
+    /// The text that leads from one set of endpoints to another.
+    fn change(before: &[Endpoint], after: &[Endpoint]) -> String {
+        bring(&mut serving(before), &ruleset(after, &v4_node()), Family::V4)
+    }
+
+    /// What `iptables-save -c` prints for tables.
+    fn saved(tables: &Tables) -> String {
+        let mut text = String::new();
+        for name in TableName::ALL {
+            line(&mut text, format_args!("*{}", name.name()));
+            for (name, chain) in &tables.get(name).chains {
+                line(&mut text, format_args!(":{name} {} [0:0]", chain.policy.as_deref().unwrap_or("-")));
+            }
+            for (name, chain) in &tables.get(name).chains {
+                for rule in &chain.rules {
+                    let Counters { packets, bytes } = rule.counters;
+                    line(&mut text, format_args!("[{packets}:{bytes}] -A {name} {}", rule.text));
+                }
+            }
+            line(&mut text, format_args!("COMMIT"));
+        }
+        text
+    }
+
+    /// What was saved, with foreign rules in the filter and nat tables.
+    fn with_rules(tables: &Tables, filter: &str, nat: &str) -> Tables {
+        let text = saved(tables).replacen("COMMIT", &format!("{filter}COMMIT"), 1);
+        let (first, second) = text.rsplit_once("COMMIT").unwrap();
+        parse(&format!("{first}{nat}COMMIT{second}"), names_of(&Settings::default())).unwrap()
+    }
+
+    #[test]
+    fn an_empty_node_gets_everything_in_one_text() {
+        let endpoints = [
+            endpoint("80/tcp", "web", &["10.244.1.9"]).at(8080),
+            endpoint("81/tcp", "web", &["10.244.1.9"]).from(&["198.51.100.0/24", "192.0.2.1/32"]),
+            endpoint("90/tcp", "later", &[]),
+            endpoint("7000-7100/udp", "rtp", &["10.244.1.70"]).at(8000),
+            endpoint("9000-9009/udp", "rtp", &["10.244.1.70"]),
+        ];
+        let text = bring(&mut Tables::default(), &ruleset(&endpoints, &v4_node()), Family::V4);
+        let expected = "\
+*filter
+:PINHOLE-ACCEPT - [0:0]
+:PINHOLE-FWD - [0:0]
+:PINHOLE-IN - [0:0]
+-A PINHOLE-ACCEPT -m connmark --mark 0x1000/0x1000 -m conntrack --ctstate DNAT -j ACCEPT
+-A PINHOLE-FWD -m conntrack --ctstate RELATED,ESTABLISHED -m comment --comment pinhole:skeleton:1 -j RETURN
+-A PINHOLE-FWD -m connmark --mark 0x1000/0x1000 -m conntrack --ctstate NEW -m conntrack ! --ctstate DNAT -j DROP
+-A PINHOLE-FWD -s 10.244.1.0/24 -p tcp -m conntrack --ctstate INVALID -j DROP
+-A PINHOLE-IN -m conntrack --ctstate RELATED,ESTABLISHED -m comment --comment pinhole:skeleton:1 -j RETURN
+-A PINHOLE-IN -m connmark --mark 0x1000/0x1000 -m conntrack --ctstate NEW -m conntrack ! --ctstate DNAT -j DROP
+-I INPUT 1 -m comment --comment pinhole:jump -j PINHOLE-IN
+-I FORWARD 1 -m comment --comment pinhole:jump -j PINHOLE-FWD
+-A FORWARD -m comment --comment pinhole:jump -j PINHOLE-ACCEPT
+COMMIT
+*nat
+:PINHOLE-DNAT - [0:0]
+:PINHOLE-E-0AF40100 - [0:0]
+:PINHOLE-E-0AF40140 - [0:0]
+:PINHOLE-SNAT - [0:0]
+:PINHOLE-T-CB007107 - [0:0]
+:PINHOLE-T-CB007107-001 - [0:0]
+:PINHOLE-U-CB007107 - [0:0]
+:PINHOLE-U-CB007107-08C - [0:0]
+-A PINHOLE-DNAT -d 203.0.113.7/32 -p tcp -j PINHOLE-T-CB007107
+-A PINHOLE-DNAT -d 203.0.113.7/32 -p udp -j PINHOLE-U-CB007107
+-A PINHOLE-E-0AF40100 -s 10.244.1.9/32 -m comment --comment default/web:3c8afc1a -j SNAT --to-source 203.0.113.7
+-A PINHOLE-E-0AF40140 -s 10.244.1.70/32 -m comment --comment default/rtp:55e7811a -j SNAT --to-source 203.0.113.7
+-A PINHOLE-SNAT -m mark --mark 0x4000/0x4000 -j RETURN
+-A PINHOLE-SNAT -s 10.244.1.0/24 -m connmark --mark 0x1000/0x1000 -m conntrack --ctstate DNAT -j MASQUERADE --random-fully
+-A PINHOLE-SNAT -d 10.244.1.0/24 -j RETURN
+-A PINHOLE-SNAT -d 10.244.0.0/16 -j RETURN
+-A PINHOLE-SNAT -d 224.0.0.0/4 -j RETURN
+-A PINHOLE-SNAT -s 10.244.1.0/26 -j PINHOLE-E-0AF40100
+-A PINHOLE-SNAT -s 10.244.1.64/26 -j PINHOLE-E-0AF40140
+-A PINHOLE-T-CB007107 -p tcp -m tcp --dport 64:127 -j PINHOLE-T-CB007107-001
+-A PINHOLE-T-CB007107-001 -p tcp -m tcp --dport 80:81 -j CONNMARK --set-xmark 0x1000/0x1000
+-A PINHOLE-T-CB007107-001 -p tcp -m tcp --dport 90 -m comment --comment default/later:b9004143 -j CONNMARK --set-xmark 0x1000/0x1000
+-A PINHOLE-T-CB007107-001 -p tcp -m tcp --dport 80 -m comment --comment default/web:3c8afc1a -j DNAT --to-destination 10.244.1.9:8080
+-A PINHOLE-T-CB007107-001 -s 192.0.2.1/32 -p tcp -m tcp --dport 81 -m comment --comment default/web:3c8afc1a -j DNAT --to-destination 10.244.1.9:81
+-A PINHOLE-T-CB007107-001 -s 198.51.100.0/24 -p tcp -m tcp --dport 81 -m comment --comment default/web:3c8afc1a -j DNAT --to-destination 10.244.1.9:81
+-A PINHOLE-U-CB007107 -p udp -m udp --dport 8960:9023 -j PINHOLE-U-CB007107-08C
+-A PINHOLE-U-CB007107 -p udp -m udp --dport 7000:7100 -j CONNMARK --set-xmark 0x1000/0x1000
+-A PINHOLE-U-CB007107 -p udp -m udp --dport 7000:7100 -m comment --comment default/rtp:55e7811a -j DNAT --to-destination 10.244.1.70:8000-8100/7000
+-A PINHOLE-U-CB007107-08C -p udp -m udp --dport 9000:9009 -j CONNMARK --set-xmark 0x1000/0x1000
+-A PINHOLE-U-CB007107-08C -p udp -m udp --dport 9000:9009 -m comment --comment default/rtp:55e7811a -j DNAT --to-destination 10.244.1.70
+-I PREROUTING 1 -m comment --comment pinhole:jump -j PINHOLE-DNAT
+-I OUTPUT 1 -m comment --comment pinhole:jump -j PINHOLE-DNAT
+-I POSTROUTING 1 -m comment --comment pinhole:jump -j PINHOLE-SNAT
+COMMIT
+";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn one_more_port_rewrites_one_short_chain() {
+        let web = endpoint("80/tcp", "web", &["10.244.1.9"]);
+        let more = endpoint("82/tcp", "web", &["10.244.1.9"]);
+        let expected = "\
+*nat
+:PINHOLE-T-CB007107-001 - [0:0]
+-A PINHOLE-T-CB007107-001 -p tcp -m tcp --dport 80 -j CONNMARK --set-xmark 0x1000/0x1000
+-A PINHOLE-T-CB007107-001 -p tcp -m tcp --dport 82 -j CONNMARK --set-xmark 0x1000/0x1000
+-A PINHOLE-T-CB007107-001 -p tcp -m tcp --dport 80 -m comment --comment default/web:3c8afc1a -j DNAT --to-destination 10.244.1.9:80
+-A PINHOLE-T-CB007107-001 -p tcp -m tcp --dport 82 -m comment --comment default/web:3c8afc1a -j DNAT --to-destination 10.244.1.9:82
+COMMIT
+";
+        assert_eq!(change(&[web.clone()], &[web, more]), expected);
+    }
+
+    #[test]
+    fn a_port_far_from_the_others_adds_a_chain_and_rewrites_the_one_above() {
+        let web = endpoint("80/tcp", "web", &["10.244.1.9"]);
+        let more = endpoint("443/tcp", "web", &["10.244.1.9"]);
+        let expected = "\
+*nat
+:PINHOLE-T-CB007107 - [0:0]
+:PINHOLE-T-CB007107-006 - [0:0]
+-A PINHOLE-T-CB007107 -p tcp -m tcp --dport 64:127 -j PINHOLE-T-CB007107-001
+-A PINHOLE-T-CB007107 -p tcp -m tcp --dport 384:447 -j PINHOLE-T-CB007107-006
+-A PINHOLE-T-CB007107-006 -p tcp -m tcp --dport 443 -j CONNMARK --set-xmark 0x1000/0x1000
+-A PINHOLE-T-CB007107-006 -p tcp -m tcp --dport 443 -m comment --comment default/web:3c8afc1a -j DNAT --to-destination 10.244.1.9:443
+COMMIT
+";
+        assert_eq!(change(&[web.clone()], &[web, more]), expected);
+    }
+
+    #[test]
+    fn the_last_entry_takes_its_chains_along_and_leaves_the_guards() {
+        let web = endpoint("80/tcp", "web", &["10.244.1.9"]);
+        let expected = "\
+*nat
+:PINHOLE-DNAT - [0:0]
+:PINHOLE-SNAT - [0:0]
+:PINHOLE-E-0AF40100 - [0:0]
+:PINHOLE-T-CB007107 - [0:0]
+:PINHOLE-T-CB007107-001 - [0:0]
+-A PINHOLE-SNAT -m mark --mark 0x4000/0x4000 -j RETURN
+-A PINHOLE-SNAT -s 10.244.1.0/24 -m connmark --mark 0x1000/0x1000 -m conntrack --ctstate DNAT -j MASQUERADE --random-fully
+-A PINHOLE-SNAT -d 10.244.1.0/24 -j RETURN
+-A PINHOLE-SNAT -d 10.244.0.0/16 -j RETURN
+-A PINHOLE-SNAT -d 224.0.0.0/4 -j RETURN
+-X PINHOLE-E-0AF40100
+-X PINHOLE-T-CB007107
+-X PINHOLE-T-CB007107-001
+COMMIT
+";
+        assert_eq!(change(&[web], &[]), expected);
+    }
+
+    #[test]
+    fn ipv6_looks_the_same_with_digests_for_addresses() {
+        let web = endpoint("443-444/tcp", "web", &["fd00:244:1::9"]).at(8443);
+        let text = bring(&mut Tables::default(), &ruleset(&[web], &node()), Family::V6);
+        let (_, nat) = text.split_once("*nat\n").unwrap();
+        let expected = "\
+:PINHOLE-DNAT - [0:0]
+:PINHOLE-E-FE26FC65702A9 - [0:0]
+:PINHOLE-SNAT - [0:0]
+:PINHOLE-T-99BE530B3C03E - [0:0]
+:PINHOLE-T-99BE530B3C03E-006 - [0:0]
+-A PINHOLE-DNAT -d 2001:db8::7/128 -p tcp -j PINHOLE-T-99BE530B3C03E
+-A PINHOLE-E-FE26FC65702A9 -s fd00:244:1::9/128 -m comment --comment default/web:3c8afc1a -j SNAT --to-source 2001:db8::7
+-A PINHOLE-SNAT -m mark --mark 0x4000/0x4000 -j RETURN
+-A PINHOLE-SNAT -s fd00:244:1::/64 -m connmark --mark 0x1000/0x1000 -m conntrack --ctstate DNAT -j MASQUERADE --random-fully
+-A PINHOLE-SNAT -d fd00:244:1::/64 -j RETURN
+-A PINHOLE-SNAT -d fd00:244::/48 -j RETURN
+-A PINHOLE-SNAT -d ff00::/8 -j RETURN
+-A PINHOLE-SNAT -s fd00:244:1::/122 -j PINHOLE-E-FE26FC65702A9
+-A PINHOLE-T-99BE530B3C03E -p tcp -m tcp --dport 384:447 -j PINHOLE-T-99BE530B3C03E-006
+-A PINHOLE-T-99BE530B3C03E-006 -p tcp -m tcp --dport 443:444 -j CONNMARK --set-xmark 0x1000/0x1000
+-A PINHOLE-T-99BE530B3C03E-006 -p tcp -m tcp --dport 443:444 -m comment --comment default/web:3c8afc1a -j DNAT --to-destination [fd00:244:1::9]:8443-8444/443
+-I PREROUTING 1 -m comment --comment pinhole:jump -j PINHOLE-DNAT
+-I OUTPUT 1 -m comment --comment pinhole:jump -j PINHOLE-DNAT
+-I POSTROUTING 1 -m comment --comment pinhole:jump -j PINHOLE-SNAT
+COMMIT
+";
+        assert_eq!(nat, expected);
+    }
+
+    #[test]
+    fn r34_nothing_is_written_and_no_jump_moves_when_nothing_changed() {
+        let web = [endpoint("80/tcp", "web", &["10.244.1.9"])];
+        assert_eq!(change(&web, &web), "");
+        for (filter, nat) in [
+            // Rules that can neither accept nor rewrite may stand in front.
+            ("-A FORWARD -m comment --comment note\n", ""),
+            ("", "-A PREROUTING -j LOG\n"),
+            // An accept may stand behind ours, and everything may follow a rule that rejects everything.
+            ("-A FORWARD -i eth0 -j ACCEPT\n", "-A POSTROUTING -j MASQUERADE\n"),
+            (":POLICY - [0:0]\n-A FORWARD -j REJECT\n-A FORWARD -j POLICY\n", ""),
+        ] {
+            let mut tables = with_rules(&serving(&web), filter, nat);
+            assert_eq!(bring(&mut tables, &ruleset(&web, &v4_node()), Family::V4), "", "{filter}{nat}");
+        }
+    }
+
+    #[test]
+    fn r34_a_jump_moves_inside_one_text() {
+        let web = [endpoint("80/tcp", "web", &["10.244.1.9"])];
+        let before = saved(&serving(&web));
+        let in_front = before.replace(
+            "[0:0] -A POSTROUTING",
+            "[0:0] -A POSTROUTING -s 10.244.0.0/16 -j MASQUERADE\n[0:0] -A POSTROUTING",
+        );
+        let mut tables = parse(&in_front, names_of(&Settings::default())).unwrap();
+        assert_eq!(
+            bring(&mut tables, &ruleset(&web, &v4_node()), Family::V4),
+            "*nat\n\
+             -D POSTROUTING -m comment --comment pinhole:jump -j PINHOLE-SNAT\n\
+             -I POSTROUTING 1 -m comment --comment pinhole:jump -j PINHOLE-SNAT\n\
+             COMMIT\n"
+        );
+    }
+
+    /// What FORWARD looks like after our jumps were put into what others wrote.
+    fn forward(foreign: &str) -> Vec<String> {
+        let chains = ":KUBE-ROUTER-FORWARD - [0:0]\n:cali-FORWARD - [0:0]\n:KUBE-FORWARD - [0:0]\n";
+        let mut tables =
+            with_rules(&Tables::default(), &format!(":FORWARD DROP [0:0]\n{chains}{foreign}"), "");
+        bring(&mut tables, &ruleset(&[], &v4_node()), Family::V4);
+        assert_eq!(
+            bring(&mut tables, &ruleset(&[], &v4_node()), Family::V4),
+            "",
+            "a second look moves nothing"
+        );
+        tables.filter.rules("FORWARD").iter().map(|rule| rule.target.clone()).collect()
+    }
+
+    #[test]
+    fn our_accept_stands_behind_policies_and_before_a_final_reject() {
+        let ours = ["PINHOLE-FWD", "PINHOLE-ACCEPT"];
+        assert_eq!(forward(""), ours);
+        assert_eq!(
+            forward("-A FORWARD -j KUBE-ROUTER-FORWARD\n-A FORWARD -j KUBE-FORWARD\n"),
+            ["PINHOLE-FWD", "KUBE-ROUTER-FORWARD", "KUBE-FORWARD", "PINHOLE-ACCEPT"]
+        );
+        assert_eq!(
+            forward(
+                "-A FORWARD -j cali-FORWARD\n-A FORWARD -j REJECT --reject-with icmp-host-prohibited\n-A FORWARD -j KUBE-FORWARD\n"
+            ),
+            ["PINHOLE-FWD", "cali-FORWARD", "PINHOLE-ACCEPT", "REJECT", "KUBE-FORWARD"]
+        );
+    }
+
+    #[test]
+    fn a_policy_that_arrives_later_is_let_in_front() {
+        let mut tables = serving(&[]);
+        for (position, chain) in [(1, "KUBE-ROUTER-FORWARD"), (4, "LATE")] {
+            let text = format!("*filter\n:{chain} - [0:0]\n-I FORWARD {position} -j {chain}\nCOMMIT\n");
+            memory::restore(&mut tables, &text, names_of(&Settings::default())).unwrap();
+        }
+        let text = bring(&mut tables, &ruleset(&[], &v4_node()), Family::V4);
+        assert_eq!(
+            text,
+            "*filter\n\
+             -D FORWARD -m comment --comment pinhole:jump -j PINHOLE-ACCEPT\n\
+             -A FORWARD -m comment --comment pinhole:jump -j PINHOLE-ACCEPT\n\
+             COMMIT\n"
+        );
+    }
+
+    #[test]
+    fn r26_whatever_others_flush_or_edit_is_put_back_and_nothing_else() {
+        let web = [endpoint("80/tcp", "web", &["10.244.1.9"])];
+        let names = Settings::default();
+        for damage in [
+            "*nat\n:PINHOLE-SNAT - [0:0]\nCOMMIT\n",
+            "*nat\n:PINHOLE-T-CB007107-001 - [0:0]\nCOMMIT\n",
+            "*nat\n:PREROUTING - [0:0]\nCOMMIT\n",
+            "*filter\n:PINHOLE-FWD - [0:0]\n-A PINHOLE-FWD -j ACCEPT\nCOMMIT\n",
+            "*filter\n-I FORWARD 1 -i eth0 -j PINHOLE-ACCEPT\nCOMMIT\n",
+        ] {
+            let intact = serving(&web);
+            let mut tables = intact.clone();
+            memory::restore(&mut tables, damage, names_of(&names)).unwrap();
+            // Flushing made the built-in chain one of a program; its policy is not what is tested.
+            tables.nat.chains.get_mut("PREROUTING").unwrap().policy = Some("ACCEPT".into());
+            assert_ne!(tables, intact, "{damage}");
+            bring(&mut tables, &ruleset(&web, &v4_node()), Family::V4);
+            assert_eq!(tables, intact, "{damage}");
+        }
+    }
+
+    #[test]
+    fn chains_of_another_layout_are_rewritten_whole() {
+        let web = [endpoint("80/tcp", "web", &["10.244.1.9"])];
+        let old = saved(&serving(&web)).replace(SKELETON, "pinhole:skeleton:0");
+        let mut tables = parse(&old, names_of(&Settings::default())).unwrap();
+        let text = bring(&mut tables, &ruleset(&web, &v4_node()), Family::V4);
+        assert!(text.contains(":PINHOLE-T-CB007107-001 -"), "{text}");
+        assert_eq!(tables, serving(&web));
+    }
+
+    #[test]
+    fn r51_counters_go_on_when_a_neighbour_changes() {
+        let web = endpoint("80/tcp", "web", &["10.244.1.9"]);
+        let counted = saved(&serving(&[web.clone()])).replace(
+            "[0:0] -A PINHOLE-T-CB007107-001 -p tcp -m tcp --dport 80 -m comment",
+            "[12:720] -A PINHOLE-T-CB007107-001 -p tcp -m tcp --dport 80 -m comment",
+        );
+        let names = Settings::default();
+        let mut tables = parse(&counted, names_of(&names)).unwrap();
+        let both = ruleset(&[web, endpoint("81/tcp", "new", &["10.244.1.10"])], &v4_node());
+        bring(&mut tables, &both, Family::V4);
+        let (_, counters) = decode(&BTreeMap::from([(Family::V4, tables)]), names_of(&names));
+        let counted: Vec<_> = counters.values().map(|counters| (counters.packets, counters.bytes)).collect();
+        assert_eq!(counted, [(12, 720), (0, 0)]);
+    }
+
+    #[test]
+    fn r40_removal_leaves_what_was_there_before() {
+        let foreign = with_rules(
+            &Tables::default(),
+            ":FORWARD DROP [0:0]\n:cali-FORWARD - [0:0]\n-A FORWARD -j cali-FORWARD\n:PINHOLE-NOT-OURS - [0:0]\n",
+            ":POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -s 10.244.0.0/16 -j MASQUERADE\n",
+        );
+        let settings = Settings::default();
+        let mut tables = foreign.clone();
+        bring(&mut tables, &ruleset(&[endpoint("80/tcp", "web", &["10.244.1.9"])], &v4_node()), Family::V4);
+        let removal = removal(&tables, names_of(&settings)).unwrap();
+        memory::restore(&mut tables, &removal.text, names_of(&settings)).unwrap();
+        for name in TableName::ALL {
+            for (chain, rules) in &tables.get(name).chains {
+                let before = foreign.get(name).chains.get(chain).cloned().unwrap_or_default();
+                assert_eq!(rules.rules, before.rules, "{chain}");
+            }
+        }
+        assert!(tables.filter.chains.keys().any(|chain| chain == "PINHOLE-NOT-OURS"));
+        assert_eq!(super::removal(&tables, names_of(&settings)), None);
+    }
+
+    #[test]
+    fn a_chain_that_others_jump_to_is_emptied_but_kept() {
+        let settings = Settings::default();
+        let foreign = ":ADMIN - [0:0]\n-A ADMIN -p tcp -j PINHOLE-T-CB007107\n";
+        let mut tables = with_rules(&serving(&[endpoint("80/tcp", "web", &["10.244.1.9"])]), "", foreign);
+        bring(&mut tables, &ruleset(&[], &v4_node()), Family::V4);
+        assert!(tables.nat.rules("PINHOLE-T-CB007107").is_empty());
+        assert!(
+            names_of(&settings).owns("PINHOLE-T-CB007107")
+                && tables.nat.chains.contains_key("PINHOLE-T-CB007107")
+        );
+    }
+
+    /// Any endpoints: the node serves those that it can.
+    fn any_endpoints() -> impl Strategy<Value = Vec<Endpoint>> {
+        let external = prop::sample::select(vec![
+            "",
+            "203.0.113.7:",
+            "203.0.113.8:",
+            "203.0.113.65:",
+            "[2001:db8::7]:",
+            "8.8.8.8:",
+        ]);
+        let protocol = prop::sample::select(vec!["tcp", "udp", "sctp"]);
+        let first = prop_oneof![1_u16..200, 1_u16..60000, 65400_u16..65500];
+        let span = prop_oneof![Just(0_u16), 0_u16..30, 60_u16..80];
+        let pod = 1_u8..130;
+        let target = prop_oneof![Just(0_u16), 1_u16..60000];
+        let sources = prop::sample::subsequence(
+            vec!["198.51.100.0/24", "192.0.2.1/32", "2001:db8:9::/48", "0.0.0.0/0"],
+            0..3,
+        );
+        let parts = (external, protocol, first, span, pod, target, sources, 0_u8..4);
+        let endpoint = parts.prop_map(|(external, protocol, first, span, pod, target, sources, ips)| {
+            let last = first.saturating_add(span);
+            let (v4, v6) = (format!("10.244.1.{pod}"), format!("fd00:244:1::{pod:x}"));
+            let ips: &[&str] = match ips {
+                0 => &[],
+                1 => &[&v4],
+                2 => &[&v6],
+                _ => &[&v4, &v6],
+            };
+            let endpoint =
+                endpoint(&format!("{external}{first}-{last}/{protocol}"), &format!("pod-{pod}"), ips);
+            let endpoint = endpoint.from(&sources);
+            if target == 0 { endpoint } else { endpoint.at(target.min(65535 - span)) }
+        });
+        prop::collection::vec(endpoint, 0..12)
+    }
+
+    fn served_of(endpoints: &[Endpoint]) -> Ruleset {
+        desired(endpoints, &node()).ruleset
+    }
+
+    proptest! {
+        #[test]
+        fn applying_leads_there_and_once_there_nothing_is_left_to_do(
+            before in any_endpoints(),
+            after in any_endpoints(),
+        ) {
+            let (before, after) = (served_of(&before), served_of(&after));
+            for family in Family::ALL {
+                let mut tables = Tables::default();
+                bring(&mut tables, &before, family);
+                bring(&mut tables, &after, family);
+                let mut fresh = Tables::default();
+                bring(&mut fresh, &after, family);
+                prop_assert_eq!(&tables, &fresh);
+                prop_assert_eq!(bring(&mut tables, &after, family), "");
+            }
+        }
+
+        #[test]
+        fn what_is_written_is_read_back(endpoints in any_endpoints()) {
+            let wanted = served_of(&endpoints);
+            let settings = Settings::default();
+            let mut read = BTreeMap::new();
+            for family in Family::ALL {
+                let mut tables = Tables::default();
+                bring(&mut tables, &wanted, family);
+                read.insert(family, parse(&saved(&tables), names_of(&settings)).unwrap());
+            }
+            prop_assert_eq!(decode(&read, names_of(&settings)).0, wanted);
+        }
+
+        #[test]
+        fn r33_no_name_is_too_long_and_no_comment_either(endpoints in any_endpoints()) {
+            let settings = Settings { prefix: "LONGEST8".parse().unwrap(), ..Settings::default() };
+            for family in Family::ALL {
+                let layout = layout(&served_of(&endpoints), family, &settings);
+                for (name, rules) in layout.filter.iter().chain(&layout.nat) {
+                    prop_assert!(name.len() <= MAX_LENGTH && names_of(&settings).owns(name), "{}", name);
+                    prop_assert!(rules.iter().flat_map(|rule| &rule.comment).all(|comment| comment.len() <= 128));
+                }
+            }
+        }
+    }
+}
