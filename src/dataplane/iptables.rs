@@ -210,34 +210,45 @@ impl Work<'_> {
         self.bring_to(&good).await?;
         let changes = diff(&good, desired).into_iter().filter(|change| family_of(change) == self.family);
         let mut sets: Vec<Vec<Change>> = vec![changes.collect()];
-        let mut attempts = 0;
+        let (mut attempts, mut progress, mut whole, mut stuck) = (0, false, None, None);
         while let Some(mut set) = sets.pop() {
             let mut candidate = good.clone();
-            let taken = set.iter().any(|next| change(&mut candidate, next).is_err());
+            // Ports stay taken when the entry that holds them could not be removed, which is told as the failure.
+            let outcome = match set.iter().try_for_each(|next| change(&mut candidate, next)) {
+                Ok(()) => self.bring_to(&candidate).await.map_err(Some),
+                Err(_) => Err(None),
+            };
             attempts += 1;
-            let error = match if taken { Ok(()) } else { self.bring_to(&candidate).await } {
-                Ok(()) if !taken => {
+            let error = match outcome {
+                Ok(()) => {
                     good = candidate;
+                    progress = true;
                     continue;
                 }
-                // What holds the ports could not be removed.
-                Ok(()) => "the ports are still held by an entry that could not be changed".to_owned(),
-                Err(DataplaneError::Command(error)) if error.is_refusal() => {
-                    if attempts == ISOLATION_ATTEMPTS {
-                        return Err(error.into());
-                    }
-                    error.to_string()
+                Err(Some(DataplaneError::Command(error)))
+                    if error.is_refusal() && attempts < ISOLATION_ATTEMPTS =>
+                {
+                    Some(error)
                 }
-                Err(error) => return Err(error),
+                Err(Some(error)) => return Err(error),
+                Err(None) => None,
             };
-            if let [only] = set.as_slice() {
-                if let Change::Added(entry) | Change::Replaced { after: entry, .. } = only {
-                    refused.push(KernelRefused { entry: entry.clone(), error });
+            match (set.as_slice(), error) {
+                ([Change::Added(entry) | Change::Replaced { after: entry, .. }], Some(error)) => {
+                    refused.push(KernelRefused { entry: entry.clone(), error: error.to_string() });
                 }
-            } else {
-                let second = set.split_off(set.len() / 2);
-                sets.extend([second, set]);
+                ([_], error) => stuck = stuck.or(error),
+                (_, error) => {
+                    let second = set.split_off(set.len() / 2);
+                    sets.extend([second, set]);
+                    whole = whole.or(error);
+                }
             }
+        }
+        // When nothing at all can be changed, it is not for what the entries are.
+        if let Some(error) = stuck.or(whole.filter(|_| !progress)) {
+            refused.clear();
+            return Err(error.into());
         }
         Ok(())
     }

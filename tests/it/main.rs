@@ -11,6 +11,7 @@ mod check;
 mod command_line;
 mod generated;
 mod golden;
+mod kernel;
 mod layering;
 mod program;
 mod render;

@@ -287,7 +287,7 @@ COMMIT
 -A PINHOLE-T-CB007107-001 -p tcp -m tcp --dport 82 -m comment --comment default/web:3c8afc1a -j DNAT --to-destination 10.244.1.9:82
 COMMIT
 ";
-        assert_eq!(change(&[web.clone()], &[web, more]), expected);
+        assert_eq!(change(std::slice::from_ref(&web), &[web.clone(), more]), expected);
     }
 
     #[test]
@@ -304,7 +304,7 @@ COMMIT
 -A PINHOLE-T-CB007107-006 -p tcp -m tcp --dport 443 -m comment --comment default/web:3c8afc1a -j DNAT --to-destination 10.244.1.9:443
 COMMIT
 ";
-        assert_eq!(change(&[web.clone()], &[web, more]), expected);
+        assert_eq!(change(std::slice::from_ref(&web), &[web.clone(), more]), expected);
     }
 
     #[test]
@@ -477,7 +477,7 @@ COMMIT
     #[test]
     fn r51_counters_go_on_when_a_neighbour_changes() {
         let web = endpoint("80/tcp", "web", &["10.244.1.9"]);
-        let counted = saved(&serving(&[web.clone()])).replace(
+        let counted = saved(&serving(std::slice::from_ref(&web))).replace(
             "[0:0] -A PINHOLE-T-CB007107-001 -p tcp -m tcp --dport 80 -m comment",
             "[12:720] -A PINHOLE-T-CB007107-001 -p tcp -m tcp --dport 80 -m comment",
         );

@@ -1,0 +1,246 @@
+//! One node with two pods on a bridge, and a client outside.
+//!
+//! ```text
+//! client 198.51.100.9 ------- eth0 198.51.100.1, external 203.0.113.7 and .8       the node
+//!        2001:db8:51::9            2001:db8:51::1, external 2001:db8::7
+//!                                  cni0 10.244.1.1/24, fd00:244:1::1/64
+//!                                    |               |
+//!                            pod a .9, ::9     pod b .10, ::a
+//! ```
+//! The client's default route leads to the node, so whatever source address the node lets through can be answered.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use pinhole::dataplane::Applied;
+use pinhole::dataplane::Dataplane;
+use pinhole::dataplane::Observed;
+use pinhole::dataplane::command::Tools;
+use pinhole::dataplane::condition::Condition;
+use pinhole::dataplane::conntrack;
+use pinhole::dataplane::conntrack::CleanUp;
+use pinhole::dataplane::conntrack::Handover;
+use pinhole::dataplane::iptables::Iptables;
+use pinhole::dataplane::settings::Flavor;
+use pinhole::dataplane::settings::Settings;
+use pinhole::model::address::ExternalAddress;
+use pinhole::model::holder::ObjectName;
+use pinhole::model::mapping::Address;
+use pinhole::model::mapping::Mapping;
+use pinhole::model::port::PortRange;
+use pinhole::ruleset::Ruleset;
+use pinhole::ruleset::desired;
+use pinhole::ruleset::endpoint::Endpoint;
+use pinhole::ruleset::node::NodeFacts;
+use tempfile::TempDir;
+
+use crate::kernel::namespace::Namespace;
+
+/// The addresses of pod a.
+pub(crate) const A: &[&str] = &["10.244.1.9", "fd00:244:1::9"];
+/// The addresses of pod b.
+pub(crate) const B: &[&str] = &["10.244.1.10", "fd00:244:1::a"];
+
+/// A node, two pods and a client.
+pub(crate) struct Lab {
+    pub(crate) node: Namespace,
+    pub(crate) a: Namespace,
+    pub(crate) b: Namespace,
+    pub(crate) client: Namespace,
+    pub(crate) flavor: Flavor,
+    pub(crate) settings: Settings,
+    observed: Observed,
+    directory: TempDir,
+}
+
+impl Lab {
+    /// Builds everything; nothing is programmed yet.
+    pub(crate) fn new(flavor: Flavor) -> Self {
+        let [node, a, b, client] = [(); 4].map(|()| Namespace::new());
+        let mut links = String::from("link add cni0 type bridge\n");
+        for (name, namespace) in [("port-a", &a), ("port-b", &b), ("eth0", &client)] {
+            writeln!(links, "link add {name} type veth peer name eth0 netns {}", namespace.path()).unwrap();
+        }
+        links.push_str(
+            "link set port-a master cni0\nlink set port-b master cni0\n\
+             addr add 10.244.1.1/24 dev cni0\naddr add fd00:244:1::1/64 dev cni0 nodad\n\
+             addr add 198.51.100.1/24 dev eth0\naddr add 2001:db8:51::1/64 dev eth0 nodad\n\
+             addr add 203.0.113.7/32 dev eth0\naddr add 203.0.113.8/32 dev eth0\naddr add 2001:db8::7/128 dev eth0 nodad\n\
+             link set port-a up\nlink set port-b up\nlink set cni0 up\nlink set eth0 up\n",
+        );
+        node.sh(&format!("ip -batch - <<'END'\n{links}END"));
+        for (key, value) in [
+            ("net/ipv4/ip_forward", "1"),
+            ("net/ipv6/conf/all/forwarding", "1"),
+            ("net/bridge/bridge-nf-call-iptables", "0"),
+            ("net/bridge/bridge-nf-call-ip6tables", "0"),
+        ] {
+            node.sysctl(key, value);
+        }
+        for (namespace, v4, via4, v6, via6) in [
+            (&a, "10.244.1.9/24", "10.244.1.1", "fd00:244:1::9/64", "fd00:244:1::1"),
+            (&b, "10.244.1.10/24", "10.244.1.1", "fd00:244:1::a/64", "fd00:244:1::1"),
+            (&client, "198.51.100.9/24", "198.51.100.1", "2001:db8:51::9/64", "2001:db8:51::1"),
+        ] {
+            namespace.sh(&format!(
+                "ip -batch - <<'END'\n\
+                 link set eth0 up\naddr add {v4} dev eth0\naddr add {v6} dev eth0 nodad\n\
+                 route add default via {via4}\nroute add ::/0 via {via6}\nEND"
+            ));
+        }
+        let directory = TempDir::new().unwrap();
+        let tools = Tools { directory: None, lock_file: Some(directory.path().join("xtables.lock")) };
+        let settings = Settings { tools, ..Settings::default() };
+        Self { node, a, b, client, flavor, settings, observed: Observed::default(), directory }
+    }
+
+    /// A directory that vanishes with the lab.
+    pub(crate) fn directory(&self) -> &std::path::Path {
+        self.directory.path()
+    }
+
+    /// What the node knows about itself.
+    pub(crate) fn facts() -> NodeFacts {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        NodeFacts {
+            addresses: [
+                "198.51.100.1",
+                "203.0.113.7",
+                "203.0.113.8",
+                "10.244.1.1",
+                "2001:db8:51::1",
+                "2001:db8::7",
+            ]
+            .map(ip)
+            .into(),
+            node_v4: Some("203.0.113.7".parse().unwrap()),
+            node_v6: Some("2001:db8::7".parse().unwrap()),
+            include: Vec::new(),
+            pod_cidrs: vec![net("10.244.1.0/24"), net("fd00:244:1::/64")],
+            cluster_cidrs: vec![net("10.244.0.0/16"), net("fd00:244::/48")],
+        }
+    }
+
+    /// Programs a node with these facts. Everything must be programmable.
+    pub(crate) fn apply_as(&mut self, facts: &NodeFacts, endpoints: &[Endpoint]) -> Applied {
+        let desired = desired(endpoints, facts);
+        assert_eq!(desired.refused, []);
+        let applied = self.apply_ruleset(&desired.ruleset);
+        assert!(applied.failures.is_empty(), "{:?}", applied.failures);
+        assert_eq!(applied.refused, []);
+        assert_eq!(applied.observed.ruleset, desired.ruleset, "what is told is what was asked for");
+        applied
+    }
+
+    /// Programs the node.
+    pub(crate) fn apply(&mut self, endpoints: &[Endpoint]) -> Applied {
+        self.apply_as(&Self::facts(), endpoints)
+    }
+
+    /// Programs a ruleset, whatever comes of it.
+    pub(crate) fn apply_ruleset(&mut self, desired: &Ruleset) -> Applied {
+        let backend = self.backend();
+        let observed = self.observed.clone();
+        let applied = self.on_node(async || backend.apply(desired, &observed).await);
+        self.observed = applied.observed.clone();
+        applied
+    }
+
+    /// Reads the kernel, as an agent does at every resync.
+    pub(crate) fn read(&mut self) -> Observed {
+        let backend = self.backend();
+        self.observed = self.on_node(async || backend.read().await).unwrap();
+        self.observed.clone()
+    }
+
+    /// What keeps entries from working.
+    pub(crate) fn conditions(&self) -> Vec<Condition> {
+        let backend = self.backend();
+        let desired = desired(&[], &Self::facts()).ruleset;
+        self.on_node(async || backend.conditions(&desired).await)
+    }
+
+    /// Programs the node and ends connections that follow rules which are gone.
+    pub(crate) fn hand_over(&mut self, endpoints: &[Endpoint], gone: &[&str], handover: Handover) {
+        let applied = self.apply(endpoints);
+        let gone: BTreeSet<IpAddr> = gone.iter().map(|ip| ip.parse().unwrap()).collect();
+        let clean_up = CleanUp { changes: &applied.changes, gone: &gone, handover };
+        let settings = self.settings.clone();
+        self.on_node(async || conntrack::clean_up(&settings, &clean_up).await).unwrap();
+    }
+
+    /// Runs asynchronous work in the node's namespace, on one thread: programs that it starts are in it too.
+    pub(crate) fn on_node<T: Send, F: Future<Output = T>>(&self, work: impl FnOnce() -> F + Send) -> T {
+        self.node.run(|| {
+            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work())
+        })
+    }
+
+    /// The backend under test.
+    pub(crate) fn backend(&self) -> Iptables {
+        Iptables::new(self.flavor, self.settings.clone())
+    }
+
+    /// Runs `iptables` of the lab's flavour on the node.
+    pub(crate) fn iptables(&self, arguments: &str) -> String {
+        self.node.sh(&self.command("iptables", arguments))
+    }
+
+    /// The same for IPv6.
+    pub(crate) fn ip6tables(&self, arguments: &str) -> String {
+        self.node.sh(&self.command("ip6tables", arguments))
+    }
+
+    /// A command line for a program of the lab's flavour; `arguments` may start with `-save`.
+    pub(crate) fn command(&self, program: &str, arguments: &str) -> String {
+        let lock = self.directory.path().join("xtables.lock");
+        let space =
+            if arguments.starts_with("-save") || arguments.starts_with("-restore") { "" } else { " -w 5 " };
+        format!("XTABLES_LOCKFILE={} {program}-{}{space}{arguments}", lock.display(), self.flavor)
+    }
+
+    /// Everything in both families' tables but comments.
+    pub(crate) fn saved(&self) -> String {
+        let saved = self.iptables("-save") + &self.ip6tables("-save");
+        // Counters of built-in chains are printed with their policies.
+        let kept = saved.lines().filter(|line| !line.starts_with('#'));
+        kept.map(|line| line.split(" [").next().unwrap_or(line).to_owned() + "\n").collect()
+    }
+}
+
+/// `external` (`203.0.113.8:80/tcp`, or `80/tcp` on the node's own address) for a pod with these addresses.
+pub(crate) fn endpoint(external: &str, pod: &str, ips: &[&str]) -> Endpoint {
+    forward(external, pod, ips, None)
+}
+
+/// The same to another pod port.
+pub(crate) fn to_port(external: &str, pod: &str, ips: &[&str], first: u16) -> Endpoint {
+    forward(external, pod, ips, Some(first))
+}
+
+/// The same for these sources only.
+pub(crate) fn only_from(mut endpoint: Endpoint, sources: &[&str]) -> Endpoint {
+    let sources = sources.iter().map(|source| source.parse().unwrap()).collect();
+    endpoint.mapping = endpoint.mapping.with_allowed_sources(sources);
+    endpoint
+}
+
+fn forward(external: &str, pod: &str, ips: &[&str], first: Option<u16>) -> Endpoint {
+    let (external, protocol) = external.rsplit_once('/').unwrap();
+    let (address, ports) = external.rsplit_once(':').unwrap_or(("", external));
+    let address = match address.trim_matches(['[', ']']) {
+        "" => Address::Node,
+        fixed => Address::Fixed(ExternalAddress::new(fixed.parse().unwrap()).unwrap()),
+    };
+    let ports: PortRange = ports.parse().unwrap();
+    let first = first.map_or(ports.first(), |port| pinhole::model::port::Port::new(port).unwrap());
+    Endpoint {
+        mapping: Mapping::new(address, protocol.parse().unwrap(), ports, first).unwrap(),
+        pod: ObjectName::new("default", pod),
+        uid: format!("uid-of-{pod}"),
+        ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+    }
+}

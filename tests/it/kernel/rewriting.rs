@@ -1,0 +1,202 @@
+//! Changes while packets flow: nothing is lost that need not be, and nothing stays that must go.
+
+use std::io::ErrorKind;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use pinhole::dataplane::conntrack::Handover;
+
+use crate::kernel::lab::A;
+use crate::kernel::lab::B;
+use crate::kernel::lab::Lab;
+use crate::kernel::lab::endpoint;
+use crate::kernel::lab::to_port;
+use crate::kernel::namespace::Namespace;
+use crate::kernel::with_both_flavors;
+
+/// Connects again and again while `change` runs. Every connection must be made, and none of the packets that open
+/// them may get lost on the way.
+fn while_connecting(lab: &mut Lab, change: impl FnOnce(&mut Lab)) {
+    let client = std::mem::replace(&mut lab.client, Namespace::new());
+    let done = AtomicBool::new(false);
+    let answers = thread::scope(|scope| {
+        let connecting = scope.spawn(|| {
+            let mut answers = Vec::new();
+            while !done.load(Ordering::Relaxed) {
+                answers.push(client.connect_patiently("203.0.113.7:80"));
+            }
+            answers
+        });
+        let changed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| change(lab)));
+        done.store(true, Ordering::Relaxed);
+        let answers = connecting.join().unwrap();
+        changed.unwrap();
+        answers
+    });
+    let failed: Vec<_> = answers.iter().filter_map(|answer| answer.as_ref().err()).collect();
+    assert!(failed.is_empty(), "{failed:?}");
+    assert_eq!(client.lost_syns(), 0, "of {} connections", answers.len());
+    assert!(20 < answers.len(), "only {} connections were tried", answers.len());
+    lab.client = client;
+}
+
+fn r34_a_moving_jump_loses_no_connection(lab: &mut Lab) {
+    let _a = lab.a.serve("a", "[::]:80");
+    let wanted = [endpoint("80/tcp", "a", A)];
+    lab.apply(&wanted);
+    while_connecting(lab, |lab| {
+        for _ in 0..20 {
+            // Neither matches the client, but either could take its connection from us.
+            lab.iptables("-t nat -I PREROUTING 1 -s 192.0.2.0/24 -j ACCEPT");
+            lab.iptables("-I FORWARD 1 -s 192.0.2.0/24 -j ACCEPT");
+            lab.read();
+            let applied = lab.apply(&wanted);
+            assert_eq!(applied.transactions.len(), 1);
+        }
+    });
+}
+
+fn r45_changing_neighbours_lose_no_connection(lab: &mut Lab) {
+    let _a = lab.a.serve("a", "[::]:80");
+    lab.apply(&[endpoint("80/tcp", "a", A)]);
+    while_connecting(lab, |lab| {
+        for port in 81..121 {
+            let neighbour = endpoint(&format!("{port}/tcp"), "b", B);
+            let applied = lab.apply(&[endpoint("80/tcp", "a", A), neighbour]);
+            assert_eq!(applied.transactions.len(), 2, "one per family");
+        }
+    });
+}
+
+fn r43_an_established_connection_survives_the_removal_of_the_last_entry(lab: &mut Lab) {
+    let _a = lab.a.serve("a", "[::]:80");
+    lab.apply(&[endpoint("80/tcp", "a", A)]);
+    let mut established = lab.client.connect("203.0.113.7:80").unwrap();
+    assert_eq!(established.ask().unwrap(), "a 198.51.100.9");
+    lab.apply(&[]);
+    assert_eq!(established.ask().unwrap(), "a 198.51.100.9");
+    assert_eq!(
+        lab.client.tcp("203.0.113.7:80"),
+        Err(ErrorKind::ConnectionRefused),
+        "new ones are the node's"
+    );
+}
+
+fn r44_a_connection_to_a_reserved_port_waits_for_the_pod(lab: &mut Lab) {
+    let _node = lab.node.serve("node", "[::]:80");
+    lab.apply(&[endpoint("80/tcp", "a", &[]), endpoint("80/udp", "a", &[])]);
+    assert_eq!(
+        lab.client.tcp("203.0.113.7:80"),
+        Err(ErrorKind::TimedOut),
+        "the node does not answer for the pod"
+    );
+    assert_eq!(lab.client.tcp("203.0.113.8:80"), Ok("node 198.51.100.9".into()));
+
+    let flow = lab.client.flow("203.0.113.7:80");
+    assert_eq!(flow.ask(), Err(ErrorKind::TimedOut));
+    let left = lab.node.sh("conntrack -L -f ipv4 -p udp 2>/dev/null");
+    assert!(!left.contains("dport=80"), "a flow that was not served leaves no trace: {left}");
+
+    let _a = lab.a.serve("a", "[::]:80");
+    let client = std::mem::replace(&mut lab.client, Namespace::new());
+    let waited = thread::scope(|scope| {
+        let waiting = scope.spawn(|| client.connect_patiently("203.0.113.7:80"));
+        thread::sleep(Duration::from_millis(300));
+        lab.apply(&[endpoint("80/tcp", "a", A), endpoint("80/udp", "a", A)]);
+        waiting.join().unwrap()
+    });
+    assert_eq!(waited.unwrap(), "a 198.51.100.9", "the first SYN came before the pod, a later one after");
+    assert_eq!(
+        flow.ask(),
+        Ok("a 198.51.100.9".into()),
+        "the same UDP flow is served as soon as there is a pod"
+    );
+}
+
+fn r10_an_edited_or_removed_entry_closes_its_old_port_at_once(lab: &mut Lab) {
+    let _a = lab.a.serve("a", "[::]:25");
+    lab.apply(&[endpoint("25/tcp", "a", A)]);
+    assert_eq!(lab.client.tcp("203.0.113.7:25"), Ok("a 198.51.100.9".into()));
+    lab.apply(&[to_port("2525/tcp", "a", A, 25)]);
+    assert_eq!(lab.client.tcp("203.0.113.7:25"), Err(ErrorKind::ConnectionRefused));
+    assert_eq!(lab.client.tcp("203.0.113.7:2525"), Ok("a 198.51.100.9".into()));
+    lab.apply(&[]);
+    assert_eq!(lab.client.tcp("203.0.113.7:2525"), Err(ErrorKind::ConnectionRefused));
+}
+
+fn r24_a_udp_flow_stays_with_a_draining_pod_until_it_is_gone(lab: &mut Lab) {
+    let (_a, _b) = (lab.a.serve("a", "[::]:53"), lab.b.serve("b", "[::]:53"));
+    lab.apply(&[endpoint("53/udp", "a", A)]);
+    for (external, client) in [("203.0.113.7:53", "198.51.100.9"), ("[2001:db8::7]:53", "2001:db8:51::9")] {
+        lab.hand_over(&[endpoint("53/udp", "a", A)], &[], Handover::Drain);
+        let flow = lab.client.flow(external);
+        assert_eq!(flow.ask(), Ok(format!("a {client}")));
+        lab.hand_over(&[endpoint("53/udp", "b", B)], &[], Handover::Drain);
+        assert_eq!(flow.ask(), Ok(format!("a {client}")), "the old pod keeps its flows");
+        assert_eq!(lab.client.udp(external), Ok(format!("b {client}")), "new flows go to the new one");
+        lab.hand_over(&[endpoint("53/udp", "b", B)], A, Handover::Drain);
+        assert_eq!(flow.ask(), Ok(format!("b {client}")), "gone");
+    }
+}
+
+fn r24_a_udp_flow_is_cut_over_when_asked_to(lab: &mut Lab) {
+    let (_a, _b) = (lab.a.serve("a", "[::]:53"), lab.b.serve("b", "[::]:53"));
+    lab.apply(&[endpoint("53/udp", "a", A)]);
+    let flow = lab.client.flow("203.0.113.7:53");
+    assert_eq!(flow.ask(), Ok("a 198.51.100.9".into()));
+    lab.hand_over(&[endpoint("53/udp", "b", B)], &[], Handover::Cut);
+    assert_eq!(flow.ask(), Ok("b 198.51.100.9".into()));
+}
+
+fn r24_a_udp_flow_ends_with_its_entry(lab: &mut Lab) {
+    let _a = lab.a.serve("a", "[::]:53");
+    lab.apply(&[endpoint("53/udp", "a", A), endpoint("54/udp", "a", A)]);
+    let flow = lab.client.flow("203.0.113.7:53");
+    assert_eq!(flow.ask(), Ok("a 198.51.100.9".into()));
+    lab.hand_over(&[endpoint("54/udp", "a", A)], &[], Handover::Drain);
+    assert!(flow.ask().is_err());
+}
+
+fn r24_a_udp_flow_that_started_before_its_entry_is_served(lab: &mut Lab) {
+    let node = lab.node.serve("node", "203.0.113.7:53");
+    lab.apply(&[]);
+    let flow = lab.client.flow("203.0.113.7:53");
+    assert_eq!(flow.ask(), Ok("node 198.51.100.9".into()));
+    drop(node);
+    let _a = lab.a.serve("a", "[::]:53");
+    lab.hand_over(&[endpoint("53/udp", "a", A)], &[], Handover::Drain);
+    assert_eq!(flow.ask(), Ok("a 198.51.100.9".into()));
+}
+
+fn r24_only_flows_through_our_ports_are_ended(lab: &mut Lab) {
+    let (_a, _b) = (lab.a.serve("a", "[::]:53"), lab.b.serve("b", "[::]:53"));
+    lab.apply(&[endpoint("53/udp", "a", A), endpoint("53/tcp", "a", A)]);
+    let direct = lab.client.flow("10.244.1.9:53");
+    direct.ask().unwrap();
+    let mut ours = lab.client.connect("203.0.113.7:53").unwrap();
+    ours.ask().unwrap();
+    lab.hand_over(&[endpoint("53/udp", "b", B), endpoint("53/tcp", "b", B)], &[], Handover::Cut);
+    assert_eq!(ours.ask().unwrap(), "a 198.51.100.9", "TCP connections end by themselves");
+    lab.hand_over(&[endpoint("53/udp", "b", B), endpoint("53/tcp", "b", B)], A, Handover::Cut);
+    assert!(ours.ask().is_err(), "the pod is gone, and its address may get another owner");
+    let left = lab.node.sh("conntrack -L -f ipv4 2>/dev/null");
+    assert!(
+        left.contains("dst=10.244.1.9 sport"),
+        "a connection to the pod itself is nobody's business: {left}"
+    );
+}
+
+with_both_flavors!(
+    r34_a_moving_jump_loses_no_connection,
+    r45_changing_neighbours_lose_no_connection,
+    r43_an_established_connection_survives_the_removal_of_the_last_entry,
+    r44_a_connection_to_a_reserved_port_waits_for_the_pod,
+    r10_an_edited_or_removed_entry_closes_its_old_port_at_once,
+    r24_a_udp_flow_stays_with_a_draining_pod_until_it_is_gone,
+    r24_a_udp_flow_is_cut_over_when_asked_to,
+    r24_a_udp_flow_ends_with_its_entry,
+    r24_a_udp_flow_that_started_before_its_entry_is_served,
+    r24_only_flows_through_our_ports_are_ended,
+);
