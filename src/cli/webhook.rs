@@ -3,12 +3,14 @@
 use std::fs;
 use std::net::IpAddr;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::RwLock;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
+use std::thread;
 use std::time::Duration;
 use std::time::SystemTime;
 
@@ -48,6 +50,9 @@ use crate::webhook::self_signed::SelfSigned;
 use crate::webhook::tls;
 use crate::webhook::tls::files::Files;
 use crate::webhook::tls::pair::PairPaths;
+
+/// One core answers thousands of calls a second; on a large node more threads would only take memory.
+const MOST_THREADS: usize = 4;
 
 /// The flags of `pinhole webhook`.
 #[derive(Debug, Args)]
@@ -157,7 +162,9 @@ struct LimitFlags {
 impl Webhook {
     /// Serves until SIGTERM.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+        let threads = thread::available_parallelism().map_or(1, NonZero::get).min(MOST_THREADS);
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
         runtime.context("no runtime for network and timers can be made")?.block_on(self.serve())
     }
 

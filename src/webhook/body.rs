@@ -1,6 +1,7 @@
 //! Reads a request's body within the limits of one request and of all requests together.
 
 use axum::body::Body;
+use axum::body::HttpBody;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 
@@ -57,6 +58,10 @@ pub(crate) async fn read(mut body: Body, limit: usize, budget: &Budget) -> Resul
             first = data;
         } else {
             if rest.is_empty() {
+                // As large as announced and not twice that, as growing by doubling would end up; pages that no byte
+                // is written to take no memory.
+                let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+                rest.reserve_exact(announced.min(limit).saturating_add(length + data.len()));
                 rest.extend_from_slice(&std::mem::take(&mut first));
             }
             rest.extend_from_slice(&data);
@@ -79,6 +84,7 @@ async fn discard(mut body: Body) {
 #[cfg(test)]
 mod tests {
     use futures::stream;
+    use prometheus_client::metrics::gauge::Gauge;
 
     use super::*;
 
@@ -90,29 +96,32 @@ mod tests {
 
     #[tokio::test]
     async fn pieces_are_joined_and_their_share_is_given_back() {
-        let budget = Budget::new(100);
+        let held = Gauge::default();
+        let budget = Budget::new(100, held.clone());
         for pieces in [&["whole"][..], &["in ", "three ", "pieces"], &["", "late"], &[]] {
             let collected = read(body(pieces), 50, &budget).await.unwrap();
             assert_eq!(collected.bytes, pieces.concat());
-            assert_eq!(budget.held(), collected.bytes.len());
+            assert_eq!(held.get(), i64::try_from(collected.bytes.len()).unwrap());
             drop(collected);
-            assert_eq!(budget.held(), 0);
+            assert_eq!(held.get(), 0);
         }
     }
 
     #[tokio::test]
     async fn too_much_for_one_request_keeps_only_the_beginning() {
-        let budget = Budget::new(100);
+        let held = Gauge::default();
+        let budget = Budget::new(100, held.clone());
         let error = read(body(&["0123", "4567", "89"]), 6, &budget).await.unwrap_err();
         assert!(matches!(error, BodyError::TooLarge { head } if head == b"01234567"));
-        assert_eq!(budget.held(), 0);
+        assert_eq!(held.get(), 0);
     }
 
     #[tokio::test]
     async fn too_much_for_all_requests_is_told_apart() {
-        let budget = Budget::new(6);
+        let held = Gauge::default();
+        let budget = Budget::new(6, held.clone());
         let error = read(body(&["0123", "4567"]), 50, &budget).await.unwrap_err();
         assert!(matches!(error, BodyError::Exhausted));
-        assert_eq!(budget.held(), 0);
+        assert_eq!(held.get(), 0);
     }
 }

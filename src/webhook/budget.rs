@@ -7,11 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 
+use prometheus_client::metrics::gauge::Gauge;
+
 /// The allowance. Clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct Budget {
     held: Arc<AtomicUsize>,
     limit: usize,
+    /// Shows what is held.
+    gauge: Gauge,
 }
 
 /// What one request holds of the allowance.
@@ -26,18 +30,13 @@ pub(crate) struct Reservation {
 pub(crate) struct Exhausted;
 
 impl Budget {
-    pub(crate) fn new(limit: usize) -> Self {
-        Self { held: Arc::new(AtomicUsize::new(0)), limit }
+    pub(crate) fn new(limit: usize, gauge: Gauge) -> Self {
+        Self { held: Arc::new(AtomicUsize::new(0)), limit, gauge }
     }
 
     /// A request that holds nothing yet.
     pub(crate) fn open(&self) -> Reservation {
         Reservation { budget: self.clone(), bytes: 0 }
-    }
-
-    /// Bytes held by all requests.
-    pub(crate) fn held(&self) -> usize {
-        self.held.load(Ordering::Relaxed)
     }
 }
 
@@ -52,6 +51,7 @@ impl Reservation {
             })
             .map_err(|_| Exhausted)?;
         self.bytes += bytes;
+        self.budget.gauge.inc_by(shown(bytes));
         Ok(())
     }
 }
@@ -59,7 +59,12 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.budget.held.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.budget.gauge.dec_by(shown(self.bytes));
     }
+}
+
+fn shown(bytes: usize) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -68,23 +73,25 @@ mod tests {
 
     #[test]
     fn requests_share_the_allowance_and_give_it_back() {
-        let budget = Budget::new(100);
+        let held = Gauge::default();
+        let budget = Budget::new(100, held.clone());
         let mut first = budget.open();
         let mut second = budget.open();
         assert_eq!(first.grow(60), Ok(()));
         assert_eq!(second.grow(50), Err(Exhausted));
-        assert_eq!(budget.held(), 60);
+        assert_eq!(held.get(), 60);
         assert_eq!(second.grow(40), Ok(()));
         drop(first);
-        assert_eq!(budget.held(), 40);
+        assert_eq!(held.get(), 40);
         assert_eq!(second.grow(60), Ok(()));
         drop(second);
-        assert_eq!(budget.held(), 0);
+        assert_eq!(held.get(), 0);
+        assert_eq!(budget.open().grow(100), Ok(()));
     }
 
     #[test]
     fn an_absurd_size_is_refused_without_overflow() {
-        let budget = Budget::new(100);
+        let budget = Budget::new(100, Gauge::default());
         let mut request = budget.open();
         request.grow(1).unwrap();
         assert_eq!(request.grow(usize::MAX), Err(Exhausted));

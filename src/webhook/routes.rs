@@ -92,7 +92,7 @@ impl Answer {
 
 /// The webhook's routes.
 pub fn router(decider: Arc<Decider>, limits: &Limits, metrics: WebhookMetrics) -> Router {
-    let budget = Budget::new(limits.max_inflight_body);
+    let budget = Budget::new(limits.max_inflight_body, metrics.body_bytes.clone());
     let desk = Arc::new(Desk { decider, budget, max_body: limits.max_body, metrics });
     Router::new()
         .route("/mutate", post(|State(desk), call| answer(desk, Endpoint::Mutate, call)))
@@ -121,7 +121,6 @@ async fn answer(desk: Arc<Desk>, endpoint: Endpoint, call: HttpRequest) -> Respo
 impl Desk {
     async fn answer(&self, endpoint: Endpoint, body: Body) -> Answer {
         let collected = body::read(body, self.max_body, &self.budget).await;
-        self.metrics.body_bytes.set(i64::try_from(self.budget.held()).unwrap_or(i64::MAX));
         let review = match collected {
             Ok(collected) => Review::parse(&collected.bytes).map_err(|error| (error.to_string(), error.uid)),
             Err(error) => return self.without_body(endpoint, error),

@@ -208,4 +208,26 @@ mod tests {
             assert!(text.lines().any(|written| written == line), "{line} is not in\n{text}");
         }
     }
+
+    #[test]
+    fn every_metric_is_documented() {
+        let documentation = include_str!("../../../docs/webhook.md");
+        let mut registry = metrics::registry();
+        let webhook = WebhookMetrics::register(&mut registry);
+        webhook.answered("mutate", "allowed", "", Duration::ZERO);
+        webhook.shed("deadline");
+        webhook.cut("evicted");
+        register_index(&mut registry, || 0);
+        let text = metrics::encode(&registry).unwrap();
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+        for (name, kind) in types {
+            let suffix = match kind {
+                "counter" => "_total",
+                "info" => "_info",
+                _ => "",
+            };
+            let name = format!("`{name}{suffix}`");
+            assert!(documentation.contains(&name), "docs/webhook.md does not explain {name}");
+        }
+    }
 }
