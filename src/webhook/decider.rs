@@ -177,7 +177,9 @@ impl Decider {
             let mut index = self.write_index();
             index.expire(Instant::now());
             // With the index locked, so that no late news of the watch comes between what was read and the decision.
-            reads.iter().for_each(|(evidence, read)| read.bring_into(&mut index, evidence));
+            for (evidence, read) in reads {
+                read.bring_into(&mut index, evidence);
+            }
             decision = self.judge(request, &index);
             if !decision.is_granted() {
                 return decision;
