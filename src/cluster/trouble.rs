@@ -16,8 +16,21 @@ pub(super) fn describe(error: &kube::Error) -> String {
             };
             format!("HTTP {}: {}{advice}", status.code, status.message)
         }
-        other => format!("{}; check that the API server can be reached from here", causes(other)),
+        kube::Error::Service(error) => explain_connection(error.as_ref()),
+        kube::Error::HyperError(error) => explain_connection(error),
+        other => causes(other),
     }
+}
+
+fn explain_connection(error: &(dyn Error + 'static)) -> String {
+    // The outermost layer of the client only says that it is one.
+    let reason = error.source().map_or_else(|| causes(error), causes);
+    let advice = if reason.contains("certificate") {
+        "check the CA and the server's address in the kubeconfig"
+    } else {
+        "check that the API server runs and can be reached from here"
+    };
+    format!("{reason}; {advice}")
 }
 
 /// Likewise for a watch.

@@ -95,10 +95,7 @@ impl Watch {
                 return std::future::pending().await;
             };
             let news = match event {
-                Ok(event) => {
-                    self.next_pause = FIRST_PAUSE;
-                    self.take(event)
-                }
+                Ok(event) => self.take(event),
                 Err(error) => self.fail(&error),
             };
             if let Some(news) = news {
@@ -108,6 +105,10 @@ impl Watch {
     }
 
     fn take(&mut self, event: Event<Seen>) -> Option<News> {
+        // An attempt begins with `Init`; only what follows is an answer.
+        if !matches!(event, Event::Init) {
+            self.next_pause = FIRST_PAUSE;
+        }
         match event {
             Event::Init => self.listing.clear(),
             Event::InitApply(seen) => {
@@ -143,16 +144,16 @@ impl Watch {
     }
 
     fn fail(&mut self, error: &watcher::Error) -> Option<News> {
-        self.pause = Some(self.next_pause);
-        self.next_pause = LONGEST_PAUSE.min(self.next_pause * 2);
+        let pause = self.next_pause;
+        self.pause = Some(pause);
+        self.next_pause = LONGEST_PAUSE.min(pause * 2);
         let resource = self.resource.plural();
         let reason = describe_watch(error);
         if is_expired(error) {
             debug!(resource, reason, "The watch fell behind; listing again");
             return None;
         }
-        let retry_in = self.pause;
-        warn!(resource, server = %self.server, reason, ?retry_in, "Cannot watch; what is known of it grows old");
+        warn!(resource, server = %self.server, reason, retry_in = ?pause, "Cannot list or watch; trying again");
         Some(News::Failed(reason))
     }
 }
@@ -262,6 +263,9 @@ mod tests {
             || Err(refused(403, "pods is forbidden: User \"pinhole\" cannot list resource \"pods\""));
         let mut watch = watch(vec![
             forbidden(),
+            Ok(Event::Init),
+            forbidden(),
+            Ok(Event::Init),
             forbidden(),
             Ok(Event::Init),
             Ok(Event::InitDone),
@@ -275,11 +279,11 @@ mod tests {
              webhook-config/rbac.yaml does"
         );
         let mut pauses = Vec::new();
-        for _ in 0..4 {
+        for _ in 0..5 {
             let before = Instant::now();
             watch.next().await;
             pauses.push(before.elapsed().as_millis());
         }
-        assert_eq!(pauses, [200, 400, 0, 200]);
+        assert_eq!(pauses, [200, 400, 800, 0, 200]);
     }
 }

@@ -34,6 +34,10 @@ impl FromStr for LogFormat {
     }
 }
 
+/// What the Kubernetes client logs of a failure, we log too, with the resource and what to do about it. Whoever names
+/// these modules in the level gets them.
+const TOLD_BY_US: &str = "kube_client=off,kube_runtime=off";
+
 /// Why logging could not be set up.
 #[derive(Debug, Error)]
 pub enum LogError {
@@ -68,7 +72,7 @@ where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let filter = EnvFilter::builder()
-        .parse(level)
+        .parse(format!("{TOLD_BY_US},{level}"))
         .map_err(|source| LogError::Level { level: level.to_owned(), source })?;
     let registry = tracing_subscriber::registry().with(filter);
     Ok(match format {
@@ -102,12 +106,17 @@ mod tests {
     }
 
     fn logged(format: LogFormat, colour: bool) -> String {
+        logged_at("info", format, colour)
+    }
+
+    fn logged_at(level: &str, format: LogFormat, colour: bool) -> String {
         let captured = Captured::default();
         let writer = captured.clone();
-        let subscriber = subscriber("info", format, colour, move || writer.clone()).unwrap();
+        let subscriber = subscriber(level, format, colour, move || writer.clone()).unwrap();
         tracing::subscriber::with_default(subscriber, || {
             tracing::info!(port = 8080, "Claimed");
             tracing::debug!("not asked for");
+            tracing::error!(target: "kube_client::client::builder", "failed with error");
         });
         let bytes = captured.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap()
@@ -119,6 +128,12 @@ mod tests {
         assert!(plain.contains("Claimed port=8080"), "{plain}");
         assert!(!plain.contains('\u{1b}'), "{plain:?}");
         assert!(logged(LogFormat::Text, true).contains('\u{1b}'));
+    }
+
+    #[test]
+    fn what_we_tell_ourselves_is_not_told_twice_unless_asked_for() {
+        assert!(!logged(LogFormat::Text, false).contains("failed with error"));
+        assert!(logged_at("info,kube_client=info", LogFormat::Text, false).contains("failed with error"));
     }
 
     #[test]
