@@ -196,10 +196,14 @@ impl Webhook {
         let watching = tokio::spawn(informers.run());
 
         let decider = Arc::new(Decider::new(policy, index, Some(live), synced, pending_ttl));
+        info!(
+            listen = %listener.local_addr()?,
+            http_address = %http_listener.local_addr()?,
+            "Answering admission calls"
+        );
         let ended = CancellationToken::new();
         let admin = http::router(readiness.clone(), Arc::new(registry));
         tokio::spawn(http::serve(http_listener, admin, ended.clone()));
-        info!(%listen, %http_address, "Answering admission calls");
         let parts =
             webhook::Webhook { decider, certificates, limits: limits.into_limits(), metrics, readiness };
         let serving = webhook::run(parts, listener, stop);

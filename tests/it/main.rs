@@ -15,3 +15,4 @@ mod kernel;
 mod layering;
 mod program;
 mod render;
+mod webhook;

@@ -1,3 +1,5 @@
+//! The join of calls, index and live reads, against an API server in memory.
+
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;

@@ -1,3 +1,5 @@
+//! Calls and answers as bytes, most of them over the real accept loop.
+
 use std::sync::RwLock;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;

@@ -1,3 +1,5 @@
+//! The accept loop over real sockets: who is served, who is cut, and how it ends.
+
 use std::time::Duration;
 use std::time::Instant;
 

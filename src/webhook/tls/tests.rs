@@ -1,3 +1,5 @@
+//! Certificates good and bad, and Secret volumes as kubelet swaps them.
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
