@@ -10,6 +10,7 @@ CARGO_DENY_VERSION := 0.20.2
 KERNEL_PACKAGES := iptables nftables conntrack iproute2 ethtool netcat-openbsd
 
 -include e2e/e2e.mk
+-include e2e/kind.mk
 -include benches/bench.mk
 
 .PHONY: help
