@@ -1,2 +1,380 @@
-//! tmp
+//! The agent: keeps one node's kernel at what the pods of the node ask for and may have.
+//!
+//! One loop with five steps: observe, check, decide, apply, report. Only the first and the last two touch the
+//! outside. A turn starts from what is there, never from what an earlier turn meant to do, so that a start, a resync
+//! and a change are the same code. The kernel's rules are the only state.
+//!
+//! # Guarantees
+//! - Nothing is changed before every list has come once (R05), and nothing is removed when the process ends.
+//! - What nobody may have is not programmed, whoever let the pod in (R27).
+//! - A slow kernel delays the loop, never the watches that feed it (R42).
+//! - A failed turn is tried again, with growing pauses, until it succeeds (R13).
+
 pub mod addresses;
+pub mod brake;
+pub mod desired;
+pub mod entries;
+pub mod flows;
+pub mod report;
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+use tracing::warn;
+
+use crate::admission::policy::Policy;
+use crate::agent::addresses::Addresses;
+use crate::agent::addresses::Filter;
+use crate::agent::addresses::Own;
+use crate::agent::brake::BrakeOverTime;
+use crate::agent::brake::Withheld;
+use crate::agent::desired::Known;
+use crate::agent::desired::Plan;
+use crate::agent::flows::Flows;
+use crate::agent::report::Reporter;
+use crate::api::object::Object;
+use crate::cluster::node_pods::NodePods;
+use crate::cluster::resource::Resource;
+use crate::dataplane::Applied;
+use crate::dataplane::Dataplane;
+use crate::dataplane::Observed;
+use crate::ruleset::Ruleset;
+use crate::ruleset::diff::Change;
+use crate::ruleset::diff::diff;
+use crate::ruleset::node::NodeFacts;
+use crate::telemetry::metrics::agent::AgentMetrics;
+use crate::telemetry::readiness::Condition;
+
+/// Changes arrive in bursts; what comes within this time shares a turn.
+const DEBOUNCE: Duration = Duration::from_millis(50);
+
+/// How often the node's addresses are looked at.
+const ADDRESS_CHECK: Duration = Duration::from_secs(5);
+
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
+/// What an operator decides.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The name of the Node.
+    pub node_name: String,
+    /// What is allowed.
+    pub policy: Arc<Policy>,
+    /// Which addresses may be served.
+    pub filter: Filter,
+    /// The addresses of this node's pods; empty to take them from the Node.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Other destinations inside the cluster.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// How often the kernel is read and compared although nothing happened.
+    pub resync: Duration,
+}
+
+/// What the loop works with.
+pub struct Parts<D> {
+    /// The kernel.
+    pub dataplane: Arc<D>,
+    /// The pods of the node.
+    pub pods: Arc<NodePods>,
+    /// Reads the node's addresses.
+    pub addresses: Box<dyn FnMut() -> io::Result<Addresses> + Send>,
+    /// When mass removals are held back.
+    pub brake: BrakeOverTime,
+    /// Where changes are left for the connection table; `None` leaves connections alone.
+    pub flows: Option<Flows>,
+    /// Who tells what became of it.
+    pub reporter: Reporter,
+    /// The numbers.
+    pub metrics: AgentMetrics,
+    /// Met when the kernel has exactly what the node should serve.
+    pub in_sync: Condition,
+}
+
+/// The loop and what it remembers: only what saves work, and what it last saw.
+pub struct Agent<D> {
+    config: Config,
+    parts: Parts<D>,
+    addresses: Option<Addresses>,
+    own: Own,
+    /// The kernel as the last turn left it; `None` makes the next turn read it.
+    observed: Option<Observed>,
+    /// What the last turn wanted, to tell drift from change.
+    wanted: Option<Ruleset>,
+    /// The pods that were there, and their addresses.
+    alive: BTreeMap<String, Vec<IpAddr>>,
+    withheld: Option<Withheld>,
+    retry: Option<Duration>,
+    resync_at: Instant,
+    warned_of_cidrs: bool,
+}
+
+/// Why a turn could not even try.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error("there is no Node {0}; pass the name that `kubectl get nodes` shows as --node-name")]
+    NoNode(String),
+    #[error("the node's addresses cannot be read: {0}")]
+    Addresses(#[from] io::Error),
+    #[error("the rules in the kernel cannot be read: {0}")]
+    Kernel(#[from] crate::dataplane::DataplaneError),
+}
+
+impl<D: Dataplane> Agent<D> {
+    /// An agent that has seen nothing yet.
+    pub fn new(config: Config, parts: Parts<D>) -> Self {
+        Self {
+            config,
+            parts,
+            addresses: None,
+            own: Own::default(),
+            observed: None,
+            wanted: None,
+            alive: BTreeMap::new(),
+            withheld: None,
+            retry: None,
+            resync_at: Instant::now(),
+            warned_of_cidrs: false,
+        }
+    }
+
+    /// Keeps the kernel as it should be until `stop`, and leaves it so. A turn that has begun is finished.
+    pub async fn run(mut self, stop: CancellationToken) {
+        if !self.wait_for_lists(&stop).await {
+            return;
+        }
+        while !stop.is_cancelled() {
+            let started = Instant::now();
+            match self.turn().await {
+                Ok(applied) => self.settle(&applied, started.elapsed()),
+                Err(trouble) => self.fail(&trouble.to_string()),
+            }
+            self.wait(&stop).await;
+        }
+        info!("Stopped; the rules stay in the kernel and go on working");
+    }
+
+    /// The five steps.
+    async fn turn(&mut self) -> Result<Applied, Trouble> {
+        let node = self.observe_node()?;
+        let (observed, is_fresh) = self.observe_kernel().await?;
+        let plan = self.parts.pods.read(|view| {
+            desired::plan(&Known {
+                pods: &view.pods,
+                index: &view.index,
+                policy: &self.config.policy,
+                node: &node,
+                programmed: &observed.ruleset,
+            })
+        });
+        let now = Instant::now().into_std();
+        let (wanted, withheld) = self.parts.brake.hold(&observed.ruleset, plan.ruleset.clone(), now);
+        let applied = self.parts.dataplane.apply(&wanted, &observed).await;
+        if is_fresh {
+            self.count_repairs(&observed, &wanted, &applied);
+            self.parts.reporter.report_conditions(self.parts.dataplane.conditions(&wanted).await);
+        }
+        self.end_flows(&plan, &applied);
+        self.parts.reporter.report(&plan, &applied);
+        self.report_brake(withheld);
+        self.wanted = Some(wanted);
+        Ok(applied)
+    }
+
+    async fn wait_for_lists(&mut self, stop: &CancellationToken) -> bool {
+        loop {
+            let waiting: Vec<_> = self.parts.pods.waiting().into_iter().map(Resource::plural).collect();
+            if waiting.is_empty() {
+                return true;
+            }
+            let reason = format!("waiting for the first list of {} from the API server", waiting.join(", "));
+            self.parts.in_sync.missing(reason);
+            tokio::select! {
+                () = stop.cancelled() => return false,
+                () = self.parts.pods.changed() => {}
+            }
+        }
+    }
+
+    /// What the node is, from its interfaces, the operator and its Node.
+    fn observe_node(&mut self) -> Result<NodeFacts, Trouble> {
+        self.refresh_addresses()?;
+        let Some(node) = self.parts.pods.read(|view| view.node.clone()) else {
+            return Err(Trouble::NoNode(self.config.node_name.clone()));
+        };
+        let pod_cidrs = self.pod_cidrs(&node);
+        let Config { filter, cluster_cidrs, .. } = &self.config;
+        Ok(NodeFacts {
+            addresses: self.addresses.iter().flat_map(Addresses::all).collect(),
+            node_v4: self.own.v4,
+            node_v6: self.own.v6,
+            include: filter.include.clone(),
+            exclude: filter.exclude.clone(),
+            pod_cidrs,
+            cluster_cidrs: cluster_cidrs.clone(),
+        })
+    }
+
+    /// Whether the addresses are others than before.
+    fn refresh_addresses(&mut self) -> io::Result<bool> {
+        let found = (self.parts.addresses)()?;
+        if self.addresses.as_ref() == Some(&found) {
+            return Ok(false);
+        }
+        let own = addresses::choose(&found, &self.config.filter);
+        if own != self.own {
+            for warning in &own.warnings {
+                warn!("{warning}");
+            }
+            let shown = |address: Option<IpAddr>| address.map_or("none".to_owned(), |ip| ip.to_string());
+            let (v4, v6) = (shown(own.v4.map(IpAddr::V4)), shown(own.v6.map(IpAddr::V6)));
+            info!(v4, v6, "Serving entries that name no address (ifaceAuto) on these");
+        }
+        let own_addresses = own.v4.map(IpAddr::V4).into_iter().chain(own.v6.map(IpAddr::V6));
+        self.parts.pods.feed_addresses(own_addresses.collect());
+        self.addresses = Some(found);
+        self.own = own;
+        Ok(true)
+    }
+
+    fn pod_cidrs(&mut self, node: &Object) -> Vec<IpNet> {
+        if !self.config.pod_cidrs.is_empty() {
+            return self.config.pod_cidrs.clone();
+        }
+        let cidrs: Vec<IpNet> = node.spec.pod_cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect();
+        if cidrs.is_empty() && !std::mem::replace(&mut self.warned_of_cidrs, true) {
+            warn!(
+                node = self.config.node_name,
+                "The Node has no podCIDRs, so traffic between pods cannot be told from traffic that leaves the \
+                 cluster; pass --pod-cidr and --cluster-cidr with the networks of pods"
+            );
+        }
+        cidrs
+    }
+
+    /// The rules in the kernel, and whether they were read just now.
+    async fn observe_kernel(&mut self) -> Result<(Observed, bool), Trouble> {
+        if Instant::now() < self.resync_at
+            && let Some(observed) = self.observed.take()
+        {
+            return Ok((observed, false));
+        }
+        let observed = self.parts.dataplane.read().await?;
+        self.resync_at = Instant::now() + self.config.resync;
+        Ok((observed, true))
+    }
+
+    /// What was put right although nothing that we know of had changed: somebody else had touched it.
+    fn count_repairs(&self, observed: &Observed, wanted: &Ruleset, applied: &Applied) {
+        if self.wanted.as_ref() != Some(wanted) || applied.transactions.is_empty() {
+            return;
+        }
+        let repairs = diff(&observed.ruleset, wanted).len().max(1);
+        self.parts.metrics.repairs.inc_by(u64::try_from(repairs).unwrap_or(u64::MAX));
+        warn!(repairs, "Repaired rules that something else on the node had changed or removed");
+    }
+
+    /// Leaves to the connection table what must end there: flows of changed entries, and all of pods that are gone.
+    fn end_flows(&mut self, plan: &Plan, applied: &Applied) {
+        let alive: BTreeMap<_, _> =
+            plan.pods.values().map(|pod| (pod.uid.clone(), pod.ips.clone())).collect();
+        let before = std::mem::replace(&mut self.alive, alive);
+        let Some(flows) = &self.parts.flows else { return };
+        let gone = before.into_iter().filter(|(uid, _)| !self.alive.contains_key(uid));
+        let mut gone: BTreeSet<IpAddr> = gone.flat_map(|(_, ips)| ips).collect();
+        for change in &applied.changes {
+            // Their pods went while nobody looked.
+            if let Change::Removed(entry) | Change::Replaced { before: entry, .. } = change
+                && !plan.pods.contains_key(&entry.owner)
+            {
+                gone.extend(entry.target.map(|target| target.ip));
+            }
+        }
+        flows.leave(&applied.changes, gone);
+    }
+
+    fn report_brake(&mut self, withheld: Option<Withheld>) {
+        let removed = withheld.map_or(0, |withheld| withheld.removal.removed);
+        self.parts.metrics.withheld.set(i64::try_from(removed).unwrap_or(i64::MAX));
+        if let Some(Withheld { removal, until }) = withheld
+            && self.withheld.is_none()
+        {
+            let seconds = until.saturating_duration_since(Instant::now().into_std()).as_secs();
+            warn!(
+                removed = removal.removed,
+                present = removal.present,
+                seconds,
+                "The brake holds: this much would be removed at once, so nothing is removed for now. If it is meant, \
+                 wait, or restart the agent with --brake-grace=0s or --brake-threshold=100"
+            );
+        }
+        if withheld.is_none() && self.withheld.is_some() {
+            info!("The brake is released");
+        }
+        self.withheld = withheld;
+    }
+
+    /// A turn reached the kernel. What it could not do is tried again.
+    fn settle(&mut self, applied: &Applied, took: Duration) {
+        self.parts.metrics.applied(took);
+        if !applied.failures.is_empty() {
+            let reasons: Vec<_> = applied.failures.iter().map(ToString::to_string).collect();
+            return self.fail(&reasons.join("; "));
+        }
+        self.retry = None;
+        self.observed = Some(applied.observed.clone());
+        match &self.withheld {
+            None => {
+                self.parts.metrics.in_sync.set(1);
+                self.parts.in_sync.met();
+            }
+            Some(Withheld { removal, .. }) => {
+                self.parts.metrics.in_sync.set(0);
+                self.parts.in_sync.missing(format!("the brake holds back a removal: {removal}"));
+            }
+        }
+    }
+
+    fn fail(&mut self, reason: &str) {
+        let pause = self.retry.map_or(FIRST_RETRY, |pause| LONGEST_RETRY.min(pause * 2));
+        self.retry = Some(pause);
+        // What is in the kernel now is anybody's guess, and what differs there is no drift.
+        self.observed = None;
+        self.wanted = None;
+        self.parts.metrics.failures.inc();
+        self.parts.metrics.in_sync.set(0);
+        self.parts.in_sync.missing(reason);
+        warn!(reason, retry_in = ?pause, "The node does not have the rules that it should; trying again");
+    }
+
+    /// Waits for a reason to make another turn.
+    async fn wait(&mut self, stop: &CancellationToken) {
+        let brake = self.withheld.map(|withheld| Instant::from_std(withheld.until));
+        let in_peace = brake.map_or(self.resync_at, |until| until.min(self.resync_at));
+        let next = self.retry.map_or(in_peace, |pause| Instant::now() + pause);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep_until(next) => return,
+                () = self.parts.pods.changed() => break,
+                () = tokio::time::sleep(ADDRESS_CHECK) => match self.refresh_addresses() {
+                    Ok(false) => {}
+                    // A failure is told by the turn, which reads them too.
+                    Ok(true) | Err(_) => return,
+                },
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(DEBOUNCE) => {}
+        }
+    }
+}

@@ -3,7 +3,9 @@
 //! Only this module reads flags, the environment and the terminal; every other part takes values. A command returns
 //! its exit code: 0 for yes, 1 for no (violations found, a process that failed), 2 for usage.
 
+mod agent;
 mod check;
+mod cleanup;
 mod duration;
 mod listen;
 mod manifest;
@@ -19,7 +21,9 @@ use clap::Args;
 use clap::Parser;
 use clap::Subcommand;
 
+use crate::cli::agent::AgentFlags;
 use crate::cli::check::Check;
+use crate::cli::cleanup::Cleanup;
 use crate::cli::render::Render;
 use crate::cli::schema::Schema;
 use crate::cli::webhook::Webhook;
@@ -55,6 +59,12 @@ enum Command {
     /// Answer the API server's admission calls.
     Webhook(Box<Webhook>),
 
+    /// Keep this node's NAT rules at what the pods of the node ask for and may have. Stopping it leaves the rules.
+    Agent(Box<AgentFlags>),
+
+    /// Remove every rule and chain of ours from this node. Stop the agent first, or it programs them again.
+    Cleanup(Cleanup),
+
     /// Judge manifests by the rules of admission, offline, before anybody applies them.
     Check(Check),
 
@@ -72,6 +82,8 @@ impl Cli {
         log::install(&log_level, log_format, terminal::is_colourful(&std::io::stderr()))?;
         match command {
             Command::Webhook(command) => command.run(),
+            Command::Agent(command) => command.run(),
+            Command::Cleanup(command) => command.run(),
             Command::Check(command) => command.run(),
             Command::Render(command) => command.run(),
             Command::Schema(command) => command.run(),

@@ -130,6 +130,7 @@ impl Render {
             node_v6: node_ip.v6(),
             addresses: node_ip.0,
             include: include_net,
+            exclude: Vec::new(),
             pod_cidrs: pod_cidr,
             cluster_cidrs: cluster_cidr,
         };

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::RwLock;
@@ -23,6 +24,7 @@ use crate::admission::index::Index;
 use crate::admission::index::ObjectKey;
 use crate::admission::policy::Policy;
 use crate::api::object::Kind;
+use crate::api::object::NodeAddress;
 use crate::api::object::Object;
 use crate::api::object::Spec;
 use crate::api::object::Status;
@@ -38,19 +40,24 @@ const POD: Resource = Resource::Holder(Kind::Pod);
 /// A pod whose owner cannot be read in this time is taken with the owner that it names itself.
 const OWNER_PATIENCE: Duration = Duration::from_secs(2);
 
+const LATE_OWNER: &str = "Cannot tell which workload some pods belong to; a rolling update of it may look like a \
+                          conflict until its ReplicaSet or Job can be read";
+
 /// How long until an owner that could not be read is asked for again.
 const OWNER_RETRY: Duration = Duration::from_secs(30);
 
 /// What is known of a node.
 #[derive(Debug)]
 pub struct View {
-    /// The pods that ask for ports.
+    /// The pods that ask for ports, or did when they were first seen.
     pub pods: BTreeMap<ObjectName, Object>,
     /// Owners, namespaces and the node. It holds no pods: which of this node's pods has a port is not decided by
     /// who asked, but by an election.
     pub index: Index,
     /// The Node, if it exists.
     pub node: Option<Object>,
+    /// Addresses of the node that its Node may not list.
+    more_addresses: Vec<IpAddr>,
 }
 
 /// A node as the API server knows it.
@@ -69,7 +76,12 @@ impl NodePods {
         if !policy.namespaces.selector.is_empty() {
             waiting.insert(Resource::Namespace);
         }
-        let view = View { pods: BTreeMap::new(), index: Index::new(Arc::clone(&policy)), node: None };
+        let view = View {
+            pods: BTreeMap::new(),
+            index: Index::new(Arc::clone(&policy)),
+            node: None,
+            more_addresses: Vec::new(),
+        };
         Self {
             policy,
             view: RwLock::new(view),
@@ -117,6 +129,15 @@ impl NodePods {
         owner.status = Status::default();
         self.view.write().unwrap_or_else(PoisonError::into_inner).index.apply(&owner);
         self.changed.notify_one();
+    }
+
+    /// Counts these addresses as the node's own too: its Node may not list the one that the outside uses.
+    pub fn feed_addresses(&self, addresses: Vec<IpAddr>) {
+        let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+        if view.more_addresses != addresses {
+            view.more_addresses = addresses;
+            view.index_node();
+        }
     }
 
     /// Watches the node of this name until it is dropped. A panic in one of the watches is a panic here: a process
@@ -172,13 +193,10 @@ impl NodePods {
                 Ok(Ok(Some(object))) => self.feed_owner(object),
                 // Its pods are about to be collected; until then the owner that they name will do.
                 Ok(Ok(None)) => {}
-                Ok(Err(error)) => {
-                    warn!(%error, "Cannot tell which workload some pods belong to; a rolling update \
-                    of it may look like a conflict until the owner can be read")
-                }
+                Ok(Err(error)) => warn!(%error, "{LATE_OWNER}"),
                 Err(_) => {
-                    warn!(kind = owner.kind.name(), name = %owner.name, "The API server took too long to tell \
-                    which workload some pods belong to; a rolling update of it may look like a conflict until then")
+                    let patience = OWNER_PATIENCE;
+                    warn!(kind = owner.kind.name(), name = %owner.name, ?patience, "{LATE_OWNER}");
                 }
             }
         }
@@ -195,21 +213,23 @@ impl NodePods {
 
 impl View {
     fn feed_node(&mut self, news: News) {
-        match news {
-            News::Listed(nodes) => {
-                self.index.reset_nodes(&nodes);
-                self.node = nodes.into_iter().next();
-            }
-            News::Applied(node) => {
-                self.index.apply(&node);
-                self.node = Some(*node);
-            }
-            News::Deleted(node) => {
-                self.index.delete_node(&node.metadata.name);
-                self.node = None;
-            }
-            News::Failed(_) => {}
+        self.node = match news {
+            News::Listed(nodes) => nodes.into_iter().next(),
+            News::Applied(node) => Some(*node),
+            News::Deleted(_) => None,
+            News::Failed(_) => return,
+        };
+        self.index_node();
+    }
+
+    fn index_node(&mut self) {
+        let mut node = self.node.clone();
+        if let Some(node) = &mut node {
+            let more = self.more_addresses.iter().map(ToString::to_string);
+            let more = more.map(|address| NodeAddress { address, ..NodeAddress::default() });
+            node.status.addresses.extend(more);
         }
+        self.index.reset_nodes(&node);
     }
 
     fn feed_namespaces(&mut self, news: News) {
@@ -227,12 +247,12 @@ impl View {
                 let asking = pods.into_iter().filter(|pod| policy.asks(&pod.metadata.annotations));
                 self.pods = asking.map(|pod| (name(&pod), pod)).collect();
             }
-            News::Applied(pod) if policy.asks(&pod.metadata.annotations) => {
-                self.pods.insert(name(&pod), *pod);
-            }
-            // It asks no longer (R10).
+            // A pod that asks no longer (R10) is still there, and so are its connections.
             News::Applied(pod) => {
-                self.pods.remove(&name(&pod));
+                let name = name(&pod);
+                if policy.asks(&pod.metadata.annotations) || self.pods.contains_key(&name) {
+                    self.pods.insert(name, *pod);
+                }
             }
             News::Deleted(pod) => {
                 let name = name(&pod);
@@ -259,6 +279,7 @@ fn name(pod: &Object) -> ObjectName {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::address::ExternalAddress;
 
     fn pod(name: &str, uid: &str, annotation: &str) -> Object {
         let json = serde_json::json!({
@@ -301,11 +322,15 @@ mod tests {
     }
 
     #[test]
-    fn r10_a_pod_whose_annotation_is_removed_asks_no_longer() {
+    fn r10_a_pod_whose_annotation_is_removed_is_known_without_it() {
         let pods = node_pods();
         pods.feed(POD, applied(pod("mx", "1", "pinhole.dev/expose")));
         pods.feed(POD, applied(pod("mx", "1", "example.org/other")));
-        assert_eq!(uids(&pods), Vec::<String>::new());
+        pods.feed(POD, applied(pod("never-asked", "2", "example.org/other")));
+        assert_eq!(uids(&pods), ["1"]);
+        let asks =
+            |view: &View| view.pods.values().any(|pod| Policy::default().asks(&pod.metadata.annotations));
+        assert!(!pods.read(asks));
     }
 
     #[test]
@@ -329,6 +354,22 @@ mod tests {
         pods.feed(POD, News::Listed(Vec::new()));
         pods.feed(Resource::Node, News::Listed(Vec::new()));
         assert!(pods.waiting().is_empty());
+    }
+
+    #[test]
+    fn addresses_that_the_node_object_does_not_list_are_the_node_s_own_all_the_same() {
+        let pods = node_pods();
+        let own: IpAddr = "203.0.113.7".parse().unwrap();
+        let is_own = |view: &View| view.index.is_node_address(ExternalAddress::new(own).unwrap());
+        pods.feed_addresses(vec![own]);
+        assert!(!pods.read(is_own), "there is no node yet");
+        let node = || Object { kind: "Node".into(), ..Object::default() };
+        pods.feed(Resource::Node, News::Listed(vec![node()]));
+        assert!(pods.read(is_own));
+        pods.feed(Resource::Node, News::Applied(Box::new(node())));
+        assert!(pods.read(is_own));
+        pods.feed_addresses(Vec::new());
+        assert!(!pods.read(is_own));
     }
 
     #[test]

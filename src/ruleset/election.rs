@@ -17,7 +17,6 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::IpAddr;
 
 use crate::model::holder::Holder;
@@ -88,21 +87,26 @@ pub struct Winner {
     pub mapping: Mapping,
 }
 
-impl fmt::Display for Loser {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { pod: _, uid, mapping, winner } = self;
+impl Loser {
+    /// Who has the port and what to do. A winner in another namespace is named only where that may be disclosed.
+    pub fn reason(&self, disclose: bool) -> String {
+        let Self { pod, uid, mapping, winner } = self;
         if *uid == winner.uid {
-            return write!(
-                f,
+            return format!(
                 "{mapping}: this pod asks for it twice on this node, also as {}; remove one of the two entries",
                 winner.mapping
             );
         }
-        write!(f, "{mapping}: is served on this node for {} (pod {}", winner.holder, winner.pod.name)?;
-        if winner.mapping != *mapping {
-            write!(f, ", as {}", winner.mapping)?;
-        }
-        f.write_str("); choose another external port, or remove it there first")
+        let whom = if disclose || pod.namespace == winner.pod.namespace {
+            let shared =
+                if winner.mapping == *mapping { String::new() } else { format!(", as {}", winner.mapping) };
+            format!("{} (pod {}{shared})", winner.holder, winner.pod.name)
+        } else {
+            "an object in another namespace".to_owned()
+        };
+        format!(
+            "{mapping}: is served on this node for {whom}; choose another external port, or remove it there first"
+        )
     }
 }
 
@@ -409,14 +413,30 @@ mod tests {
     fn a_loser_is_told_who_has_the_port_and_a_waiting_pod_of_the_same_holder_is_none() {
         let candidates = [pod("web", 1, "80"), pod("web", 2, "80"), pod("other", 3, "79-81")];
         let elected = elect(&candidates, &node(), &Ruleset::default());
-        let told: Vec<_> =
-            elected.losers.iter().map(|loser| format!("{}: {loser}", loser.pod.name)).collect();
+        let told: Vec<_> = elected
+            .losers
+            .iter()
+            .map(|loser| format!("{}: {}", loser.pod.name, loser.reason(true)))
+            .collect();
         assert_eq!(
             told,
             [
                 "other-3: 79-81/tcp: is served on this node for Deployment mail/web (pod web-2, as 80/tcp); choose \
               another external port, or remove it there first"
             ]
+        );
+    }
+
+    #[test]
+    fn a_winner_in_another_namespace_is_named_only_where_that_may_be_disclosed() {
+        let mut foreign = pod("web", 1, "80");
+        foreign.pod = ObjectName::new("games", "web-1");
+        let elected = elect(&[foreign, pod("other", 2, "80")], &node(), &Ruleset::default());
+        assert!(elected.losers[0].reason(true).contains("Deployment mail/web (pod web-1)"));
+        assert_eq!(
+            elected.losers[0].reason(false),
+            "80/tcp: is served on this node for an object in another namespace; choose another external port, or \
+             remove it there first"
         );
     }
 
@@ -452,7 +472,7 @@ mod tests {
         let elected = elect(&[twice], &node(), &Ruleset::default());
         assert_eq!(elected.endpoints.len(), 1);
         assert_eq!(
-            elected.losers[0].to_string(),
+            elected.losers[0].reason(false),
             "203.0.113.7:80/tcp: this pod asks for it twice on this node, also as 80/tcp; remove one of the two \
              entries"
         );
@@ -528,7 +548,7 @@ mod tests {
                     endpoint.uid == loser.winner.uid && endpoint.mapping == loser.winner.mapping
                 };
                 let by_itself = loser.winner.uid == loser.uid;
-                prop_assert!(by_itself || elected.endpoints.iter().any(is_served), "{loser}");
+                prop_assert!(by_itself || elected.endpoints.iter().any(is_served), "{loser:?}");
             }
         }
     }

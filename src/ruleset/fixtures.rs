@@ -39,6 +39,7 @@ pub(crate) fn node() -> NodeFacts {
         node_v4: Some("203.0.113.7".parse().unwrap()),
         node_v6: Some("2001:db8::7".parse().unwrap()),
         include: vec![net("203.0.113.64/26")],
+        exclude: Vec::new(),
         pod_cidrs: vec![net("10.244.1.0/24"), net("fd00:244:1::/64")],
         cluster_cidrs: vec![net("10.244.0.0/16"), net("10.96.0.0/12"), net("fd00:244::/48")],
     }
@@ -50,6 +51,7 @@ pub(crate) fn v4_node() -> NodeFacts {
         addresses: [ip("203.0.113.7")].into(),
         node_v6: None,
         include: Vec::new(),
+        exclude: Vec::new(),
         pod_cidrs: vec![net("10.244.1.0/24")],
         cluster_cidrs: vec![net("10.244.0.0/16")],
         ..node()

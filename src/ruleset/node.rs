@@ -18,6 +18,8 @@ pub struct NodeFacts {
     pub node_v6: Option<Ipv6Addr>,
     /// Addresses that are routed to the node without being on an interface (`--include-net`).
     pub include: Vec<IpNet>,
+    /// Addresses that are never served, though the node has them (`--exclude-net`).
+    pub exclude: Vec<IpNet>,
     /// The addresses of this node's pods.
     pub pod_cidrs: Vec<IpNet>,
     /// Other destinations inside the cluster: traffic to them keeps its source.
@@ -25,10 +27,11 @@ pub struct NodeFacts {
 }
 
 impl NodeFacts {
-    /// Whether the node may answer for an address: it has it, or the operator says that it is routed here. Anything
-    /// else could be used to intercept other people's traffic (R27).
+    /// Whether the node may answer for an address: it has it, or the operator says that it is routed here, and the
+    /// operator has not ruled it out. Anything else could be used to intercept other people's traffic (R27).
     pub fn may_serve(&self, address: IpAddr) -> bool {
-        self.addresses.contains(&address) || self.include.iter().any(|net| net.contains(&address))
+        let is_in = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&address));
+        (self.addresses.contains(&address) || is_in(&self.include)) && !is_in(&self.exclude)
     }
 
     /// The addresses that entries without an address are served on.

@@ -3,6 +3,7 @@
 //! Names, labels and meanings are part of the contract with dashboards and alerts: a change here is a change users
 //! see. No metric carries a namespace or the name of an object, so that their number never grows with the cluster.
 
+pub mod agent;
 pub mod process;
 pub mod webhook;
 

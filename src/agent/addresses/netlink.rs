@@ -159,7 +159,7 @@ fn name_interfaces(found: Vec<Found>) -> io::Result<Vec<InterfaceAddress>> {
     let socket =
         rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     let mut names: HashMap<u32, String> = HashMap::new();
-    let mut named = Vec::with_capacity(found.len());
+    let mut addresses = Vec::with_capacity(found.len());
     for Found { ip, interface, lasts } in found {
         let name = match names.entry(interface) {
             Entry::Occupied(known) => known.into_mut(),
@@ -169,9 +169,9 @@ fn name_interfaces(found: Vec<Found>) -> io::Result<Vec<InterfaceAddress>> {
                 Err(_) => continue,
             },
         };
-        named.push(InterfaceAddress { ip, interface: name.clone(), lasts });
+        addresses.push(InterfaceAddress { ip, interface: name.clone(), lasts });
     }
-    Ok(named)
+    Ok(addresses)
 }
 
 fn ip(bytes: &[u8]) -> Option<IpAddr> {

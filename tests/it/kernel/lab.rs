@@ -119,6 +119,7 @@ impl Lab {
             node_v4: Some("203.0.113.7".parse().unwrap()),
             node_v6: Some("2001:db8::7".parse().unwrap()),
             include: Vec::new(),
+            exclude: Vec::new(),
             pod_cidrs: vec![net("10.244.1.0/24"), net("fd00:244:1::/64")],
             cluster_cidrs: vec![net("10.244.0.0/16"), net("fd00:244::/48")],
         }

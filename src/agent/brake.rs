@@ -1,0 +1,104 @@
+//! How long the brake holds back a mass removal.
+//!
+//! [`Brake`] says when a change would remove suspiciously much; this says for how long it is withheld. It ends when
+//! the wish to remove that much is gone, or when it has lasted for the grace time: by then it is meant.
+
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::ruleset::Ruleset;
+use crate::ruleset::brake::Brake;
+use crate::ruleset::brake::MassRemoval;
+use crate::ruleset::brake::without_removals;
+
+/// The brake over time.
+#[derive(Clone, Copy, Debug)]
+pub struct BrakeOverTime {
+    brake: Brake,
+    grace: Duration,
+    engaged_at: Option<Instant>,
+}
+
+/// A removal that is withheld.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Withheld {
+    /// What would be removed.
+    pub removal: MassRemoval,
+    /// When it will be removed if it is still wanted.
+    pub until: Instant,
+}
+
+impl BrakeOverTime {
+    /// A brake that has not engaged yet.
+    pub const fn new(brake: Brake, grace: Duration) -> Self {
+        Self { brake, grace, engaged_at: None }
+    }
+
+    /// What of `desired` may be applied to `observed` now.
+    pub fn hold(
+        &mut self,
+        observed: &Ruleset,
+        desired: Ruleset,
+        now: Instant,
+    ) -> (Ruleset, Option<Withheld>) {
+        let Some(removal) = self.brake.engages(observed, &desired) else {
+            self.engaged_at = None;
+            return (desired, None);
+        };
+        let until = *self.engaged_at.get_or_insert(now) + self.grace;
+        if until <= now {
+            return (desired, None);
+        }
+        (without_removals(observed, &desired), Some(Withheld { removal, until }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::holder::ObjectName;
+    use crate::model::port::Port;
+    use crate::model::port::PortRange;
+    use crate::model::port::Protocol;
+    use crate::ruleset::entry::Entry;
+    use crate::ruleset::entry::Key;
+    use crate::ruleset::owner::Owner;
+
+    const GRACE: Duration = Duration::from_mins(10);
+
+    fn ruleset(ports: std::ops::Range<u16>) -> Ruleset {
+        let mut ruleset = Ruleset::default();
+        for port in ports {
+            let ports = PortRange::single(Port::new(port).unwrap());
+            let key = Key { external: "203.0.113.7".parse().unwrap(), protocol: Protocol::Tcp, ports };
+            let owner = Owner::new(&ObjectName::new("a", format!("pod-{port}")), "u");
+            ruleset.insert(Entry { key, target: None, allowed_sources: Vec::new(), owner }).unwrap();
+        }
+        ruleset
+    }
+
+    #[test]
+    fn a_mass_removal_waits_for_the_grace_time_and_additions_do_not() {
+        let mut brake = BrakeOverTime::new(Brake::default(), GRACE);
+        let (before, after) = (ruleset(1..101), ruleset(80..120));
+        let start = Instant::now();
+        let (applied, withheld) = brake.hold(&before, after.clone(), start);
+        assert_eq!(applied.len(), 119, "everything old and new");
+        let withheld = withheld.unwrap();
+        assert_eq!(withheld.removal, MassRemoval { removed: 79, present: 100 });
+        assert_eq!(withheld.until, start + GRACE);
+        let (_, still) = brake.hold(&applied, after.clone(), start + GRACE / 2);
+        assert_eq!(still.unwrap().until, start + GRACE, "time goes on, it does not start anew");
+        assert_eq!(brake.hold(&applied, after.clone(), start + GRACE), (after, None));
+    }
+
+    #[test]
+    fn what_returns_releases_the_brake_and_the_next_mass_removal_waits_in_full() {
+        let mut brake = BrakeOverTime::new(Brake::default(), GRACE);
+        let (all, few) = (ruleset(1..101), ruleset(1..11));
+        let start = Instant::now();
+        assert!(brake.hold(&all, few.clone(), start).1.is_some());
+        assert_eq!(brake.hold(&all, all.clone(), start + GRACE / 2).1, None);
+        assert_eq!(brake.hold(&all, few, start + GRACE).1.unwrap().until, start + 2 * GRACE);
+    }
+}

@@ -1,0 +1,89 @@
+//! Ends connections that follow rules which are gone, beside the loop: a pass over a full connection table takes
+//! hundreds of milliseconds, and no rule should wait for it. Changes that arrive meanwhile share the next pass.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tracing::debug;
+use tracing::warn;
+
+use crate::dataplane::conntrack;
+use crate::dataplane::conntrack::CleanUp;
+use crate::dataplane::conntrack::Handover;
+use crate::dataplane::settings::Settings;
+use crate::ruleset::diff::Change;
+use crate::telemetry::metrics::agent::AgentMetrics;
+
+const ATTEMPTS: usize = 3;
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Where changes are left for the next pass.
+#[derive(Clone, Debug, Default)]
+pub struct Flows {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    batch: Mutex<Batch>,
+    filled: Notify,
+}
+
+/// What one pass takes care of.
+#[derive(Debug, Default)]
+struct Batch {
+    changes: Vec<Change>,
+    gone: BTreeSet<IpAddr>,
+}
+
+impl Flows {
+    /// Leaves changes for the next pass.
+    pub fn leave(&self, changes: &[Change], gone: BTreeSet<IpAddr>) {
+        if changes.is_empty() && gone.is_empty() {
+            return;
+        }
+        let mut batch = self.shared.batch.lock().unwrap_or_else(PoisonError::into_inner);
+        batch.changes.extend_from_slice(changes);
+        batch.gone.extend(gone);
+        drop(batch);
+        self.shared.filled.notify_one();
+    }
+
+    /// Makes passes until it is dropped.
+    pub async fn run(self, settings: Settings, handover: Handover, metrics: AgentMetrics) {
+        let mut is_failing = false;
+        loop {
+            self.shared.filled.notified().await;
+            let Batch { changes, gone } =
+                std::mem::take(&mut *self.shared.batch.lock().unwrap_or_else(PoisonError::into_inner));
+            let clean_up = CleanUp { changes: &changes, gone: &gone, handover };
+            for attempt in 1..=ATTEMPTS {
+                match conntrack::clean_up(&settings, &clean_up).await {
+                    Ok(deletions) => {
+                        metrics.flows_ended.inc_by(u64::try_from(deletions).unwrap_or(u64::MAX));
+                        debug!(deletions, "Ended connections that follow rules which are gone");
+                        is_failing = false;
+                        break;
+                    }
+                    Err(error) => {
+                        metrics.flow_failures.inc();
+                        // One warning for a time of trouble: the rules are right, only some old flows live on.
+                        if !std::mem::replace(&mut is_failing, true) {
+                            warn!(%error, "Cannot end old connections; UDP clients may stay with an old pod until \
+                                their flow times out");
+                        }
+                        if error.is_missing() || attempt == ATTEMPTS {
+                            break;
+                        }
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,392 @@
+//! `pinhole agent`: flags to parts, parts to a running agent.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::ArgAction;
+use clap::Args;
+use clap::ValueEnum;
+use ipnet::IpNet;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::admission::policy::Policy;
+use crate::agent::Agent;
+use crate::agent::Config;
+use crate::agent::Parts;
+use crate::agent::addresses;
+use crate::agent::addresses::Filter;
+use crate::agent::brake::BrakeOverTime;
+use crate::agent::entries;
+use crate::agent::flows::Flows;
+use crate::agent::report::Reporter;
+use crate::cli::duration;
+use crate::cli::listen;
+use crate::cli::policy::PolicyFlags;
+use crate::cluster::client;
+use crate::cluster::client::Connection;
+use crate::cluster::client::Source;
+use crate::cluster::events;
+use crate::cluster::events::Events;
+use crate::cluster::events::Outcome;
+use crate::cluster::node_pods::NodePods;
+use crate::dataplane::Backend;
+use crate::dataplane::command::Tools;
+use crate::dataplane::conntrack::Handover;
+use crate::dataplane::dry_run::DryRun;
+use crate::dataplane::iptables::Iptables;
+use crate::dataplane::probe;
+use crate::dataplane::settings::FlavorChoice;
+use crate::dataplane::settings::MarkBit;
+use crate::dataplane::settings::Prefix;
+use crate::dataplane::settings::Settings;
+use crate::ruleset::brake::Brake;
+use crate::shutdown;
+use crate::telemetry::http;
+use crate::telemetry::metrics;
+use crate::telemetry::metrics::agent::AgentMetrics;
+use crate::telemetry::readiness::Readiness;
+
+/// How long to go on writing Events after the loop has ended.
+const LAST_EVENTS: Duration = Duration::from_secs(3);
+
+/// The flags of `pinhole agent`.
+#[derive(Debug, Args)]
+pub(crate) struct AgentFlags {
+    /// The name of this node's Node object. Default: NODE_NAME, else the host name in lower case.
+    #[arg(long, value_name = "NAME", env = "PINHOLE_NODE_NAME")]
+    node_name: Option<String>,
+
+    /// The cluster to serve. Default: what KUBECONFIG or ~/.kube/config names, else the cluster around this pod.
+    #[arg(long, value_name = "FILE", env = "PINHOLE_KUBECONFIG")]
+    kubeconfig: Option<PathBuf>,
+
+    /// Where to serve /healthz, /readyz and /metrics. A bare port listens on every address.
+    #[arg(long, value_name = "[ADDRESS:]PORT", default_value = "0.0.0.0:8484", value_parser = listen::parse,
+          env = "PINHOLE_HTTP_ADDRESS")]
+    http_address: SocketAddr,
+
+    /// Where to serve /entries, which names every published pod of the node. Only this machine can reach the default.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8485", value_parser = listen::parse,
+          env = "PINHOLE_ENTRIES_ADDRESS")]
+    entries_address: SocketAddr,
+
+    /// How often to read the kernel and repair what others changed, although nothing happened.
+    #[arg(long, value_name = "DURATION", default_value = "300s", value_parser = resync,
+          env = "PINHOLE_RESYNC")]
+    resync: Duration,
+
+    /// Whether an Event may name a holder in another namespace.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set,
+          env = "PINHOLE_DISCLOSE_HOLDER")]
+    disclose_holder: bool,
+
+    #[command(flatten)]
+    policy: PolicyFlags,
+
+    #[command(flatten)]
+    addresses: AddressFlags,
+
+    #[command(flatten)]
+    kernel: KernelFlags,
+
+    #[command(flatten)]
+    brake: BrakeFlags,
+}
+
+/// Which addresses are whose.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Addresses")]
+struct AddressFlags {
+    /// A network whose addresses count as public, and are served though no interface has them, as behind 1:1 NAT.
+    /// Repeatable.
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = network, env = "PINHOLE_INCLUDE_NET")]
+    include_net: Vec<IpNet>,
+
+    /// A network whose addresses are never served. Repeatable.
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = network, env = "PINHOLE_EXCLUDE_NET")]
+    exclude_net: Vec<IpNet>,
+
+    /// A network of this node's pods. Repeatable. Default: the Node's podCIDRs.
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = network, env = "PINHOLE_POD_CIDR")]
+    pod_cidr: Vec<IpNet>,
+
+    /// Another network inside the cluster, such as other nodes' pods and Services: traffic to it keeps its source.
+    /// Repeatable.
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = network, env = "PINHOLE_CLUSTER_CIDR")]
+    cluster_cidr: Vec<IpNet>,
+}
+
+/// How rules get into the kernel.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Kernel")]
+struct KernelFlags {
+    /// What programs the node.
+    #[arg(long, value_enum, default_value_t = Firewall::Iptables, env = "PINHOLE_FIREWALL")]
+    firewall: Firewall,
+
+    /// Print the exact input of iptables-restore and change nothing; the same as --firewall dry-run.
+    #[arg(long, env = "PINHOLE_DRY_RUN")]
+    dry_run: bool,
+
+    /// Which of the kernel's two sets of tables to use: auto, nft or legacy. auto follows the node's other programs.
+    #[arg(long, value_name = "FLAVOR", default_value_t = FlavorChoice::Auto, env = "PINHOLE_IPTABLES_FLAVOR")]
+    iptables_flavor: FlavorChoice,
+
+    /// What every chain of ours starts with.
+    #[arg(long, value_name = "NAME", default_value_t = Prefix::default(), env = "PINHOLE_RESOURCE_PREFIX")]
+    resource_prefix: Prefix,
+
+    /// What happens to UDP flows when another pod takes over: drain (they stay until they end) or cut.
+    #[arg(long, value_name = "HOW", default_value = "drain", env = "PINHOLE_UDP_HANDOVER")]
+    udp_handover: Handover,
+}
+
+/// When to doubt a wish to remove much at once.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Brake")]
+struct BrakeFlags {
+    /// Hold back a change that would remove more than this share of the entries, in percent. 100 never holds.
+    #[arg(long = "brake-threshold", value_name = "PERCENT", default_value_t = Brake::default().threshold_percent,
+          value_parser = clap::value_parser!(u8).range(..=100), env = "PINHOLE_BRAKE_THRESHOLD")]
+    threshold_percent: u8,
+
+    /// Never hold below this many entries.
+    #[arg(long = "brake-minimum", value_name = "NUMBER", default_value_t = Brake::default().minimum,
+          env = "PINHOLE_BRAKE_MINIMUM")]
+    minimum: usize,
+
+    /// How long to hold.
+    #[arg(long = "brake-grace", value_name = "DURATION", default_value = "10m", value_parser = duration::parse,
+          env = "PINHOLE_BRAKE_GRACE")]
+    grace: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Firewall {
+    /// Real rules.
+    Iptables,
+    /// Printed rules.
+    DryRun,
+}
+
+impl AgentFlags {
+    /// Keeps the node's rules until SIGTERM.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        runtime.context("no runtime for network and timers can be made")?.block_on(self.serve())
+    }
+
+    async fn serve(self) -> anyhow::Result<ExitCode> {
+        let Self {
+            node_name,
+            kubeconfig,
+            http_address,
+            entries_address,
+            resync,
+            disclose_holder,
+            policy,
+            addresses,
+            kernel,
+            brake,
+        } = self;
+        let stop = shutdown::on_signal().context("signals cannot be listened for")?;
+        let node_name = node_name.map_or_else(default_node_name, Ok)?;
+        let policy = Arc::new(Policy { disclose_holder, ..policy.into_policy() });
+        let settings = kernel.settings();
+        let dataplane = Arc::new(kernel.backend(&settings).await?);
+        let connection = client::connect(&kubeconfig.map_or(Source::Usual, Source::File)).await?;
+        let http_listener = bind(http_address, "--http-address").await?;
+        let entries_listener = bind(entries_address, "--entries-address").await?;
+
+        let readiness = Readiness::new();
+        let mut registry = metrics::registry();
+        let metrics = AgentMetrics::register(&mut registry);
+        let in_sync = readiness.require("rules", "starting");
+        let ended = CancellationToken::new();
+        let admin = http::router(readiness, Arc::new(registry));
+        tokio::spawn(http::serve(http_listener, admin, ended.clone()));
+        tokio::spawn(http::serve(entries_listener, entries::router(Arc::clone(&dataplane)), ended.clone()));
+
+        info!(node = node_name, server = connection.server, %http_address, "Watching the node's pods");
+        let pods = Arc::new(NodePods::new(Arc::clone(&policy)));
+        let watching = tokio::spawn(Arc::clone(&pods).follow(connection.clone(), node_name.clone()));
+        let is_dry_run = matches!(*dataplane, Backend::DryRun(_));
+        // A dry run tells nobody that it did something.
+        let (events, writing) = if is_dry_run {
+            (None, None)
+        } else {
+            let (events, writing) = write_events(&connection, &node_name, &metrics);
+            (Some(events), Some(writing))
+        };
+        let flows = (!is_dry_run).then(Flows::default);
+        if let Some(flows) = flows.clone() {
+            tokio::spawn(flows.run(settings, kernel.udp_handover, metrics.clone()));
+        }
+        let AddressFlags { include_net, exclude_net, pod_cidr, cluster_cidr } = addresses;
+        let config = Config {
+            node_name: node_name.clone(),
+            policy,
+            filter: Filter { include: include_net, exclude: exclude_net },
+            pod_cidrs: pod_cidr,
+            cluster_cidrs: cluster_cidr,
+            resync,
+        };
+        let parts = Parts {
+            dataplane,
+            pods,
+            addresses: Box::new(addresses::read),
+            brake: brake.into_brake(),
+            flows,
+            reporter: Reporter::new(node_name, disclose_holder, metrics.clone(), events),
+            metrics,
+            in_sync,
+        };
+        tokio::select! {
+            () = Agent::new(config, parts).run(stop) => {}
+            watched = watching => {
+                watched.context("the watches on the cluster have failed, so what the node should serve is not known any more")?;
+                anyhow::bail!("the watches on the cluster have ended, so what the node should serve is not known any more");
+            }
+        }
+        if let Some(writing) = writing {
+            // News is not worth delaying the end for long.
+            let _ = tokio::time::timeout(LAST_EVENTS, writing).await;
+        }
+        ended.cancel();
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl KernelFlags {
+    fn settings(&self) -> Settings {
+        Settings { prefix: self.resource_prefix.clone(), mark: MarkBit::default(), tools: Tools::default() }
+    }
+
+    async fn backend(&self, settings: &Settings) -> anyhow::Result<Backend> {
+        if self.dry_run || self.firewall == Firewall::DryRun {
+            info!("Dry run: the rules are printed, and nothing on the node or in the cluster is changed");
+            return Ok(Backend::DryRun(DryRun::new(settings.clone(), Box::new(std::io::stdout()))));
+        }
+        let found = probe::flavor(self.iptables_flavor, &settings.tools).await?;
+        info!(flavor = %found.flavor, version = found.version, because = found.reason, "Programming the node");
+        Ok(Backend::Iptables(Iptables::new(found.flavor, settings.clone())))
+    }
+}
+
+impl BrakeFlags {
+    const fn into_brake(self) -> BrakeOverTime {
+        let Self { threshold_percent, minimum, grace } = self;
+        BrakeOverTime::new(Brake { threshold_percent, minimum }, grace)
+    }
+}
+
+fn write_events(
+    connection: &Connection,
+    node_name: &str,
+    metrics: &AgentMetrics,
+) -> (Events, tokio::task::JoinHandle<()>) {
+    let (events, event_rx) = events::channel();
+    let metrics = metrics.clone();
+    let observer = move |outcome| {
+        metrics.event(match outcome {
+            Outcome::Written => "written",
+            Outcome::GivenUp => "given-up",
+        });
+    };
+    let writing = events::write(connection.client.clone(), node_name.to_owned(), event_rx, observer);
+    (events, tokio::spawn(writing))
+}
+
+#[expect(clippy::disallowed_methods, reason = "the command line reads the environment")]
+fn default_node_name() -> anyhow::Result<String> {
+    if let Ok(name) = std::env::var("NODE_NAME")
+        && !name.is_empty()
+    {
+        return Ok(name);
+    }
+    // The kubelet registers its node in lower case.
+    let name = fs::read_to_string("/proc/sys/kernel/hostname");
+    let name = name.context("--node-name is not given, and the host's name cannot be read")?;
+    Ok(name.trim().to_lowercase())
+}
+
+async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("{flag} {address}: cannot listen there; is another process using the port, or is it not ours to use?")
+    })
+}
+
+fn network(text: &str) -> Result<IpNet, String> {
+    let text = text.trim();
+    let address = || text.parse().ok().map(|address: std::net::IpAddr| IpNet::from(address));
+    text.parse::<IpNet>().ok().or_else(address).map(|net| net.trunc()).ok_or_else(|| {
+        format!("{text:?} is not a network; write 203.0.113.0/24, 2001:db8::/32 or a single address")
+    })
+}
+
+fn resync(text: &str) -> Result<Duration, String> {
+    let duration = duration::parse(text)?;
+    if duration < Duration::from_secs(1) {
+        return Err("reading the kernel more than once a second is too much; write 1s or more".to_owned());
+    }
+    Ok(duration)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Only {
+        #[command(flatten)]
+        agent: AgentFlags,
+    }
+
+    fn parse(arguments: &[&str]) -> Result<AgentFlags, String> {
+        let command_line = std::iter::once("test").chain(arguments.iter().copied());
+        Only::try_parse_from(command_line).map(|only| only.agent).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn networks_are_repeated_separated_and_single_addresses() {
+        let flags = parse(&["--include-net=192.168.1.7/24,10.0.0.1", "--include-net", "fd00::/8"]).unwrap();
+        let nets: Vec<_> = flags.addresses.include_net.iter().map(ToString::to_string).collect();
+        assert_eq!(nets, ["192.168.1.0/24", "10.0.0.1/32", "fd00::/8"]);
+    }
+
+    #[test]
+    fn r33_a_flag_that_cannot_be_read_is_named_with_what_to_write() {
+        let cases = [
+            ("--resource-prefix=much-too-long", "1 to 8 of A-Z"),
+            ("--iptables-flavor=ebtables", "auto, nft or legacy"),
+            ("--udp-handover=keep", "drain or cut"),
+            ("--pod-cidr=10.0.0.0/33", "203.0.113.0/24"),
+            ("--brake-threshold=101", "101 is not in 0..=100"),
+            ("--brake-grace=10", "15s or 1h30m"),
+            ("--resync=10ms", "1s or more"),
+            ("--firewall=ipvs", "iptables, dry-run"),
+        ];
+        for (argument, expected) in cases {
+            let error = parse(&[argument]).unwrap_err();
+            let flag = argument.split('=').next().unwrap();
+            assert!(error.contains(flag) && error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_default_brake_and_prefix_are_the_ones_of_the_parts() {
+        let flags = parse(&[]).unwrap();
+        assert_eq!(flags.kernel.settings(), Settings::default());
+        let BrakeFlags { threshold_percent, minimum, .. } = flags.brake;
+        assert_eq!(Brake { threshold_percent, minimum }, Brake::default());
+    }
+}

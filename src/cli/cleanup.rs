@@ -1,0 +1,73 @@
+//! `pinhole cleanup`: takes everything of ours out of the node's kernel.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+
+use crate::cli::terminal;
+use crate::dataplane::cleanup;
+use crate::dataplane::cleanup::Removed;
+use crate::dataplane::settings::Prefix;
+use crate::dataplane::settings::Settings;
+
+/// The flags of `pinhole cleanup`.
+#[derive(Debug, Args)]
+pub(crate) struct Cleanup {
+    /// What the chains start with: the agent's --resource-prefix.
+    #[arg(long, value_name = "NAME", default_value_t = Prefix::default(), env = "PINHOLE_RESOURCE_PREFIX")]
+    resource_prefix: Prefix,
+}
+
+impl Cleanup {
+    /// Removes jumps and chains, and says which.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let Self { resource_prefix } = self;
+        let settings = Settings { prefix: resource_prefix, ..Settings::default() };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.context("no runtime for starting programs can be made")?;
+        let removed = runtime.block_on(cleanup::cleanup(&settings))?;
+        terminal::print(&report(&removed, &settings.prefix))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn report(removed: &[Removed], prefix: &Prefix) -> String {
+    if removed.is_empty() {
+        return format!("Nothing to remove: no chain of this node starts with {prefix}-.\n");
+    }
+    let mut text = String::new();
+    for Removed { flavor, transaction } in removed {
+        let (chains, family) = (transaction.chains, transaction.family);
+        let noun = if chains == 1 { "chain" } else { "chains" };
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "Removed {chains} {noun} of {prefix} and the jumps to them: {family}, iptables-{flavor}."
+        );
+    }
+    text.push_str("Published ports are closed. Rules of others are as they were.\n");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::Transaction;
+    use crate::dataplane::settings::Flavor;
+    use crate::model::address::Family;
+
+    #[test]
+    fn it_says_what_was_removed_and_what_was_not() {
+        let prefix = Prefix::default();
+        assert_eq!(report(&[], &prefix), "Nothing to remove: no chain of this node starts with PINHOLE-.\n");
+        let transaction = Transaction { family: Family::V4, input: String::new(), chains: 7 };
+        let removed = [Removed { flavor: Flavor::Nft, transaction }];
+        assert_eq!(
+            report(&removed, &prefix),
+            "Removed 7 chains of PINHOLE and the jumps to them: IPv4, iptables-nft.\n\
+             Published ports are closed. Rules of others are as they were.\n"
+        );
+    }
+}
