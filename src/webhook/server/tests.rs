@@ -1,28 +1,51 @@
 //! The accept loop over real sockets: who is served, who is cut, and how it ends.
 
+use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
 use axum::Router;
 use axum::routing::post;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::webhook::limits::Limits;
+use crate::webhook::testing;
+use crate::webhook::testing::Client;
 use crate::webhook::testing::PATIENCE;
 use crate::webhook::testing::TestServer;
 use crate::webhook::testing::echo;
 
 const SHORT: Duration = Duration::from_millis(200);
 
-fn slow(pause: Duration) -> Router {
+/// The echo, and a call that is answered when the test says so.
+fn gated(gate: &Arc<Notify>) -> Router {
+    let gate = Arc::clone(gate);
     echo().route(
-        "/slow",
-        post(move || async move {
-            tokio::time::sleep(pause).await;
-            "done"
+        "/gated",
+        post(move || {
+            let gate = Arc::clone(&gate);
+            async move {
+                gate.notified().await;
+                "done"
+            }
         }),
     )
+}
+
+/// Begins a call that is answered when the test says so, and waits until it is in progress.
+async fn begin_gated(server: &TestServer) -> Client {
+    let mut client = server.connect().await;
+    client.send("POST /gated HTTP/1.1\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+    server.metric("pinhole_webhook_requests_in_flight 1").await;
+    client
+}
+
+/// Deadlines that no test here reaches.
+fn unhurried() -> Limits {
+    let hour = Duration::from_hours(1);
+    Limits { handshake: hour, first_byte: hour, head: hour, body: hour, write: hour, ..Limits::default() }
 }
 
 fn ending_fast() -> Limits {
@@ -45,19 +68,13 @@ async fn one_connection_answers_many_calls_over_http_1_1_only() {
 
 #[tokio::test]
 async fn an_idle_connection_outlives_every_other_deadline() {
-    let limits = Limits {
-        first_byte: SHORT,
-        head: SHORT,
-        body: SHORT,
-        write: SHORT,
-        handshake: Duration::from_secs(5),
-        ..Limits::default()
-    };
+    let second = Duration::from_secs(1);
+    let limits = Limits { first_byte: second, head: second, body: second, write: second, ..unhurried() };
     let server = TestServer::start(echo(), limits).await;
     let mut client = server.connect().await;
-    for _ in 0..3 {
+    for _ in 0..2 {
         assert_eq!(client.post("/echo", "x").await.status, 200);
-        tokio::time::sleep(3 * SHORT).await;
+        tokio::time::sleep(second + SHORT).await;
     }
     assert_eq!(client.post("/echo", "x").await.status, 200);
 }
@@ -77,13 +94,16 @@ async fn a_connection_idle_for_too_long_ends_with_a_goodbye() {
 
 #[tokio::test]
 async fn whoever_does_not_move_is_cut_and_the_reason_is_counted() {
-    let cases: [(&str, &str); 3] = [
-        ("", "first-byte-timeout"),
-        ("POST /echo HT", "head-timeout"),
-        ("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n123", "body-timeout"),
+    let cases = [
+        ("", Limits { first_byte: SHORT, ..unhurried() }, "first-byte-timeout"),
+        ("POST /echo HT", Limits { head: SHORT, ..unhurried() }, "head-timeout"),
+        (
+            "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n123",
+            Limits { body: SHORT, ..unhurried() },
+            "body-timeout",
+        ),
     ];
-    for (sent, reason) in cases {
-        let limits = Limits { first_byte: SHORT, head: SHORT, body: SHORT, ..Limits::default() };
+    for (sent, limits, reason) in cases {
         let server = TestServer::start(echo(), limits).await;
         let mut client = server.connect().await;
         client.send(sent).await.unwrap();
@@ -95,7 +115,7 @@ async fn whoever_does_not_move_is_cut_and_the_reason_is_counted() {
 
 #[tokio::test]
 async fn a_trickle_of_bytes_does_not_move_the_deadline() {
-    let limits = Limits { head: SHORT, ..Limits::default() };
+    let limits = Limits { head: SHORT, ..unhurried() };
     let server = TestServer::start(echo(), limits).await;
     let mut client = server.connect().await;
     let started = Instant::now();
@@ -109,7 +129,7 @@ async fn a_trickle_of_bytes_does_not_move_the_deadline() {
 
 #[tokio::test]
 async fn a_handshake_that_stalls_is_cut_and_disturbs_nobody() {
-    let limits = Limits { handshake: SHORT, ..Limits::default() };
+    let limits = Limits { handshake: 10 * SHORT, ..unhurried() };
     let server = TestServer::start(echo(), limits).await;
     let stalled = TcpStream::connect(server.address).await.unwrap();
     assert_eq!(server.connect().await.post("/echo", "x").await.status, 200);
@@ -119,7 +139,7 @@ async fn a_handshake_that_stalls_is_cut_and_disturbs_nobody() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hundreds_of_slow_connections_do_not_disturb_the_others() {
-    let server = TestServer::start(echo(), Limits::default()).await;
+    let server = TestServer::start(echo(), unhurried()).await;
     let mut slow = Vec::new();
     for index in 0..240 {
         let mut client = server.connect().await;
@@ -132,8 +152,6 @@ async fn hundreds_of_slow_connections_do_not_disturb_the_others() {
     for _ in 0..100 {
         assert_eq!(client.post("/echo", "x").await.status, 200);
     }
-    let resident = crate::telemetry::metrics::process::resident_bytes().unwrap();
-    assert!(resident < 256e6, "{resident} bytes resident with client and server in one process");
 }
 
 #[tokio::test]
@@ -171,12 +189,12 @@ async fn a_house_full_of_used_connections_sends_away_the_one_silent_the_longest(
 #[tokio::test]
 async fn a_house_full_of_busy_connections_keeps_them() {
     let limits = Limits { max_connections: 1, ..Limits::default() };
-    let server = TestServer::start(slow(2 * SHORT), limits).await;
-    let mut busy = server.connect().await;
-    busy.send("POST /slow HTTP/1.1\r\nContent-Length: 0\r\n\r\n").await.unwrap();
-    server.metric("pinhole_webhook_requests_in_flight 1").await;
+    let gate = Arc::new(Notify::new());
+    let server = TestServer::start(gated(&gate), limits).await;
+    let mut busy = begin_gated(&server).await;
     assert!(server.try_connect().await.is_err());
-    assert_eq!(busy.answer().await.unwrap().status, 200);
+    gate.notify_one();
+    assert_eq!(busy.answer().await.unwrap().body, b"done");
     server.metric(r#"pinhole_webhook_connections_cut_total{reason="no-room"} 1"#).await;
 }
 
@@ -203,11 +221,16 @@ async fn draining_still_accepts_and_asks_every_caller_to_leave() {
     let mut old = server.connect().await;
     old.post("/echo", "x").await;
     server.stop.cancel();
-    // The order is seen by the accept loop before it takes a connection that comes after it.
-    tokio::time::sleep(Duration::from_millis(50)).await;
 
-    let answer = old.post("/echo", "x").await;
-    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+    let started = Instant::now();
+    loop {
+        let answer = old.post("/echo", "x").await;
+        assert_eq!(answer.status, 200);
+        if answer.header("connection") == Some("close") {
+            break;
+        }
+        assert!(started.elapsed() < PATIENCE, "nobody is asked to leave");
+    }
     old.closed().await;
     let mut new = server.connect().await;
     let answer = new.post("/echo", "x").await;
@@ -217,11 +240,13 @@ async fn draining_still_accepts_and_asks_every_caller_to_leave() {
 
 #[tokio::test]
 async fn the_end_waits_for_calls_in_progress() {
-    let server = TestServer::start(slow(4 * SHORT), ending_fast()).await;
-    let mut client = server.connect().await;
-    client.send("POST /slow HTTP/1.1\r\nContent-Length: 0\r\n\r\n").await.unwrap();
-    server.metric("pinhole_webhook_requests_in_flight 1").await;
+    let limits = Limits { termination_grace: Duration::from_hours(1), ..ending_fast() };
+    let gate = Arc::new(Notify::new());
+    let server = TestServer::start(gated(&gate), limits).await;
+    let mut client = begin_gated(&server).await;
     server.stop.cancel();
+    tokio::time::sleep(4 * SHORT).await;
+    gate.notify_one();
     assert_eq!(client.answer().await.unwrap().body, b"done");
     tokio::time::timeout(PATIENCE, server.ended).await.unwrap().unwrap();
 }
@@ -240,48 +265,43 @@ async fn silent_connections_do_not_delay_the_end_beyond_a_drain_period_of_silenc
 #[tokio::test]
 async fn the_end_comes_at_the_termination_grace_at_the_latest() {
     let limits = Limits { drain_period: SHORT, termination_grace: 2 * SHORT, ..Limits::default() };
-    let server = TestServer::start(slow(Duration::from_hours(1)), limits).await;
-    let mut client = server.connect().await;
-    client.send("POST /slow HTTP/1.1\r\nContent-Length: 0\r\n\r\n").await.unwrap();
-    server.metric("pinhole_webhook_requests_in_flight 1").await;
+    let server = TestServer::start(gated(&Arc::new(Notify::new())), limits).await;
+    let _client = begin_gated(&server).await;
     server.stop.cancel();
     tokio::time::timeout(PATIENCE, server.ended).await.unwrap().unwrap();
 }
 
-/// Callers as the API server's: each keeps its connection, and connects anew when it is asked to or refused.
+/// Callers as the API server's: each keeps its connection, and connects anew when it is asked to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_under_load_loses_no_call() {
-    let leaving = TestServer::start(echo(), ending_fast()).await;
+    const CALLERS: usize = 16;
+    let limits = Limits { drain_period: 10 * SHORT, ..Limits::default() };
+    let leaving = TestServer::start(echo(), limits).await;
     let staying = TestServer::start(echo(), Limits::default()).await;
     let mut callers = JoinSet::new();
-    for _ in 0..16 {
+    for _ in 0..CALLERS {
         let (leaving, leaving_ca) = (leaving.address, leaving.ca_pem.clone());
         let (staying, staying_ca) = (staying.address, staying.ca_pem.clone());
         callers.spawn(async move {
-            let (mut answered, mut moved) = (0_u32, false);
-            let mut client = crate::webhook::testing::connect(leaving, &leaving_ca).await.unwrap();
+            let mut client = testing::connect(leaving, &leaving_ca).await.unwrap();
             let started = Instant::now();
-            while started.elapsed() < 6 * SHORT {
+            loop {
                 let answer = client.try_post("/echo", "x").await.expect("a call was lost");
                 assert_eq!(answer.status, 200);
-                answered += 1;
                 if answer.header("connection") == Some("close") {
-                    // Half of the replicas behind the Service are leaving: whoever is sent away finds the other.
-                    moved = true;
-                    client = crate::webhook::testing::connect(staying, &staying_ca).await.unwrap();
+                    break;
                 }
+                assert!(started.elapsed() < PATIENCE, "a caller was never asked to leave");
             }
-            (answered, moved)
+            // The replicas that stay are behind the same Service: whoever is sent away finds one of them.
+            let mut client = testing::connect(staying, &staying_ca).await.unwrap();
+            assert_eq!(client.try_post("/echo", "x").await.expect("a call was lost").status, 200);
         });
     }
-    tokio::time::sleep(SHORT).await;
+    leaving.metric(&format!("pinhole_webhook_connections {CALLERS}")).await;
     leaving.stop.cancel();
-    let mut total = 0;
     while let Some(caller) = callers.join_next().await {
-        let (answered, moved) = caller.unwrap();
-        assert!(moved, "a caller was never asked to leave");
-        total += answered;
+        caller.unwrap();
     }
-    assert!(100 < total, "only {total} calls were made");
     tokio::time::timeout(PATIENCE, leaving.ended).await.unwrap().unwrap();
 }
