@@ -283,7 +283,9 @@ impl Index {
         }
         self.remove_stored(key);
         let holdings = self.holdings_of(key, object);
-        if object.is_finished() {
+        if self.awaited(key, Some(object)).is_none() {
+            self.drop_pending(key, None);
+        } else if object.is_finished() {
             self.drop_pending(key, Some(&object.metadata.uid));
         }
         if !holdings.is_empty() {

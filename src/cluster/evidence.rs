@@ -23,4 +23,6 @@ pub struct LiveReadError {
     pub what: String,
     /// Why it failed, and what to do about it.
     pub reason: String,
+    /// Whether it fails in the same way until somebody does that: there is no use in asking again.
+    pub is_lasting: bool,
 }

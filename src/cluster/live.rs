@@ -11,6 +11,7 @@ use crate::cluster::evidence::LiveReads;
 use crate::cluster::resource::Resource;
 use crate::cluster::resource::Seen;
 use crate::cluster::trouble::describe;
+use crate::cluster::trouble::is_denied;
 
 /// The API server as what live reads ask. Each is a quorum read: what it shows was stored when it was asked.
 #[derive(Clone)]
@@ -41,10 +42,17 @@ impl ApiServer {
             Resource::Namespace | Resource::Node => format!("{} {name}", resource.kind()),
         };
         let found = api.get_opt(name).await;
-        let found = found.map_err(|error| LiveReadError { what: what(), reason: describe(&error) })?;
+        let found = found.map_err(|error| LiveReadError {
+            what: what(),
+            reason: describe(&error),
+            is_lasting: is_denied(&error),
+        })?;
         let object = found.map(|seen| seen.into_object(resource)).transpose();
-        let object =
-            object.map_err(|undecodable| LiveReadError { what: what(), reason: undecodable.reason })?;
+        let object = object.map_err(|undecodable| LiveReadError {
+            what: what(),
+            reason: undecodable.reason,
+            is_lasting: true,
+        })?;
         Ok(object.map(|object| *object))
     }
 }

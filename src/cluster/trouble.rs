@@ -46,6 +46,11 @@ pub(super) fn describe_watch(error: &watcher::Error) -> String {
     }
 }
 
+/// Whether the API server answered that we may not ask.
+pub(super) fn is_denied(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 401 | 403))
+}
+
 /// Whether a watch only fell too far behind: the list that follows repairs it and nobody need act.
 pub(super) fn is_expired(error: &watcher::Error) -> bool {
     let (watcher::Error::InitialListFailed(kube::Error::Api(status))

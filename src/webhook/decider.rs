@@ -58,7 +58,7 @@ pub(crate) enum NotNow {
     #[error("pinhole is starting and does not know yet which ports are held; the call is repeated")]
     Starting,
     /// A refusal could not be confirmed.
-    #[error("{0}; without it pinhole cannot tell whether the port is still held; the call is repeated")]
+    #[error("{0}; without it pinhole cannot tell whether the port is still held")]
     LiveRead(#[from] LiveReadError),
     /// What a refusal rests on changes faster than it can be read.
     #[error("the holders of the requested ports keep changing; the call is repeated")]
@@ -66,6 +66,11 @@ pub(crate) enum NotNow {
 }
 
 impl NotNow {
+    /// Whether there is no use in repeating the call until somebody has done something.
+    pub(crate) fn is_lasting(&self) -> bool {
+        matches!(self, Self::LiveRead(error) if error.is_lasting)
+    }
+
     /// The label of metrics.
     pub(crate) fn reason(&self) -> &'static str {
         match self {

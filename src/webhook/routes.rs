@@ -198,6 +198,13 @@ impl Desk {
                 Answer::reply("allowed", &Reply::allowed(uid, decision.warnings))
             }
             Ok(decision) => deny(uid, shown, &request.namespace, dry_run, decision),
+            // What repeating cannot repair is said at once: after the last repetition the user would only read of a
+            // time limit.
+            Err(not_now) if not_now.is_lasting() => {
+                warn!(%uid, kind = shown.kind, namespace = request.namespace, name = shown.name,
+                      "Not decided: {not_now}");
+                Answer::new("failed", refusal::internal(&not_now.to_string()))
+            }
             Err(not_now) => {
                 self.metrics.shed(not_now.reason());
                 warn!(%uid, kind = shown.kind, namespace = request.namespace, name = shown.name,

@@ -215,8 +215,15 @@ fn what_was_admitted_is_awaited_until_it_is_found_with_the_ports_it_was_admitted
     let before = slim(exposing("postfix", "203.0.113.7:80"));
     assert_eq!(cluster.index.awaited(&postfix, Some(&before)), Some(now));
     assert_eq!(cluster.index.awaited(&postfix, Some(&admitted)), None);
+    cluster.index.apply(&before);
+    assert_eq!(cluster.index.awaited(&postfix, None), Some(now), "an older state does not settle it");
     cluster.index.forget_remembered(&postfix);
     assert_granted(&cluster.create(exposing("web", PORT)));
+
+    cluster.index.remember(&admitted, "default", now, Duration::from_secs(10));
+    cluster.index.apply(&admitted);
+    assert_eq!(cluster.index.awaited(&postfix, None), None);
+    assert_eq!(cluster.index.holdings_count(), 1, "a port that is stored is not counted twice");
 }
 
 #[test]

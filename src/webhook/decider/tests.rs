@@ -35,7 +35,11 @@ impl LiveReads for Arc<Stored> {
     fn read<'a>(&'a self, evidence: &'a Evidence) -> BoxFuture<'a, Result<Option<Object>, LiveReadError>> {
         self.reads.fetch_add(1, Ordering::SeqCst);
         let result = if self.fails.load(Ordering::SeqCst) {
-            Err(LiveReadError { what: "Pod mail/web".into(), reason: "connection refused".into() })
+            Err(LiveReadError {
+                what: "Pod mail/web".into(),
+                reason: "connection refused".into(),
+                is_lasting: false,
+            })
         } else {
             Ok(self.objects.lock().unwrap().get(evidence).cloned())
         };
@@ -136,7 +140,7 @@ async fn nothing_is_refused_while_the_holder_cannot_be_read() {
     assert_eq!(
         not_now.to_string(),
         "reading Pod mail/web from the API server failed: connection refused; without it pinhole cannot tell \
-         whether the port is still held; the call is repeated"
+         whether the port is still held"
     );
 }
 

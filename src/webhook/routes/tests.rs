@@ -286,6 +286,28 @@ async fn a_call_is_answered_within_its_own_time_limit_whatever_hangs() {
     server.metric(r#"pinhole_webhook_requests_shed_total{reason="deadline"} 1"#).await;
 }
 
+struct Forbidden;
+
+impl LiveReads for Forbidden {
+    fn read<'a>(&'a self, _: &'a Evidence) -> BoxFuture<'a, Result<Option<Object>, LiveReadError>> {
+        let (what, reason) = ("Pod games/quake".to_owned(), "HTTP 403: pods is forbidden".to_owned());
+        std::future::ready(Err(LiveReadError { what, reason, is_lasting: true })).boxed()
+    }
+}
+
+#[tokio::test]
+async fn what_no_repetition_repairs_is_said_at_once() {
+    let cached = [pod("games", "quake", "203.0.113.7:25")];
+    let Setting { server, .. } = start(&cached, Some(Arc::new(Forbidden)), Limits::default()).await;
+    let answer = server.connect().await.post("/validate", exposing("u1", "203.0.113.7:25")).await;
+    assert_eq!((answer.status, answer.header("retry-after")), (500, None));
+    assert_eq!(
+        answer.json()["message"],
+        "reading Pod games/quake from the API server failed: HTTP 403: pods is forbidden; without it pinhole cannot tell \
+         whether the port is still held"
+    );
+}
+
 #[test]
 fn the_time_limit_is_the_api_servers_less_the_way_back() {
     let cases = [
