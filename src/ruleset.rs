@@ -22,6 +22,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::model::address::ExternalAddress;
 use crate::model::address::Family;
 use crate::model::mapping::Address;
 use crate::model::port::Port;
@@ -172,7 +173,8 @@ pub fn desired(endpoints: &[Endpoint], node: &NodeFacts) -> Desired {
     let ruleset = Ruleset::new(
         node.pod_cidrs.iter().copied(),
         node.cluster_cidrs.iter().copied(),
-        node.addresses.iter().copied().map(Family::of),
+        // Every node has loopback addresses of both families, which says nothing.
+        node.addresses.iter().filter_map(|ip| ExternalAddress::new(*ip).ok()).map(ExternalAddress::family),
     );
     let mut desired = Desired { ruleset, refused: Vec::new() };
     let mut egress: BTreeMap<IpAddr, (EgressRank, Owner)> = BTreeMap::new();

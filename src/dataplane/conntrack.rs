@@ -14,16 +14,21 @@
 //!
 //! Only connections to our external ports are touched. Everybody else's are not.
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::str::FromStr;
 
 use crate::dataplane::command::CommandError;
+use crate::dataplane::settings::MarkBit;
 use crate::dataplane::settings::Settings;
 use crate::model::address::Family;
 use crate::model::port::Port;
+use crate::model::port::PortRange;
 use crate::model::port::Protocol;
 use crate::ruleset::diff::Change;
 use crate::ruleset::entry::Entry;
+use crate::ruleset::entry::Key;
 
 /// What happens to UDP and SCTP flows when another pod takes over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,7 +45,7 @@ pub enum Handover {
 #[error("{0:?} is not a way to hand flows over: write drain or cut")]
 pub struct HandoverError(pub String);
 
-impl std::str::FromStr for Handover {
+impl FromStr for Handover {
     type Err = HandoverError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -54,21 +59,21 @@ impl std::str::FromStr for Handover {
 
 /// A tracked connection, as far as it matters here.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Flow {
+struct Flow {
     /// The protocol.
-    pub protocol: Protocol,
+    protocol: Protocol,
     /// Who started it.
-    pub source: IpAddr,
+    source: IpAddr,
     /// Where its first packet was sent.
-    pub destination: IpAddr,
+    destination: IpAddr,
     /// To which port.
-    pub port: Port,
+    port: Port,
     /// Who answers.
-    pub answers_from: IpAddr,
+    answers_from: IpAddr,
     /// To whom the answer goes.
-    pub answers_to: IpAddr,
+    answers_to: IpAddr,
     /// The connection mark.
-    pub mark: u32,
+    mark: u32,
 }
 
 /// What must end after a change.
@@ -84,87 +89,118 @@ pub struct CleanUp<'a> {
 
 /// One deletion: every connection that these all hold for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Deletion {
+struct Deletion {
     /// The protocol.
-    pub protocol: Protocol,
+    protocol: Protocol,
     /// Where the first packet was sent.
-    pub destination: Option<IpAddr>,
+    destination: Option<IpAddr>,
     /// To which port.
-    pub port: Option<Port>,
+    port: Option<Port>,
     /// Who started it.
-    pub source: Option<IpAddr>,
+    source: Option<IpAddr>,
     /// Who answers.
-    pub answers_from: Option<IpAddr>,
+    answers_from: Option<IpAddr>,
     /// To whom the answer goes.
-    pub answers_to: Option<IpAddr>,
+    answers_to: Option<IpAddr>,
 }
 
 impl CleanUp<'_> {
     /// Whether any connection can be concerned: if not, nothing needs to be listed.
     pub fn concerns(&self, family: Family) -> bool {
         let changed = |change: &Change| match change {
-            Change::Added(entry) | Change::Removed(entry) => {
-                stateless(entry.key.protocol) && entry.key.family() == family
-            }
-            Change::Replaced { before, .. } => {
-                stateless(before.key.protocol) && before.key.family() == family
+            Change::Added(entry) | Change::Removed(entry) | Change::Replaced { before: entry, .. } => {
+                is_connectionless(entry.key.protocol) && entry.key.family() == family
             }
             Change::Egress { pod, before, .. } => before.is_some() && Family::of(*pod) == family,
         };
         self.changes.iter().any(changed) || self.gone.iter().any(|ip| Family::of(*ip) == family)
     }
+}
+
+/// Judges connections one by one, however many changes there are.
+struct Judge<'a> {
+    /// What was served until now and what is instead; entries of one ruleset never overlap.
+    before: BTreeMap<Key, (&'a Entry, Option<&'a Entry>)>,
+    added: BTreeMap<Key, &'a Entry>,
+    /// Addresses that pods no longer leave with.
+    left: BTreeMap<IpAddr, IpAddr>,
+    gone: &'a BTreeSet<IpAddr>,
+    handover: Handover,
+    mark: MarkBit,
+}
+
+impl<'a> Judge<'a> {
+    fn new(clean_up: &CleanUp<'a>, mark: MarkBit) -> Self {
+        let CleanUp { changes, gone, handover } = *clean_up;
+        let (mut before, mut added, mut left) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        for change in changes {
+            match change {
+                Change::Added(entry) => {
+                    added.insert(entry.key, entry);
+                }
+                Change::Removed(entry) => {
+                    before.insert(entry.key, (entry, None));
+                }
+                Change::Replaced { before: old, after } => {
+                    before.insert(old.key, (old, Some(after)));
+                }
+                Change::Egress { pod, before: Some(old), after } => {
+                    if after.as_ref().is_none_or(|after| after.external != old.external) {
+                        left.insert(*pod, old.external);
+                    }
+                }
+                Change::Egress { before: None, .. } => {}
+            }
+        }
+        Self { before, added, left, gone, handover, mark }
+    }
 
     /// Whether a connection must end.
-    pub fn ends(&self, flow: &Flow, mark: u32) -> bool {
-        let ours = flow.mark & mark != 0 && flow.answers_from != flow.destination;
+    fn ends(&self, flow: &Flow) -> bool {
+        let ours = flow.mark & self.mark.get() != 0 && flow.answers_from != flow.destination;
         if ours && self.gone.contains(&flow.answers_from) {
             return true;
         }
-        stateless(flow.protocol) && self.changes.iter().any(|change| self.ended_by(change, flow, ours))
-    }
-
-    fn ended_by(&self, change: &Change, flow: &Flow, ours: bool) -> bool {
-        match change {
-            Change::Added(entry) => meant_for(entry, flow) && !ours && leads_on(entry),
-            Change::Removed(entry) => meant_for(entry, flow) && ours && goes_to(entry, flow),
-            Change::Replaced { before, after } => {
-                let moved = ours && goes_to(before, flow) && before.target != after.target;
-                let cut = self.handover == Handover::Cut || after.target.is_none();
-                meant_for(before, flow) && (moved && cut || !ours && leads_on(after))
-            }
-            Change::Egress { pod, before: Some(before), after } => {
-                let kept = after.as_ref().is_some_and(|after| after.external == before.external);
-                flow.source == *pod && flow.answers_to == before.external && !kept
-            }
-            Change::Egress { before: None, .. } => false,
+        if !is_connectionless(flow.protocol) {
+            return false;
         }
+        let key =
+            Key { external: flow.destination, protocol: flow.protocol, ports: PortRange::single(flow.port) };
+        let untranslated = |now: &Entry| !ours && now.target.is_some();
+        let superseded = |old: &Entry, now: Option<&Entry>| {
+            let went_there = ours && old.target.is_some_and(|target| target.ip == flow.answers_from);
+            match now {
+                None => went_there,
+                Some(now) => {
+                    let cut = self.handover == Handover::Cut || now.target.is_none();
+                    untranslated(now) || went_there && cut && old.target != now.target
+                }
+            }
+        };
+        covering(&self.added, &key).is_some_and(|now| untranslated(now))
+            || covering(&self.before, &key).is_some_and(|(old, now)| superseded(old, *now))
+            || self.left.get(&flow.source) == Some(&flow.answers_to)
     }
 }
 
-/// Whether the protocol has no end that the client notices when another pod takes over.
-fn stateless(protocol: Protocol) -> bool {
+/// The entry that the key's one port belongs to, among entries that do not overlap.
+fn covering<'a, T>(entries: &'a BTreeMap<Key, T>, key: &Key) -> Option<&'a T> {
+    let end = Key { ports: PortRange::new(key.ports.first(), Port::MAX)?, ..*key };
+    let (found, entry) = entries.range(..=end).next_back()?;
+    found.overlaps(key).then_some(entry)
+}
+
+/// Whether the client does not notice by itself that another pod took over.
+fn is_connectionless(protocol: Protocol) -> bool {
     protocol != Protocol::Tcp
-}
-
-fn meant_for(entry: &Entry, flow: &Flow) -> bool {
-    entry.key.protocol == flow.protocol
-        && entry.key.external == flow.destination
-        && entry.key.ports.contains(flow.port)
-}
-
-fn leads_on(entry: &Entry) -> bool {
-    entry.target.is_some()
-}
-
-fn goes_to(entry: &Entry, flow: &Flow) -> bool {
-    entry.target.is_some_and(|target| target.ip == flow.answers_from)
 }
 
 /// The fewest deletions that end exactly these flows among all that there are.
 ///
 /// A deletion walks the whole table, so one for many flows is worth a search, as long as it takes no other flow along.
-pub fn deletions(all: &[Flow], ending: &BTreeSet<&Flow>) -> BTreeSet<Deletion> {
+fn deletions(all: &[Flow], ending: &BTreeSet<&Flow>) -> BTreeSet<Deletion> {
     let mut deletions = BTreeSet::new();
+    let mut judged: BTreeMap<Deletion, bool> = BTreeMap::new();
     for flow in ending {
         let exact = Deletion {
             protocol: flow.protocol,
@@ -177,10 +213,11 @@ pub fn deletions(all: &[Flow], ending: &BTreeSet<&Flow>) -> BTreeSet<Deletion> {
         let to_pod = Deletion { source: None, port: None, answers_to: None, ..exact.clone() };
         let to_port = Deletion { source: None, answers_to: None, ..exact.clone() };
         let from_pod = Deletion { destination: None, port: None, answers_from: None, ..exact.clone() };
-        let harmless =
-            |deletion: &Deletion| all.iter().all(|other| !deletion.covers(other) || ending.contains(other));
-        let widest =
-            [to_pod, to_port, from_pod].into_iter().find(|wide| deletions.contains(wide) || harmless(wide));
+        let harmless = |wide: &Deletion| {
+            let judge = || all.iter().all(|other| !wide.covers(other) || ending.contains(other));
+            *judged.entry(wide.clone()).or_insert_with(judge)
+        };
+        let widest = [to_pod, to_port, from_pod].into_iter().find(harmless);
         deletions.insert(widest.unwrap_or(exact));
     }
     deletions
@@ -217,7 +254,7 @@ impl Deletion {
 }
 
 /// Reads the lines of `conntrack -L`; what is neither TCP, UDP nor SCTP is skipped.
-pub fn parse(listed: &str) -> Vec<Flow> {
+fn parse(listed: &str) -> Vec<Flow> {
     listed.lines().filter_map(parse_line).collect()
 }
 
@@ -257,8 +294,8 @@ pub async fn clean_up(settings: &Settings, clean_up: &CleanUp<'_>) -> Result<usi
     for family in Family::ALL.into_iter().filter(|family| clean_up.concerns(*family)) {
         let listed = settings.tools.run("conntrack", &["-L", "-f", option(family)], "").await?;
         let flows = parse(&listed);
-        let mark = settings.mark.get();
-        let ending: BTreeSet<&Flow> = flows.iter().filter(|flow| clean_up.ends(flow, mark)).collect();
+        let judge = Judge::new(clean_up, settings.mark);
+        let ending: BTreeSet<&Flow> = flows.iter().filter(|flow| judge.ends(flow)).collect();
         let deletions = deletions(&flows, &ending);
         if deletions.is_empty() {
             continue;
@@ -268,4 +305,133 @@ pub async fn clean_up(settings: &Settings, clean_up: &CleanUp<'_>) -> Result<usi
         made += deletions.len();
     }
     Ok(made)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ruleset::Ruleset;
+    use crate::ruleset::diff::diff;
+    use crate::ruleset::fixtures::endpoint;
+    use crate::ruleset::fixtures::ip;
+    use crate::ruleset::fixtures::ruleset;
+    use crate::ruleset::fixtures::v4_node;
+
+    /// A flow to port 53 of the node, answered by `answers_from`; ours carry the mark.
+    fn flow(protocol: Protocol, source: &str, answers_from: &str, mark: u32) -> Flow {
+        Flow {
+            protocol,
+            source: ip(source),
+            destination: ip("203.0.113.7"),
+            port: Port::new(53).unwrap(),
+            answers_from: ip(answers_from),
+            answers_to: ip(source),
+            mark,
+        }
+    }
+
+    fn serving(ips: &[&str]) -> Ruleset {
+        let of = |protocol: &str| endpoint(&format!("53/{protocol}"), &format!("pod-{}", ips.concat()), ips);
+        ruleset(&[of("udp"), of("tcp")], &v4_node())
+    }
+
+    const OLD: &str = "10.244.1.9";
+    const NEW: &str = "10.244.1.10";
+    const CLIENT: &str = "198.51.100.9";
+
+    #[test]
+    fn what_ends_depends_on_the_change_and_on_whose_the_flow_is() {
+        let (nobody, old, new, reserved) =
+            (ruleset(&[], &v4_node()), serving(&[OLD]), serving(&[NEW]), serving(&[]));
+        let udp = |answers_from, mark| flow(Protocol::Udp, CLIENT, answers_from, mark);
+        let tcp = |answers_from, mark| flow(Protocol::Tcp, CLIENT, answers_from, mark);
+        let ours = MarkBit::default().get();
+        let node = "203.0.113.7";
+        for (what, before, after, gone, handover, flow, ends) in [
+            ("never translated", &nobody, &old, "", Handover::Drain, udp(node, 0), true),
+            ("waiting for a pod", &reserved, &old, "", Handover::Drain, udp(node, 0), true),
+            ("tcp to the node", &nobody, &old, "", Handover::Drain, tcp(node, 0), false),
+            ("drained", &old, &new, "", Handover::Drain, udp(OLD, ours), false),
+            ("cut", &old, &new, "", Handover::Cut, udp(OLD, ours), true),
+            ("already at the new pod", &old, &new, "", Handover::Cut, udp(NEW, ours), false),
+            ("tcp is never cut", &old, &new, "", Handover::Cut, tcp(OLD, ours), false),
+            ("removed", &old, &nobody, "", Handover::Drain, udp(OLD, ours), true),
+            ("tcp of a removed entry", &old, &nobody, "", Handover::Drain, tcp(OLD, ours), false),
+            ("no pod left", &old, &reserved, "", Handover::Drain, udp(OLD, ours), true),
+            ("pod gone", &new, &new, OLD, Handover::Drain, udp(OLD, ours), true),
+            ("pod gone, tcp", &new, &new, OLD, Handover::Drain, tcp(OLD, ours), true),
+            ("pod gone, another service's flow", &new, &new, OLD, Handover::Drain, tcp(OLD, 0), false),
+        ] {
+            let changes = diff(before, after);
+            let gone: BTreeSet<IpAddr> = gone.parse().into_iter().collect();
+            let clean_up = CleanUp { changes: &changes, gone: &gone, handover };
+            assert_eq!(Judge::new(&clean_up, MarkBit::default()).ends(&flow), ends, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_pod_that_leaves_with_another_address_loses_its_old_udp_flows() {
+        let (before, after) = (serving(&[OLD]), ruleset(&[], &v4_node()));
+        let changes = diff(&before, &after);
+        let gone = BTreeSet::new();
+        let judge = Judge::new(
+            &CleanUp { changes: &changes, gone: &gone, handover: Handover::Drain },
+            MarkBit::default(),
+        );
+        let outbound = |answers_to: &str| Flow {
+            source: ip(OLD),
+            destination: ip("192.0.2.1"),
+            answers_to: ip(answers_to),
+            ..flow(Protocol::Udp, OLD, "192.0.2.1", 0)
+        };
+        assert!(judge.ends(&outbound("203.0.113.7")));
+        assert!(!judge.ends(&outbound("198.51.100.1")), "it left with another address already");
+    }
+
+    #[test]
+    fn what_cannot_be_concerned_is_not_even_listed() {
+        let gone = BTreeSet::new();
+        let tcp = ruleset(&[endpoint("53/tcp", "dns", &[OLD])], &v4_node());
+        let changes = diff(&ruleset(&[], &v4_node()), &tcp);
+        let clean_up = CleanUp { changes: &changes, gone: &gone, handover: Handover::Cut };
+        assert!(!clean_up.concerns(Family::V4));
+        let gone = [ip(OLD)].into();
+        assert!(CleanUp { gone: &gone, ..clean_up }.concerns(Family::V4));
+    }
+
+    #[test]
+    fn one_deletion_ends_many_flows_unless_it_would_take_another_along() {
+        let udp = |source: &str, answers_from| flow(Protocol::Udp, source, answers_from, 0x1000);
+        let lines = |all: &[Flow], ending: &[usize]| -> Vec<String> {
+            let ending = ending.iter().map(|index| &all[*index]).collect();
+            deletions(all, &ending).iter().map(|deletion| deletion.line(Family::V4)).collect()
+        };
+        let all = [udp("198.51.100.1", OLD), udp("198.51.100.2", OLD), udp("198.51.100.3", NEW)];
+        assert_eq!(lines(&all, &[0, 1]), ["-D -f ipv4 -p udp --orig-dst 203.0.113.7 --reply-src 10.244.1.9"]);
+
+        let other_port = Flow { port: Port::new(54).unwrap(), ..all[0].clone() };
+        let all = [all[0].clone(), all[1].clone(), other_port];
+        assert_eq!(
+            lines(&all, &[0, 1]),
+            ["-D -f ipv4 -p udp --orig-dst 203.0.113.7 --reply-src 10.244.1.9 --orig-port-dst 53"]
+        );
+        assert_eq!(
+            lines(&all, &[0]),
+            ["-D -f ipv4 -p udp --orig-dst 203.0.113.7 --orig-src 198.51.100.1 --reply-src 10.244.1.9 \
+              --reply-dst 198.51.100.1 --orig-port-dst 53"]
+        );
+    }
+
+    #[test]
+    fn connections_are_read_as_conntrack_lists_them() {
+        let listed = "\
+udp      17 29 src=198.51.100.9 dst=203.0.113.7 sport=40000 dport=53 [UNREPLIED] src=10.244.1.9 dst=198.51.100.9 sport=53 dport=40000 mark=4096 use=1
+tcp      6 431999 ESTABLISHED src=fd00::1 dst=2001:db8::7 sport=5 dport=53 src=fd00::9 dst=fd00::1 sport=53 dport=5 [ASSURED] mark=0 use=1
+icmp     1 29 src=10.244.1.9 dst=198.51.100.9 type=8 code=0 id=1 src=198.51.100.9 dst=203.0.113.8 type=0 code=0 id=1 mark=0 use=1
+";
+        let flows = parse(listed);
+        assert_eq!(flows.len(), 2);
+        assert_eq!(flows[0], flow(Protocol::Udp, CLIENT, OLD, 4096));
+        assert_eq!((flows[1].protocol, flows[1].answers_from), (Protocol::Tcp, ip("fd00::9")));
+    }
 }

@@ -97,3 +97,52 @@ pub fn transactions(desired: &Ruleset, observed: &Observed, settings: &Settings)
     };
     families.into_iter().filter_map(transaction).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::ruleset::fixtures::endpoint;
+    use crate::ruleset::fixtures::ruleset;
+    use crate::ruleset::fixtures::v4_node;
+
+    /// What was printed so far.
+    #[derive(Clone, Default)]
+    struct Page(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Page {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn it_prints_what_would_be_run_and_remembers_it() {
+        let page = Page::default();
+        let backend = DryRun::new(Settings::default(), Box::new(page.clone()));
+        let web = ruleset(&[endpoint("80/tcp", "web", &["10.244.1.9"])], &v4_node());
+        let applied = backend.apply(&web, &Observed::default()).await;
+        let changes: Vec<_> = applied.changes.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            changes,
+            [
+                "added 203.0.113.7:80/tcp -> 10.244.1.9:80 (default/web)",
+                "10.244.1.9 (default/web) leaves the cluster as 203.0.113.7"
+            ]
+        );
+        let printed = String::from_utf8(page.0.lock().unwrap().clone()).unwrap();
+        let (command, input) = printed.split_once('\n').unwrap();
+        assert_eq!(command, "# iptables-restore --noflush --counters -w 5");
+        assert_eq!(input.trim_end(), applied.transactions[0].input.trim_end());
+
+        let observed = backend.read().await.unwrap();
+        assert_eq!(observed.ruleset, web);
+        assert!(backend.apply(&web, &observed).await.transactions.is_empty());
+        assert_eq!(page.0.lock().unwrap().len(), printed.len(), "nothing more to print");
+    }
+}

@@ -180,9 +180,7 @@ impl Work<'_> {
             let listed = settings.tools.run(&program, &arguments, "").await.map_err(told)?;
             let unreadable = || DataplaneError::Unreadable { program: program.clone(), line: listed.clone() };
             let rules = parse::parse_listed(&listed, self.backend.names()).ok_or_else(unreadable)?;
-            if let Some(chain) = self.tables.nat.chains.get_mut(name) {
-                chain.rules = rules;
-            }
+            self.tables.nat.chain_mut(name).rules = rules;
         }
         Ok(())
     }

@@ -50,15 +50,16 @@ fn built_in(name: TableName, table: &mut Table) {
         TableName::Nat => &["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"],
     };
     for chain in chains {
-        let accept = || Chain { policy: Some("ACCEPT".to_owned()), rules: Vec::new() };
-        table.chains.entry((*chain).to_owned()).or_insert_with(accept);
+        if !table.chains.contains_key(*chain) {
+            table.chain_mut(chain).policy = Some("ACCEPT".to_owned());
+        }
     }
 }
 
 fn command(table: &mut Table, line: &str, names: Names<'_>) -> Option<()> {
     if let Some(declared) = line.strip_prefix(':') {
         let (chain, _) = declared.split_once(' ')?;
-        table.chains.insert(chain.to_owned(), Chain::default());
+        *table.chain_mut(chain) = Chain::default();
         return Some(());
     }
     let (counters, command) = match line.strip_prefix('[') {
@@ -81,7 +82,7 @@ fn command(table: &mut Table, line: &str, names: Names<'_>) -> Option<()> {
         _ => (0, spec),
     };
     let rule = saved_rule(counters, spec, names.owns(chain));
-    let rules = &mut table.chains.get_mut(chain)?.rules;
+    let rules = &mut table.chains.contains_key(chain).then(|| table.chain_mut(chain))?.rules;
     match verb {
         "-A" => rules.push(rule),
         "-I" if (1..=rules.len() + 1).contains(&position) => rules.insert(position - 1, rule),

@@ -38,11 +38,10 @@ pub fn parse(saved: &str, names: Names<'_>) -> Result<Tables, ParseError> {
             if let Some(declaration) = line.strip_prefix(':') {
                 let mut words = declaration.split(' ');
                 let (name, policy) = words.next().zip(words.next()).ok_or_else(unknown)?;
-                let chain = table.chains.entry(name.to_owned()).or_default();
-                chain.policy = (policy != "-").then(|| policy.to_owned());
+                table.chain_mut(name).policy = (policy != "-").then(|| policy.to_owned());
             } else {
                 let (chain, rule) = parse_rule(line, names).ok_or_else(unknown)?;
-                table.chains.entry(chain).or_default().rules.push(rule);
+                table.chain_mut(&chain).rules.push(rule);
             }
         }
     }

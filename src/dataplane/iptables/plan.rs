@@ -457,7 +457,7 @@ COMMIT
             let mut tables = intact.clone();
             memory::restore(&mut tables, damage, names_of(&names)).unwrap();
             // Flushing made the built-in chain one of a program; its policy is not what is tested.
-            tables.nat.chains.get_mut("PREROUTING").unwrap().policy = Some("ACCEPT".into());
+            tables.nat.chain_mut("PREROUTING").policy = Some("ACCEPT".into());
             assert_ne!(tables, intact, "{damage}");
             bring(&mut tables, &ruleset(&web, &v4_node()), Family::V4);
             assert_eq!(tables, intact, "{damage}");

@@ -1,6 +1,7 @@
 //! Tables as they were read: our chains understood, all others as far as the order of rules depends on them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::dataplane::counters::Counters;
 use crate::dataplane::iptables::rule::Rule;
@@ -58,8 +59,8 @@ impl Tables {
 /// The chains of a table by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
-    /// The chains.
-    pub chains: BTreeMap<String, Chain>,
+    /// The chains, shared between what was observed and what became of it: one change touches few of them.
+    pub chains: BTreeMap<String, Arc<Chain>>,
 }
 
 /// A chain.
@@ -87,6 +88,11 @@ pub struct SavedRule {
 }
 
 impl Table {
+    /// A chain to be changed; it comes into being if it is not there.
+    pub fn chain_mut(&mut self, name: &str) -> &mut Chain {
+        Arc::make_mut(self.chains.entry(name.to_owned()).or_default())
+    }
+
     /// The rules of a chain; none for a chain that does not exist.
     pub fn rules(&self, chain: &str) -> &[SavedRule] {
         self.chains.get(chain).map_or(&[], |chain| &chain.rules)

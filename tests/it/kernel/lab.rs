@@ -90,6 +90,9 @@ impl Lab {
                  route add default via {via4}\nroute add ::/0 via {via6}\nEND"
             ));
         }
+        for neighbour in [A[0], B[0], "198.51.100.9", A[1], B[1], "2001:db8:51::9"] {
+            node.wait_for(neighbour.parse().unwrap());
+        }
         let directory = TempDir::new().unwrap();
         let tools = Tools { directory: None, lock_file: Some(directory.path().join("xtables.lock")) };
         let settings = Settings { tools, ..Settings::default() };

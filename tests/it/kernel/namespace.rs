@@ -123,6 +123,14 @@ impl Namespace {
         Connection(BufReader::new(stream)).ask()
     }
 
+    /// Waits until a neighbour refuses connections: a link that was just made may lose packets for a second.
+    pub(crate) fn wait_for(&self, neighbour: IpAddr) {
+        let closed = SocketAddr::new(neighbour, 9);
+        let refuses = || TcpStream::connect_timeout(&closed, TICK).err().map(|error| error.kind());
+        let refused = self.run(|| (0..500).any(|_| refuses() == Some(io::ErrorKind::ConnectionRefused)));
+        assert!(refused, "{neighbour} cannot be reached");
+    }
+
     /// How many SYNs the kernel sent again, because nobody answered the first one within a second.
     pub(crate) fn lost_syns(&self) -> u64 {
         let counters = self.run(|| fs::read_to_string("/proc/thread-self/net/netstat")).unwrap();
