@@ -56,9 +56,6 @@ use crate::telemetry::readiness::Condition;
 /// Changes arrive in bursts; what comes within this time shares a turn.
 const DEBOUNCE: Duration = Duration::from_millis(50);
 
-/// How often the node's addresses are looked at.
-const ADDRESS_CHECK: Duration = Duration::from_secs(5);
-
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
@@ -77,6 +74,8 @@ pub struct Config {
     pub cluster_cidrs: Vec<IpNet>,
     /// How often the kernel is read and compared although nothing happened.
     pub resync: Duration,
+    /// How often the node's addresses are looked at.
+    pub address_check: Duration,
 }
 
 /// What the loop works with.
@@ -365,7 +364,7 @@ impl<D: Dataplane> Agent<D> {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep_until(next) => return,
                 () = self.parts.pods.changed() => break,
-                () = tokio::time::sleep(ADDRESS_CHECK) => match self.refresh_addresses() {
+                () = tokio::time::sleep(self.config.address_check) => match self.refresh_addresses() {
                     Ok(false) => {}
                     // A failure is told by the turn, which reads them too.
                     Ok(true) | Err(_) => return,
@@ -378,3 +377,6 @@ impl<D: Dataplane> Agent<D> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

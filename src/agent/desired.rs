@@ -184,3 +184,209 @@ fn name(pod: &Object) -> ObjectName {
 fn ips(pod: &Object) -> Vec<IpAddr> {
     pod.status.pod_ips.iter().filter_map(|found| found.ip.parse().ok()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::Value;
+    use serde_json::json;
+
+    use super::*;
+    use crate::ruleset::diff::Change;
+    use crate::ruleset::diff::diff;
+
+    fn node() -> NodeFacts {
+        NodeFacts {
+            addresses: ["203.0.113.7".parse().unwrap(), "203.0.113.8".parse().unwrap()].into(),
+            node_v4: Some("203.0.113.7".parse().unwrap()),
+            ..NodeFacts::default()
+        }
+    }
+
+    /// A ready pod on node-1; `changes` is merged into it.
+    fn pod(name: &str, expose: &str, ip: &str, changes: Value) -> Object {
+        let mut pod = json!({
+            "kind": "Pod",
+            "metadata": {
+                "namespace": "mail", "name": name, "uid": format!("uid-{name}"),
+                "creationTimestamp": "2026-01-01T00:00:00Z", "annotations": {"pinhole.dev/expose": expose},
+            },
+            "spec": {"nodeName": "node-1"},
+            "status": {
+                "phase": "Running", "podIPs": [{"ip": ip}],
+                "conditions": [{"type": "ContainersReady", "status": "True"}],
+            },
+        });
+        json_patch::merge(&mut pod, &changes);
+        serde_json::from_value(pod).unwrap()
+    }
+
+    fn plan_under(policy: Policy, pods: Vec<Object>, programmed: &Ruleset) -> Plan {
+        let policy = Arc::new(policy);
+        let mut index = Index::new(Arc::clone(&policy));
+        let own = json!({
+            "kind": "Node", "metadata": {"name": "node-1"},
+            "status": {"addresses": [{"type": "ExternalIP", "address": "203.0.113.7"}]},
+        });
+        index.apply(&serde_json::from_value(own).unwrap());
+        let pods = pods.into_iter().map(|pod| (name(&pod), pod)).collect();
+        plan(&Known { pods: &pods, index: &index, policy: &policy, node: &node(), programmed })
+    }
+
+    fn plan_of(pods: Vec<Object>) -> Plan {
+        plan_under(Policy::default(), pods, &Ruleset::default())
+    }
+
+    fn entries(plan: &Plan) -> Vec<String> {
+        plan.ruleset.entries().map(ToString::to_string).collect()
+    }
+
+    fn problems(plan: &Plan) -> Vec<&str> {
+        plan.unserved.iter().map(|unserved| unserved.problem.as_str()).collect()
+    }
+
+    #[test]
+    fn r01_tcp_and_udp_of_one_port_are_two_entries() {
+        let plan = plan_of(vec![pod("dns", "5353:53/tcp,5353:54/udp", "10.244.1.9", json!({}))]);
+        assert_eq!(
+            entries(&plan),
+            ["203.0.113.7:5353/tcp -> 10.244.1.9:53", "203.0.113.7:5353/udp -> 10.244.1.9:54"]
+        );
+    }
+
+    #[test]
+    fn r27_what_admission_would_refuse_is_not_programmed_and_told_in_its_words() {
+        let annotation = |expose: &str| json!({"metadata": {"annotations": {"pinhole.dev/expose": expose}}});
+        let cases = [
+            (
+                annotation("22"),
+                "metadata.annotations[pinhole.dev/expose][0]: 22/tcp: is restricted in this cluster \
+                 (restricted: 22, 53, 6443); choose another external port",
+            ),
+            (annotation("203.0.113.7:10250"), "is protected on every node's own address"),
+            (annotation("127.0.0.1:80"), "is a loopback address"),
+            (annotation("localhost:80"), "metadata.annotations[pinhole.dev/expose]"),
+            (json!({"spec": {"hostNetwork": true}}), "the pod already listens on its node's own addresses"),
+        ];
+        for (changes, expected) in cases {
+            let plan = plan_of(vec![pod("mx", "80", "10.244.1.9", changes)]);
+            assert!(plan.ruleset.is_empty(), "{expected}");
+            let problems = problems(&plan);
+            assert!(problems.len() == 1 && problems[0].contains(expected), "{expected}: {problems:?}");
+            assert_eq!(plan.unserved[0].by, RefusedBy::Admission);
+        }
+    }
+
+    #[test]
+    fn r27_an_address_that_the_node_does_not_have_is_not_programmed() {
+        for foreign in ["8.8.8.8:443", "10.96.0.10:5353/udp"] {
+            let plan = plan_of(vec![pod("mx", foreign, "10.244.1.9", json!({}))]);
+            assert!(plan.ruleset.is_empty(), "{foreign}");
+            let problem = problems(&plan).join("");
+            assert!(problem.starts_with(foreign.split('/').next().unwrap()), "{problem}");
+            assert!(problem.contains("is not an address of this node"), "{problem}");
+        }
+    }
+
+    #[test]
+    fn r21_a_pod_with_the_node_s_address_is_refused_whatever_its_spec_says() {
+        let plan = plan_of(vec![pod("mx", "80", "203.0.113.7", json!({}))]);
+        assert!(plan.ruleset.is_empty());
+        assert!(problems(&plan)[0].contains("the pod uses the node's own address 203.0.113.7"), "{plan:?}");
+    }
+
+    #[test]
+    fn r28_a_pod_of_the_other_family_blocks_nobody() {
+        let six = pod("six", "80", "fd00::9", json!({}));
+        let four = pod("four", "80", "10.244.1.9", json!({"metadata": {"uid": "younger"}}));
+        let plan = plan_of(vec![six, four]);
+        assert_eq!(entries(&plan), ["203.0.113.7:80/tcp -> 10.244.1.9:80"]);
+        assert!(problems(&plan)[0].contains("of different IP families"), "{plan:?}");
+    }
+
+    #[test]
+    fn r14_a_pod_that_ended_is_not_served_and_one_that_is_not_ready_is() {
+        for phase in ["Succeeded", "Failed"] {
+            let plan = plan_of(vec![pod("job", "80", "10.244.1.9", json!({"status": {"phase": phase}}))]);
+            assert!(plan.ruleset.is_empty() && plan.pods.is_empty(), "{phase}");
+        }
+        let not_ready = json!({"status": {"conditions": [{"type": "ContainersReady", "status": "False"}]}});
+        let plan = plan_of(vec![pod("slow", "80", "10.244.1.9", not_ready)]);
+        assert_eq!(entries(&plan), ["203.0.113.7:80/tcp -> 10.244.1.9:80"]);
+    }
+
+    #[test]
+    fn ports_of_a_pod_without_an_address_are_reserved() {
+        let starting = json!({"status": {"phase": "Pending", "podIPs": [], "conditions": []}});
+        assert_eq!(
+            entries(&plan_of(vec![pod("mx", "25", "", starting)])),
+            ["203.0.113.7:25/tcp -> reserved"]
+        );
+    }
+
+    #[test]
+    fn r10_an_edited_port_and_a_removed_annotation_close_the_old_port() {
+        let before = plan_of(vec![pod("mx", "25", "10.244.1.9", json!({}))]).ruleset;
+        let edited = pod("mx", "2525:25", "10.244.1.9", json!({}));
+        let edited = plan_under(Policy::default(), vec![edited], &before);
+        assert_eq!(entries(&edited), ["203.0.113.7:2525/tcp -> 10.244.1.9:25"]);
+        let removed = pod("mx", "", "10.244.1.9", json!({"metadata": {"annotations": null}}));
+        let removed = plan_under(Policy::default(), vec![removed], &before);
+        assert!(removed.ruleset.is_empty());
+        assert_eq!(removed.pods.len(), 1, "the pod is still there, so its connections stay");
+    }
+
+    #[test]
+    fn r09_a_new_pod_with_the_address_of_an_old_one_is_another_pod() {
+        let before = plan_of(vec![pod("mx", "25", "10.244.1.9", json!({}))]).ruleset;
+        let new = pod("mx", "25", "10.244.1.9", json!({"metadata": {"uid": "another"}}));
+        let after = plan_under(Policy::default(), vec![new], &before).ruleset;
+        assert!(matches!(diff(&before, &after).as_slice(), [Change::Replaced { .. }, ..]), "{after:?}");
+    }
+
+    #[test]
+    fn namespaces_are_judged_by_their_labels_once_those_are_known() {
+        let mut policy = Policy::default();
+        policy.namespaces.selector = "nat=yes".parse().unwrap();
+        let unknown =
+            plan_under(policy.clone(), vec![pod("mx", "25", "10.244.1.9", json!({}))], &Ruleset::default());
+        assert!(unknown.ruleset.is_empty() && unknown.unserved.is_empty(), "nothing is said too early");
+        policy.namespaces.selector = "".parse().unwrap();
+        policy.namespaces.names = ["games".to_owned()].into();
+        let refused = plan_under(policy, vec![pod("mx", "25", "10.244.1.9", json!({}))], &Ruleset::default());
+        assert!(
+            problems(&refused)[0].contains("mail: may not publish ports; allowed here: games"),
+            "{refused:?}"
+        );
+    }
+
+    #[test]
+    fn two_replica_sets_of_one_deployment_are_one_holder() {
+        let policy = Arc::new(Policy::default());
+        let mut index = Index::new(Arc::clone(&policy));
+        let mut pods = BTreeMap::new();
+        for (set, created) in [("web-1", "2026-01-01T00:00:01Z"), ("web-2", "2026-01-01T00:00:02Z")] {
+            let owner = |kind: &str, name: &str| json!([{"apiVersion": "apps/v1", "kind": kind, "name": name, "uid": format!("uid-{name}"), "controller": true}]);
+            let replica_set = json!({
+                "kind": "ReplicaSet",
+                "metadata": {"namespace": "mail", "name": set, "uid": format!("uid-{set}"), "ownerReferences": owner("Deployment", "web")},
+            });
+            index.apply(&serde_json::from_value(replica_set).unwrap());
+            let metadata = json!({"creationTimestamp": created, "ownerReferences": owner("ReplicaSet", set)});
+            let pod = pod(&format!("{set}-x"), "80", "10.244.1.9", json!({"metadata": metadata}));
+            pods.insert(name(&pod), pod);
+        }
+        let known = Known {
+            pods: &pods,
+            index: &index,
+            policy: &policy,
+            node: &node(),
+            programmed: &Ruleset::default(),
+        };
+        let plan = plan(&known);
+        assert!(plan.losers.is_empty(), "{:?}", plan.losers);
+        let served: Vec<_> = plan.ruleset.entries().map(|entry| entry.owner.to_string()).collect();
+        assert_eq!(served, ["mail/web-2-x"], "the newest");
+    }
+}

@@ -56,6 +56,9 @@ use crate::telemetry::readiness::Readiness;
 /// How long to go on writing Events after the loop has ended.
 const LAST_EVENTS: Duration = Duration::from_secs(3);
 
+/// How often the node's addresses are looked at: it costs some tens of microseconds.
+const ADDRESS_CHECK: Duration = Duration::from_secs(5);
+
 /// The flags of `pinhole agent`.
 #[derive(Debug, Args)]
 pub(crate) struct AgentFlags {
@@ -237,6 +240,7 @@ impl AgentFlags {
             pod_cidrs: pod_cidr,
             cluster_cidrs: cluster_cidr,
             resync,
+            address_check: ADDRESS_CHECK,
         };
         let parts = Parts {
             dataplane,

@@ -1,0 +1,367 @@
+//! Behaviour of the loop over a kernel in memory: what is fed to the agent, and what the kernel then holds.
+
+use std::future::Future;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::api::object::Kind;
+use crate::cluster::events;
+use crate::cluster::events::PodEvent;
+use crate::cluster::watch::News;
+use crate::dataplane::DataplaneError;
+use crate::dataplane::Failure;
+use crate::dataplane::Transaction;
+use crate::dataplane::condition::Condition as KernelCondition;
+use crate::model::address::Family;
+use crate::ruleset::brake::Brake;
+use crate::telemetry::metrics;
+use crate::telemetry::readiness::Readiness;
+
+const POD: Resource = Resource::Holder(Kind::Pod);
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A kernel in memory that can be slow, fail, and be changed by others.
+#[derive(Debug, Default)]
+struct Kernel {
+    ruleset: Mutex<Ruleset>,
+    fails: AtomicBool,
+    delay_ms: AtomicUsize,
+    reads: AtomicUsize,
+    applies: AtomicUsize,
+    transactions: AtomicUsize,
+}
+
+impl Kernel {
+    fn entries(&self) -> Vec<String> {
+        self.ruleset.lock().unwrap().entries().map(ToString::to_string).collect()
+    }
+
+    fn count(&self) -> usize {
+        self.ruleset.lock().unwrap().len()
+    }
+}
+
+impl Dataplane for Kernel {
+    async fn read(&self) -> Result<Observed, DataplaneError> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        Ok(Observed { ruleset: self.ruleset.lock().unwrap().clone(), ..Observed::default() })
+    }
+
+    async fn apply(&self, desired: &Ruleset, observed: &Observed) -> Applied {
+        self.applies.fetch_add(1, Ordering::SeqCst);
+        let delay = u64::try_from(self.delay_ms.load(Ordering::SeqCst)).unwrap();
+        tokio::time::sleep(Duration::from_millis(delay)).await;
+        if self.fails.load(Ordering::SeqCst) {
+            let error = DataplaneError::NoIptables("iptables is being upgraded".into());
+            let failures = vec![Failure { family: Family::V4, error }];
+            return Applied { observed: observed.clone(), failures, ..Applied::default() };
+        }
+        let mut ruleset = self.ruleset.lock().unwrap();
+        let changes = diff(&ruleset, desired);
+        *ruleset = desired.clone();
+        let transaction = Transaction { family: Family::V4, input: String::new(), chains: changes.len() };
+        let transactions: Vec<_> = (!changes.is_empty()).then_some(transaction).into_iter().collect();
+        self.transactions.fetch_add(transactions.len(), Ordering::SeqCst);
+        let observed = Observed { ruleset: desired.clone(), ..Observed::default() };
+        Applied { observed, changes, transactions, ..Applied::default() }
+    }
+
+    fn conditions(&self, _desired: &Ruleset) -> impl Future<Output = Vec<KernelCondition>> + Send {
+        std::future::ready(Vec::new())
+    }
+}
+
+/// A running agent and everything around it.
+struct Bench {
+    kernel: Arc<Kernel>,
+    pods: Arc<NodePods>,
+    public: Arc<Mutex<&'static str>>,
+    metrics: AgentMetrics,
+    readiness: Readiness,
+    events: mpsc::Receiver<PodEvent>,
+    stop: CancellationToken,
+    running: JoinHandle<()>,
+}
+
+struct Settings {
+    kernel: Kernel,
+    resync: Duration,
+    grace: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { kernel: Kernel::default(), resync: Duration::from_mins(5), grace: Duration::from_mins(10) }
+    }
+}
+
+impl Bench {
+    fn start(settings: Settings) -> Self {
+        let kernel = Arc::new(settings.kernel);
+        let policy = Arc::new(Policy::default());
+        let pods = Arc::new(NodePods::new(Arc::clone(&policy)));
+        let public = Arc::new(Mutex::new("203.0.113.7"));
+        let metrics = AgentMetrics::register(&mut metrics::registry());
+        let readiness = Readiness::new();
+        let (sender, events) = events::channel();
+        let current = Arc::clone(&public);
+        let addresses = move || {
+            let address = current.lock().unwrap().parse().unwrap();
+            Ok(Addresses { lasting: [address].into(), ..Addresses::default() })
+        };
+        let parts = Parts {
+            dataplane: Arc::clone(&kernel),
+            pods: Arc::clone(&pods),
+            addresses: Box::new(addresses),
+            brake: BrakeOverTime::new(Brake::default(), settings.grace),
+            flows: None,
+            reporter: Reporter::new("node-1".into(), true, metrics.clone(), Some(sender)),
+            metrics: metrics.clone(),
+            in_sync: readiness.require("rules", "starting"),
+        };
+        let config = Config {
+            node_name: "node-1".into(),
+            policy,
+            filter: Filter::default(),
+            pod_cidrs: Vec::new(),
+            cluster_cidrs: Vec::new(),
+            resync: settings.resync,
+            address_check: Duration::from_millis(20),
+        };
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(Agent::new(config, parts).run(stop.clone()));
+        Self { kernel, pods, public, metrics, readiness, events, stop, running }
+    }
+
+    /// An agent that knows its node and these pods.
+    fn with_pods(settings: Settings, pods: Vec<Object>) -> Self {
+        let bench = Self::start(settings);
+        bench.list_node();
+        bench.pods.feed(POD, News::Listed(pods));
+        bench
+    }
+
+    fn list_node(&self) {
+        let node =
+            json!({"kind": "Node", "metadata": {"name": "node-1"}, "spec": {"podCIDRs": ["10.244.0.0/16"]}});
+        self.pods.feed(Resource::Node, News::Listed(vec![serde_json::from_value(node).unwrap()]));
+    }
+
+    fn apply(&self, pod: Object) {
+        self.pods.feed(POD, News::Applied(Box::new(pod)));
+    }
+
+    fn missing(&self) -> String {
+        self.readiness.report().into_iter().filter_map(|report| report.missing).collect()
+    }
+
+    async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let waited = tokio::time::timeout(PATIENCE, async {
+            while !holds(self) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        });
+        let state = || format!("{what}: {:?}, not ready: {:?}", self.kernel.entries(), self.missing());
+        assert!(waited.await.is_ok(), "{}", state());
+    }
+
+    async fn end(self) -> Arc<Kernel> {
+        self.stop.cancel();
+        tokio::time::timeout(PATIENCE, self.running).await.unwrap().unwrap();
+        self.kernel
+    }
+}
+
+fn pod(number: u16) -> Object {
+    let json = json!({
+        "kind": "Pod",
+        "metadata": {
+            "namespace": "mail", "name": format!("pod-{number}"), "uid": format!("uid-{number}"),
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+            "annotations": {"pinhole.dev/expose": format!("{}:80", 7000 + number)},
+        },
+        "spec": {"nodeName": "node-1"},
+        "status": {
+            "phase": "Running", "podIPs": [{"ip": format!("10.244.{}.{}", number / 250, number % 250 + 1)}],
+            "conditions": [{"type": "ContainersReady", "status": "True"}],
+        },
+    });
+    serde_json::from_value(json).unwrap()
+}
+
+fn exposing(mut pod: Object, expose: &str) -> Object {
+    pod.metadata.annotations.insert("pinhole.dev/expose".into(), expose.into());
+    pod
+}
+
+/// A kernel that an agent left with these pods.
+async fn left_by_an_agent(pods: impl IntoIterator<Item = u16>) -> Kernel {
+    let pods: Vec<_> = pods.into_iter().map(pod).collect();
+    let count = pods.len();
+    let bench = Bench::with_pods(Settings::default(), pods);
+    bench.until("programmed", |bench| bench.kernel.count() == count).await;
+    let ruleset = bench.end().await.ruleset.lock().unwrap().clone();
+    Kernel { ruleset: Mutex::new(ruleset), ..Kernel::default() }
+}
+
+#[tokio::test]
+async fn r05_nothing_is_changed_before_every_list_came_and_nothing_that_is_right_afterwards() {
+    let bench = Bench::start(Settings { kernel: left_by_an_agent([1, 2]).await, ..Settings::default() });
+    bench.pods.feed(POD, News::Listed(vec![pod(1), pod(2)]));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(bench.kernel.reads.load(Ordering::SeqCst), 0, "the node is not known yet");
+    assert_eq!(bench.missing(), "waiting for the first list of nodes from the API server");
+    bench.list_node();
+    bench.until("ready", |bench| bench.readiness.is_ready()).await;
+    assert_eq!(bench.kernel.transactions.load(Ordering::SeqCst), 0);
+    assert_eq!(bench.kernel.count(), 2);
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_exist_changes_nothing_and_is_named() {
+    let bench = Bench::start(Settings { kernel: left_by_an_agent([1]).await, ..Settings::default() });
+    bench.pods.feed(Resource::Node, News::Listed(Vec::new()));
+    bench.pods.feed(POD, News::Listed(Vec::new()));
+    bench.until("told", |bench| bench.missing().contains("there is no Node node-1")).await;
+    assert_eq!(bench.kernel.count(), 1);
+}
+
+#[tokio::test]
+async fn r11_what_was_deleted_while_the_agent_was_down_is_removed() {
+    let settings = Settings { kernel: left_by_an_agent([1, 2]).await, ..Settings::default() };
+    let bench = Bench::with_pods(settings, vec![pod(2)]);
+    bench.until("removed", |bench| bench.kernel.count() == 1).await;
+    assert_eq!(bench.kernel.entries(), ["203.0.113.7:7002/tcp -> 10.244.0.3:80"]);
+}
+
+#[tokio::test]
+async fn r10_an_edited_port_closes_the_old_one_in_the_same_turn() {
+    let bench = Bench::with_pods(Settings::default(), vec![pod(1)]);
+    bench.until("programmed", |bench| bench.kernel.count() == 1).await;
+    bench.apply(exposing(pod(1), "7999:80"));
+    let edited = ["203.0.113.7:7999/tcp -> 10.244.0.2:80"];
+    bench.until("edited", |bench| bench.kernel.entries() == edited).await;
+}
+
+#[tokio::test]
+async fn r37_the_agent_is_ready_only_while_the_kernel_has_what_it_should() {
+    let bench = Bench::with_pods(Settings::default(), vec![pod(1)]);
+    bench.until("ready", |bench| bench.readiness.is_ready()).await;
+    bench.kernel.fails.store(true, Ordering::SeqCst);
+    bench.apply(pod(2));
+    bench.until("unready", |bench| bench.missing() == "IPv4: iptables is being upgraded").await;
+    assert_eq!(bench.metrics.in_sync.get(), 0);
+    bench.kernel.fails.store(false, Ordering::SeqCst);
+    bench.until("ready again", |bench| bench.readiness.is_ready()).await;
+    assert_eq!(bench.kernel.count(), 2);
+}
+
+#[tokio::test]
+async fn r13_a_removal_that_failed_is_made_up_for_without_any_further_event() {
+    let bench = Bench::with_pods(Settings::default(), vec![pod(1), pod(2)]);
+    bench.until("programmed", |bench| bench.kernel.count() == 2).await;
+    bench.kernel.fails.store(true, Ordering::SeqCst);
+    bench.pods.feed(POD, News::Deleted(Box::new(pod(1))));
+    bench.until("failed", |bench| 0 < bench.metrics.failures.get()).await;
+    assert_eq!(bench.kernel.count(), 2);
+    bench.kernel.fails.store(false, Ordering::SeqCst);
+    bench.until("removed", |bench| bench.kernel.count() == 1).await;
+    assert_eq!(bench.metrics.repairs.get(), 0, "our own failure is nobody's drift");
+}
+
+#[tokio::test]
+async fn r42_a_slow_kernel_delays_no_watch_and_gets_the_changes_together() {
+    let bench = Bench::with_pods(Settings::default(), Vec::new());
+    bench.until("ready", |bench| bench.readiness.is_ready()).await;
+    bench.kernel.delay_ms.store(200, Ordering::SeqCst);
+    let applies = bench.kernel.applies.load(Ordering::SeqCst);
+    let started = Instant::now();
+    for number in 0..500 {
+        bench.apply(pod(number));
+        tokio::task::yield_now().await;
+    }
+    assert!(started.elapsed() < Duration::from_secs(2), "feeding took {:?}", started.elapsed());
+    bench.until("all", |bench| bench.kernel.count() == 500).await;
+    let made = bench.kernel.applies.load(Ordering::SeqCst) - applies;
+    assert!(made <= 15, "{made} changes of the kernel for 500 pods");
+}
+
+#[tokio::test]
+async fn r16_a_resync_writes_nothing_and_tells_nobody_anything_twice() {
+    let resync = Duration::from_millis(20);
+    let loser = exposing(pod(2), "7001:80");
+    let mut bench = Bench::with_pods(Settings { resync, ..Settings::default() }, vec![pod(1), loser]);
+    bench.until("ten resyncs", |bench| 10 < bench.kernel.reads.load(Ordering::SeqCst)).await;
+    assert_eq!(bench.kernel.transactions.load(Ordering::SeqCst), 1);
+    let mut told = Vec::new();
+    while let Ok(event) = bench.events.try_recv() {
+        told.push(format!("{} {} {}", event.pod, event.reason.name(), event.note));
+    }
+    assert_eq!(
+        told,
+        [
+            "mail/pod-1 Programmed 203.0.113.7:7001/tcp -> 10.244.0.2:80 on node-1",
+            "mail/pod-2 PortTaken 7001/tcp: is served on this node for Pod mail/pod-1 (pod pod-1); choose another \
+             external port, or remove it there first",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn r26_what_others_change_is_repaired_at_the_next_resync_and_counted() {
+    let resync = Duration::from_millis(50);
+    let bench = Bench::with_pods(Settings { resync, ..Settings::default() }, vec![pod(1)]);
+    bench.until("programmed", |bench| bench.kernel.count() == 1).await;
+    *bench.kernel.ruleset.lock().unwrap() = Ruleset::default();
+    bench.until("repaired", |bench| bench.kernel.count() == 1).await;
+    bench.until("counted", |bench| 0 < bench.metrics.repairs.get()).await;
+}
+
+#[tokio::test]
+async fn the_brake_withholds_a_mass_removal_until_its_grace_time_is_over() {
+    let kernel = left_by_an_agent(0..30).await;
+    let settings = Settings { kernel, grace: Duration::from_secs(2), ..Settings::default() };
+    let bench = Bench::with_pods(settings, vec![pod(40)]);
+    bench.until("told", |bench| bench.missing().contains("30 of 30 entries would be removed at once")).await;
+    assert_eq!(bench.kernel.count(), 31, "the new one is served, and nothing is removed");
+    assert_eq!(bench.metrics.withheld.get(), 30);
+    bench.until("removed", |bench| bench.kernel.count() == 1).await;
+    bench.until("ready", |bench| bench.readiness.is_ready()).await;
+    assert_eq!(bench.metrics.withheld.get(), 0);
+}
+
+#[tokio::test]
+async fn the_brake_is_released_when_the_pods_come_back() {
+    let settings = Settings { kernel: left_by_an_agent(0..30).await, ..Settings::default() };
+    let bench = Bench::with_pods(settings, Vec::new());
+    bench.until("told", |bench| bench.missing().contains("the brake holds back")).await;
+    bench.pods.feed(POD, News::Listed((0..30).map(pod).collect()));
+    bench.until("ready", |bench| bench.readiness.is_ready()).await;
+    assert_eq!(bench.kernel.count(), 30);
+    assert_eq!(bench.kernel.transactions.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn r31_entries_follow_the_node_s_address() {
+    let bench = Bench::with_pods(Settings::default(), vec![pod(1)]);
+    bench.until("programmed", |bench| bench.kernel.count() == 1).await;
+    *bench.public.lock().unwrap() = "203.0.113.8";
+    let moved = ["203.0.113.8:7001/tcp -> 10.244.0.2:80"];
+    bench.until("moved", |bench| bench.kernel.entries() == moved).await;
+}
+
+#[tokio::test]
+async fn r40_stopping_leaves_the_rules_and_starting_again_changes_none() {
+    let kernel = left_by_an_agent([1, 2, 3]).await;
+    assert_eq!(kernel.count(), 3);
+    let bench = Bench::with_pods(Settings { kernel, ..Settings::default() }, (1..4).map(pod).collect());
+    bench.until("ready", |bench| bench.readiness.is_ready()).await;
+    assert_eq!(bench.end().await.transactions.load(Ordering::SeqCst), 0);
+}
