@@ -37,6 +37,7 @@ use crate::cluster::live::ApiServer;
 use crate::shutdown;
 use crate::telemetry::http;
 use crate::telemetry::metrics;
+use crate::telemetry::metrics::watch::WatchMetrics;
 use crate::telemetry::metrics::webhook::WebhookMetrics;
 use crate::telemetry::metrics::webhook::register_index;
 use crate::telemetry::readiness::Condition;
@@ -183,6 +184,7 @@ impl Webhook {
         let index = Arc::new(RwLock::new(Index::new(Arc::clone(&policy))));
         let mut registry = metrics::registry();
         let metrics = WebhookMetrics::register(&mut registry);
+        let watch_metrics = WatchMetrics::register(&mut registry);
         let counted = Arc::clone(&index);
         register_index(&mut registry, move || {
             counted.read().unwrap_or_else(std::sync::PoisonError::into_inner).holdings_count()
@@ -191,7 +193,7 @@ impl Webhook {
         info!(server = connection.server, "Watching the cluster");
         let live = Arc::new(ApiServer::new(connection.client.clone()));
         let caches = readiness.require("caches", "waiting for the first lists from the API server");
-        let observer = observer(caches, Arc::clone(&synced));
+        let observer = observer(caches, Arc::clone(&synced), watch_metrics);
         let informers = Informers::new(connection, Arc::clone(&policy), Arc::clone(&index), observer);
         let watching = tokio::spawn(informers.run());
 
@@ -266,18 +268,27 @@ impl LimitFlags {
     }
 }
 
-/// Keeps readiness up to date with the first lists. A watch that fails later is repeated and no reason to stop
-/// answering: what is refused is confirmed by live reads anyway.
-fn observer(caches: Condition, synced: Arc<AtomicBool>) -> Observer {
+/// Keeps readiness up to date with the first lists, and counts. A watch that fails later is repeated and no reason to
+/// stop answering: what is refused is confirmed by live reads anyway.
+fn observer(caches: Condition, synced: Arc<AtomicBool>, metrics: WatchMetrics) -> Observer {
     Arc::new(move |resource, sign| match sign {
-        Sign::Listed { waiting } if waiting.is_empty() => {
-            synced.store(true, Ordering::Release);
-            caches.met();
+        Sign::Listed { waiting } => {
+            metrics.listed(resource.plural());
+            if waiting.is_empty() {
+                synced.store(true, Ordering::Release);
+                caches.met();
+            } else {
+                let waiting: Vec<_> = waiting.iter().map(|resource| resource.plural()).collect();
+                caches.missing(format!("waiting for the first list of {}", waiting.join(", ")));
+            }
         }
-        Sign::Failed(reason) if !synced.load(Ordering::Acquire) => {
-            caches.missing(format!("listing {} fails: {reason}", resource.plural()));
+        Sign::Changed => metrics.changed(resource.plural()),
+        Sign::Failed(reason) => {
+            metrics.failed(resource.plural());
+            if !synced.load(Ordering::Acquire) {
+                caches.missing(format!("listing {} fails: {reason}", resource.plural()));
+            }
         }
-        Sign::Listed { .. } | Sign::Changed | Sign::Failed(_) => {}
     })
 }
 

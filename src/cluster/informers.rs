@@ -147,13 +147,22 @@ fn trim(object: &mut Object, policy: &Policy) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+    use std::sync::Mutex;
+
+    use bytes::Bytes;
+    use futures::StreamExt;
+    use futures::stream;
+    use http_body_util::StreamBody;
+    use hyper::Request;
+    use hyper::Response;
+    use hyper::body::Frame;
     use serde_json::Value;
     use serde_json::json;
 
     use super::*;
     use crate::admission;
     use crate::admission::Operation;
-    use crate::admission::Request;
     use crate::admission::World;
 
     const PODS: Resource = Resource::Holder(Kind::Pod);
@@ -191,7 +200,7 @@ mod tests {
     }
 
     fn may_have_25(index: &Index) -> bool {
-        let request = Request {
+        let request = admission::Request {
             operation: Operation::Create,
             namespace: "web".to_owned(),
             object: Some(exposing("another")),
@@ -280,5 +289,64 @@ mod tests {
         for dropped in objects.iter().filter(|object| !kept.contains(&object.metadata.name.as_str())) {
             assert_eq!(fed(std::slice::from_ref(dropped)), nothing, "{}", dropped.metadata.name);
         }
+    }
+
+    /// An API server that lists what it was given, page by page, and then has no news.
+    fn api_server(requests: &Arc<Mutex<Vec<String>>>) -> Connection {
+        let requests = Arc::clone(requests);
+        let serve = move |request: Request<kube::client::Body>| {
+            let (path, query) =
+                (request.uri().path().to_owned(), request.uri().query().unwrap_or_default().to_owned());
+            let is_watch = query.contains("watch=true");
+            if !is_watch {
+                requests.lock().unwrap().push(path.clone());
+            }
+            let page = |items: &[Value], more: &str| {
+                json!({"metadata": {"resourceVersion": "9", "continue": more}, "items": items}).to_string()
+            };
+            let item = |name: &str| {
+                let metadata = json!({"name": name, "namespace": "web", "resourceVersion": "3",
+                    "annotations": {"pinhole.dev/expose": "203.0.113.7:25"}});
+                json!({"metadata": metadata})
+            };
+            let body = match path.as_str() {
+                "/api/v1/pods" if query.contains("continue=more") => page(&[item("exim")], ""),
+                "/api/v1/pods" => page(&[item("postfix")], "more"),
+                _ => page(&[], ""),
+            };
+            let frame = Ok::<_, Infallible>(Frame::data(Bytes::from(body)));
+            let stream = if is_watch {
+                stream::pending().boxed()
+            } else {
+                stream::once(std::future::ready(frame)).boxed()
+            };
+            std::future::ready(Ok::<_, Infallible>(Response::new(StreamBody::new(stream))))
+        };
+        let client = kube::Client::new(tower::service_fn(serve), "default");
+        Connection { client, server: "https://api.test".to_owned() }
+    }
+
+    #[tokio::test]
+    async fn the_index_is_complete_once_every_resource_was_listed_and_nodes_come_before_what_runs_on_them() {
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let policy = Arc::new(Policy::default());
+        let index = Arc::new(RwLock::new(index()));
+        let (complete_tx, complete_rx) = watch::channel(false);
+        let observer = move |_, sign: Sign<'_>| {
+            if let Sign::Listed { waiting } = sign {
+                complete_tx.send_replace(waiting.is_empty());
+            }
+        };
+        let informers = Informers::new(api_server(&requests), policy, Arc::clone(&index), Arc::new(observer));
+        let running = tokio::spawn(informers.run());
+        complete_rx.clone().wait_for(|complete| *complete).await.unwrap();
+
+        assert_eq!(index.read().unwrap().holdings_count(), 2, "both pages count");
+        let requests = requests.lock().unwrap().clone();
+        let nodes = requests.iter().position(|path| path == "/api/v1/nodes").unwrap();
+        let pods = requests.iter().position(|path| path == "/api/v1/pods").unwrap();
+        assert!(nodes < pods, "{requests:?}");
+        assert!(!running.is_finished(), "watching goes on");
+        running.abort();
     }
 }
