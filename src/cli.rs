@@ -6,6 +6,7 @@
 mod agent;
 mod check;
 mod cleanup;
+mod demo;
 mod duration;
 mod listen;
 mod manifest;
@@ -24,6 +25,7 @@ use clap::Subcommand;
 use crate::cli::agent::AgentFlags;
 use crate::cli::check::Check;
 use crate::cli::cleanup::Cleanup;
+use crate::cli::demo::Demo;
 use crate::cli::render::Render;
 use crate::cli::schema::Schema;
 use crate::cli::webhook::Webhook;
@@ -45,9 +47,9 @@ pub struct Cli {
 #[derive(Debug, Args)]
 struct LogFlags {
     /// What to log: a level (error, warn, info, debug, trace), or levels by module as in
-    /// `info,pinhole::webhook=debug`.
-    #[arg(long, global = true, value_name = "LEVEL", default_value = "info", env = "PINHOLE_LOG_LEVEL")]
-    log_level: String,
+    /// `info,pinhole::webhook=debug`. Default: info; warn for check, render and demo.
+    #[arg(long, global = true, value_name = "LEVEL", env = "PINHOLE_LOG_LEVEL")]
+    log_level: Option<String>,
 
     /// How log lines look: `text` for people, `json` for collectors.
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text", env = "PINHOLE_LOG_FORMAT")]
@@ -71,21 +73,36 @@ enum Command {
     /// Print the rules that a node would get for manifests.
     Render(Render),
 
+    /// Play the whole way from kubectl apply to packets on this machine, without a cluster.
+    Demo(Demo),
+
     /// Print the JSON Schema of the pinhole.dev/nat annotation.
     Schema(Schema),
+}
+
+impl Command {
+    /// A process says what it does; a command that prints an answer says only what is wrong.
+    const fn default_log_level(&self) -> &'static str {
+        match self {
+            Self::Webhook(_) | Self::Agent(_) | Self::Cleanup(_) => "info",
+            Self::Check(_) | Self::Render(_) | Self::Demo(_) | Self::Schema(_) => "warn",
+        }
+    }
 }
 
 impl Cli {
     /// Sets up logging and runs the command.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let Self { log: LogFlags { log_level, log_format }, command } = self;
-        log::install(&log_level, log_format, terminal::is_colourful(&std::io::stderr()))?;
+        let log_level = log_level.as_deref().unwrap_or_else(|| command.default_log_level());
+        log::install(log_level, log_format, terminal::is_colourful(&std::io::stderr()))?;
         match command {
             Command::Webhook(command) => command.run(),
             Command::Agent(command) => command.run(),
             Command::Cleanup(command) => command.run(),
             Command::Check(command) => command.run(),
             Command::Render(command) => command.run(),
+            Command::Demo(command) => command.run(),
             Command::Schema(command) => command.run(),
         }
     }

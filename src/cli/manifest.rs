@@ -75,6 +75,15 @@ impl Manifest {
         Place { file: self.file.clone(), line: Some(self.offset + line) }
     }
 
+    /// The whole object as JSON, in its namespace.
+    pub(crate) fn value(&self) -> Value {
+        let mut value = self.tree.to_value();
+        if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+            metadata.insert("namespace".to_owned(), self.object.metadata.namespace.as_str().into());
+        }
+        value
+    }
+
     /// Kind, namespace and name, as in `Deployment mail/smtp`.
     pub(crate) fn title(&self) -> String {
         let Object { kind, metadata, .. } = &self.object;
@@ -108,6 +117,13 @@ pub(crate) fn read(paths: &[PathBuf], namespace: &str, mut stdin: impl Read) -> 
             reader.file(&path.display().to_string(), fs::read_to_string(path), Origin::Named);
         }
     }
+    reader.manifests
+}
+
+/// Reads one text as if it were a file of this name.
+pub(crate) fn read_text(name: &str, text: &str, namespace: &str) -> Manifests {
+    let mut reader = Reader { namespace, manifests: Manifests::default() };
+    reader.file(name, Ok(text.to_owned()), Origin::Named);
     reader.manifests
 }
 

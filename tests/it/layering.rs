@@ -90,6 +90,11 @@ const RESERVED: &[Reserved] = &[
         only_in: &["src/cli.rs", "src/cli/"],
         reason: "only cli reads the environment",
     },
+    Reserved {
+        name: "env::var_os",
+        only_in: &["src/cli.rs", "src/cli/"],
+        reason: "only cli reads the environment",
+    },
 ];
 
 struct Reserved {
@@ -127,14 +132,16 @@ fn code(line: &str) -> &str {
     line.split_once(" // ").map_or(line, |(code, _)| code)
 }
 
-/// Whether `name` stands in `code` as a name of its own, not as the end of a longer one.
+/// Whether `name` stands in `code` as a name of its own, not as a part of a longer one.
 fn names(code: &str, name: &str) -> bool {
-    let is_start = |at: usize| {
-        let before = code[..at].chars().next_back();
-        !name.starts_with(|first: char| first.is_alphanumeric())
-            || !before.is_some_and(|before| before.is_alphanumeric() || before == '_')
+    let is_of_a_name = |character: char| character.is_alphanumeric() || character == '_';
+    let is_whole = |at: usize| {
+        let before = code[..at].chars().next_back().is_some_and(is_of_a_name);
+        let after = code[at + name.len()..].chars().next().is_some_and(is_of_a_name);
+        let is_part = name.starts_with(is_of_a_name) && before || name.ends_with(is_of_a_name) && after;
+        !is_part
     };
-    code.match_indices(name).any(|(at, _)| is_start(at))
+    code.match_indices(name).any(|(at, _)| is_whole(at))
 }
 
 /// Every module that the code names by its full path.
@@ -165,7 +172,7 @@ fn problems_of(source: &Source) -> Vec<Problem> {
         report(1, format!("the module {name} is not in the table of tests/it/layering.rs; give it a place"));
         return problems;
     }
-    let is_test_file = source.path.ends_with("/tests.rs");
+    let is_test_file = source.path.ends_with("/tests.rs") || source.path.contains("/tests/");
     let mut in_tests = is_test_file;
     let mut previous = "";
     for (index, line) in source.text.lines().enumerate() {
@@ -279,6 +286,8 @@ fn every_rule_can_fail() {
             "dataplane::command starts every process",
         ),
         ("src/agent.rs", "let name = std::env::var(\"NODE_NAME\");", "only cli reads the environment"),
+        ("src/agent.rs", "let name = env::var_os(\"NODE_NAME\");", "only cli reads the environment"),
+        ("src/admission.rs", "let answer = question.await?;", "admission is pure"),
     ];
     for (path, line, expected) in cases {
         let source = Source { path: path.to_owned(), text: format!("//! Planted.\n\n{line}\n") };
@@ -300,6 +309,8 @@ fn what_is_allowed_is_not_reported() {
         ("src/admission.rs", "use crate::admission::index::Index;"),
         ("src/admission.rs", "// The caller reads std::fs and calls crate::agent."),
         ("src/api/object.rs", "let mykube::Thing = thing;"),
+        ("src/admission.rs", "let left = index.awaited();"),
+        ("src/admission/tests/rules.rs", "use super::decide;"),
         ("src/model/port.rs", "#[cfg(test)]\nmod tests {\n    use super::*;\n}"),
     ];
     for (path, line) in cases {

@@ -9,6 +9,7 @@
 
 mod check;
 mod command_line;
+mod demo;
 mod generated;
 mod golden;
 mod kernel;

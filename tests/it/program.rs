@@ -21,8 +21,15 @@ pub(crate) struct Output {
 impl Program {
     /// The program with these arguments.
     pub(crate) fn new(arguments: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pinhole"));
-        command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR"));
+        Self::under(&[], arguments)
+    }
+
+    /// The program with these arguments, started by another program.
+    pub(crate) fn under(starter: &[&str], arguments: &[&str]) -> Self {
+        let line: Vec<_> =
+            starter.iter().chain(&[env!("CARGO_BIN_EXE_pinhole")]).chain(arguments).copied().collect();
+        let mut command = Command::new(line[0]);
+        command.args(&line[1..]).current_dir(env!("CARGO_MANIFEST_DIR"));
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("PINHOLE_") {
                 command.env_remove(name);
