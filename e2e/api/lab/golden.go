@@ -1,0 +1,40 @@
+package lab
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+)
+
+// What differs between two runs, and the word that stands for it in a golden file.
+var volatile = []struct {
+	pattern     *regexp.Regexp
+	replacement string
+}{
+	{regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z`), "<time>"},
+	{regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`), "<uid>"},
+}
+
+// Golden compares a text that users read with testdata/NAME. With UPDATE_GOLDEN=1 it writes that file instead.
+func Golden(name, got string) error {
+	for _, each := range volatile {
+		got = each.pattern.ReplaceAllString(got, each.replacement)
+	}
+	path := filepath.Join("testdata", name)
+	if os.Getenv("UPDATE_GOLDEN") != "" {
+		if err := os.MkdirAll("testdata", 0o755); err != nil {
+			return err
+		}
+		return os.WriteFile(path, []byte(got), 0o644)
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("%w (UPDATE_GOLDEN=1 writes it)", err)
+	}
+	if string(want) != got {
+		return fmt.Errorf("e2e/api/%s differs; if the new text is better, write it with UPDATE_GOLDEN=1\n--- it says\n%s\n--- now\n%s",
+			path, want, got)
+	}
+	return nil
+}

@@ -1,0 +1,53 @@
+package lab
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// Relative to the directory of the tests, in which `go test` runs them.
+const shippedManifests = "../../webhook-config"
+
+// Result is what a user sees of a kubectl call.
+type Result struct {
+	Stdout, Stderr string
+	// Succeeded is kubectl's exit code 0.
+	Succeeded bool
+}
+
+// Kubectl runs the real kubectl as administrator, with stdin as its input.
+func (c *Cluster) Kubectl(stdin string, arguments ...string) (Result, error) {
+	return c.KubectlWith(c.kubeconfig(0), stdin, arguments...)
+}
+
+// KubectlWith runs kubectl with a kubeconfig of one's own.
+func (c *Cluster) KubectlWith(kubeconfig, stdin string, arguments ...string) (Result, error) {
+	command := exec.Command(filepath.Join(c.binaries, "kubectl"), arguments...)
+	command.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + c.directory, "KUBECONFIG=" + kubeconfig}
+	command.Stdin = strings.NewReader(stdin)
+	var stdout, stderr bytes.Buffer
+	command.Stdout, command.Stderr = &stdout, &stderr
+	err := command.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		return Result{}, err
+	}
+	return Result{stdout.String(), stderr.String(), err == nil}, nil
+}
+
+// admin runs a kubectl call that must succeed.
+func (c *Cluster) admin(stdin string, arguments ...string) error {
+	result, err := c.Kubectl(stdin, arguments...)
+	if err == nil && !result.Succeeded {
+		err = errors.New(result.Stderr)
+	}
+	if err != nil {
+		return fmt.Errorf("kubectl %s: %w", strings.Join(arguments, " "), err)
+	}
+	return nil
+}

@@ -1,0 +1,89 @@
+// Command report runs the cluster tests and prints one line per test, the output of those that fail, and a closing line
+// with the number of tests that passed and failed.
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+)
+
+type event struct {
+	Action, Package, Test, Output string
+	Elapsed                       float64
+}
+
+func main() {
+	// Prerequisites that are missing, and code that does not compile, show as a package that fails.
+	command := exec.Command("go", append([]string{"test", "-json", "-count=1", "-timeout=20m", "./..."}, os.Args[1:]...)...)
+	command.Stderr = os.Stderr
+	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	events, err := command.StdoutPipe()
+	if err == nil {
+		err = command.Start()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e-api:", err)
+		os.Exit(1)
+	}
+	passed, failed := summarise(bufio.NewScanner(events))
+	err = command.Wait()
+	if err != nil && failed == 0 {
+		// Something other than a test went wrong, and was printed.
+		failed = 1
+	}
+	fmt.Printf("e2e-api: %d passed, %d failed\n", passed, failed)
+	if failed != 0 || passed == 0 {
+		os.Exit(1)
+	}
+}
+
+func summarise(lines *bufio.Scanner) (passed, failed int) {
+	lines.Buffer(nil, 16<<20)
+	output := map[string]*strings.Builder{}
+	for lines.Scan() {
+		var e event
+		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+			fmt.Println(lines.Text())
+			continue
+		}
+		// A test's own name, without the package: there is one package of tests.
+		name := e.Test
+		switch e.Action {
+		case "output", "build-output":
+			if name == "" {
+				name = e.Package
+			}
+			if output[name] == nil {
+				output[name] = &strings.Builder{}
+			}
+			output[name].WriteString(e.Output)
+		case "pass", "fail":
+			if name == "" {
+				if e.Action == "fail" && output[e.Package] != nil {
+					fmt.Print(output[e.Package])
+				}
+				continue
+			}
+			if e.Action == "pass" {
+				passed++
+				fmt.Printf("ok    %6.1f s  %s\n", e.Elapsed, name)
+			} else {
+				failed++
+				fmt.Printf("FAIL  %6.1f s  %s\n", e.Elapsed, name)
+				if output[name] != nil {
+					fmt.Print(output[name])
+				}
+			}
+		case "build-fail":
+			for _, text := range output {
+				fmt.Print(text)
+			}
+		}
+	}
+	return passed, failed
+}
