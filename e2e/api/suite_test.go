@@ -102,7 +102,6 @@ func openDesk(t *testing.T, cluster *officeCluster, namespace string) desk {
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(cluster.replica.LogTail())
-			t.Log(cluster.Logs())
 		}
 	})
 	return d

@@ -52,7 +52,6 @@ type Cluster struct {
 	pinhole     string
 	client      *http.Client
 	servers     []*Process
-	controllers *Process
 	webhookArgs []string
 
 	mutex    sync.Mutex
@@ -174,7 +173,7 @@ func (c *Cluster) startControlPlane() error {
 	if !c.Controllers {
 		return nil
 	}
-	c.controllers, err = startProcess("kube-controller-manager", c.directory, filepath.Join(c.binaries, "kube-controller-manager"),
+	_, err = startProcess("kube-controller-manager", c.directory, filepath.Join(c.binaries, "kube-controller-manager"),
 		"--kubeconfig="+c.kubeconfig(0), "--leader-elect=false", "--secure-port=0", "--use-service-account-credentials=false",
 		"--controllers=deployment-controller,replicaset-controller,statefulset-controller,daemonset-controller,job-controller,"+
 			"cronjob-controller,garbage-collector-controller,namespace-controller,serviceaccount-controller,disruption-controller")
@@ -365,15 +364,4 @@ func (c *Cluster) Do(ctx context.Context, server int, method, path string, body,
 	default:
 		return json.Unmarshal(text, out)
 	}
-}
-
-// Logs are the ends of the control plane's logs, for error messages.
-func (c *Cluster) Logs() string {
-	var tails []string
-	for _, process := range append(c.servers, c.controllers) {
-		if process != nil {
-			tails = append(tails, process.LogTail())
-		}
-	}
-	return strings.Join(tails, "\n")
 }
