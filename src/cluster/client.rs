@@ -14,12 +14,18 @@ use kube::config::KubeconfigError;
 use thiserror::Error;
 
 use crate::cluster::trouble::causes;
+use crate::cluster::watch::WATCH_SECONDS;
 
 /// How we introduce ourselves, in the API server's audit log for example.
 const AGENT: &str = concat!("pinhole/", env!("CARGO_PKG_VERSION"));
 
 /// A connection that takes longer fails, so that the next attempt can go to another address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection that has been silent for so long after a request is dead, whatever it looks like: the API server ends
+/// each watch before (see [`WATCH_SECONDS`]) and answers everything else sooner. Without it, one load balancer that
+/// swallows an answer would end a watch for good.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 30);
 
 /// Where the cluster is described.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,6 +92,10 @@ pub async fn connect(source: &Source) -> Result<Connection, ConnectError> {
         Source::Usual => from_the_usual_places().await?,
     };
     config.connect_timeout = Some(CONNECT_TIMEOUT);
+    config.read_timeout = Some(SILENCE_TIMEOUT);
+    config.write_timeout = Some(SILENCE_TIMEOUT);
+    // Counted from the request: a connection may have been idle in the pool before.
+    config.reset_reader_on_write = true;
     config.headers.push((USER_AGENT, HeaderValue::from_static(AGENT)));
     // Nobody else installs one: without it rustls would have to guess. A second call finds the first one's.
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -30,7 +30,7 @@ const PAGE: u32 = 500;
 
 /// How long the API server keeps one watch request open, in seconds. A connection that died without a word is
 /// noticed that much later.
-const WATCH_SECONDS: u32 = 120;
+pub(super) const WATCH_SECONDS: u32 = 120;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
