@@ -6,6 +6,10 @@
 
 pub mod blockers;
 pub mod decode;
+#[cfg(test)]
+mod fixtures;
+#[cfg(test)]
+mod laws;
 pub mod layout;
 pub mod memory;
 pub mod names;
@@ -119,6 +123,10 @@ impl Dataplane for Iptables {
             if let Err(error) = self.apply_family(family, desired, &mut applied).await {
                 applied.failures.push(Failure { family, error });
             }
+        }
+        // Chains are shared, so this is quick when nothing was done.
+        if applied.observed.tables == observed.tables {
+            return applied;
         }
         let (ruleset, counters) = decode(&applied.observed.tables, self.names());
         applied.changes = diff(&observed.ruleset, &ruleset);

@@ -140,75 +140,22 @@ fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
     use crate::dataplane::iptables::decode::decode;
-    use crate::dataplane::iptables::layout::layout;
+    use crate::dataplane::iptables::fixtures::bring;
+    use crate::dataplane::iptables::fixtures::change;
+    use crate::dataplane::iptables::fixtures::names_of;
+    use crate::dataplane::iptables::fixtures::saved;
+    use crate::dataplane::iptables::fixtures::serving;
+    use crate::dataplane::iptables::fixtures::with_rules;
     use crate::dataplane::iptables::memory;
-    use crate::dataplane::iptables::names::MAX_LENGTH;
     use crate::dataplane::iptables::parse::parse;
     use crate::dataplane::settings::Settings;
     use crate::model::address::Family;
-    use crate::ruleset::Ruleset;
-    use crate::ruleset::desired;
-    use crate::ruleset::endpoint::Endpoint;
     use crate::ruleset::fixtures::endpoint;
     use crate::ruleset::fixtures::node;
     use crate::ruleset::fixtures::ruleset;
     use crate::ruleset::fixtures::v4_node;
-
-    fn names_of(settings: &Settings) -> Names<'_> {
-        Names(&settings.prefix)
-    }
-
-    /// Makes the changes that lead one family of a node to these rules, and returns their text.
-    fn bring(tables: &mut Tables, ruleset: &Ruleset, family: Family) -> String {
-        let settings = Settings::default();
-        let Some(plan) = plan(tables, &layout(ruleset, family, &settings), names_of(&settings)) else {
-            return String::new();
-        };
-        memory::restore(tables, &plan.text, names_of(&settings)).unwrap();
-        plan.text
-    }
-
-    /// A node that serves these endpoints.
-    fn serving(endpoints: &[Endpoint]) -> Tables {
-        let mut tables = Tables::default();
-        bring(&mut tables, &ruleset(endpoints, &v4_node()), Family::V4);
-        tables
-    }
-
-    /// The text that leads from one set of endpoints to another.
-    fn change(before: &[Endpoint], after: &[Endpoint]) -> String {
-        bring(&mut serving(before), &ruleset(after, &v4_node()), Family::V4)
-    }
-
-    /// What `iptables-save -c` prints for tables.
-    fn saved(tables: &Tables) -> String {
-        let mut text = String::new();
-        for name in TableName::ALL {
-            line(&mut text, format_args!("*{}", name.name()));
-            for (name, chain) in &tables.get(name).chains {
-                line(&mut text, format_args!(":{name} {} [0:0]", chain.policy.as_deref().unwrap_or("-")));
-            }
-            for (name, chain) in &tables.get(name).chains {
-                for rule in &chain.rules {
-                    let Counters { packets, bytes } = rule.counters;
-                    line(&mut text, format_args!("[{packets}:{bytes}] -A {name} {}", rule.text));
-                }
-            }
-            line(&mut text, format_args!("COMMIT"));
-        }
-        text
-    }
-
-    /// What was saved, with foreign rules in the filter and nat tables.
-    fn with_rules(tables: &Tables, filter: &str, nat: &str) -> Tables {
-        let text = saved(tables).replacen("COMMIT", &format!("{filter}COMMIT"), 1);
-        let (first, second) = text.rsplit_once("COMMIT").unwrap();
-        parse(&format!("{first}{nat}COMMIT{second}"), names_of(&Settings::default())).unwrap()
-    }
 
     #[test]
     fn an_empty_node_gets_everything_in_one_text() {
@@ -361,88 +308,6 @@ COMMIT
     }
 
     #[test]
-    fn r34_nothing_is_written_and_no_jump_moves_when_nothing_changed() {
-        let web = [endpoint("80/tcp", "web", &["10.244.1.9"])];
-        assert_eq!(change(&web, &web), "");
-        for (filter, nat) in [
-            // Rules that can neither accept nor rewrite may stand in front.
-            ("-A FORWARD -m comment --comment note\n", ""),
-            ("", "-A PREROUTING -j LOG\n"),
-            // An accept may stand behind ours, and everything may follow a rule that rejects everything.
-            ("-A FORWARD -i eth0 -j ACCEPT\n", "-A POSTROUTING -j MASQUERADE\n"),
-            (":POLICY - [0:0]\n-A FORWARD -j REJECT\n-A FORWARD -j POLICY\n", ""),
-        ] {
-            let mut tables = with_rules(&serving(&web), filter, nat);
-            assert_eq!(bring(&mut tables, &ruleset(&web, &v4_node()), Family::V4), "", "{filter}{nat}");
-        }
-    }
-
-    #[test]
-    fn r34_a_jump_moves_inside_one_text() {
-        let web = [endpoint("80/tcp", "web", &["10.244.1.9"])];
-        let before = saved(&serving(&web));
-        let in_front = before.replace(
-            "[0:0] -A POSTROUTING",
-            "[0:0] -A POSTROUTING -s 10.244.0.0/16 -j MASQUERADE\n[0:0] -A POSTROUTING",
-        );
-        let mut tables = parse(&in_front, names_of(&Settings::default())).unwrap();
-        assert_eq!(
-            bring(&mut tables, &ruleset(&web, &v4_node()), Family::V4),
-            "*nat\n\
-             -D POSTROUTING -m comment --comment pinhole:jump -j PINHOLE-SNAT\n\
-             -I POSTROUTING 1 -m comment --comment pinhole:jump -j PINHOLE-SNAT\n\
-             COMMIT\n"
-        );
-    }
-
-    /// What FORWARD looks like after our jumps were put into what others wrote.
-    fn forward(foreign: &str) -> Vec<String> {
-        let chains = ":KUBE-ROUTER-FORWARD - [0:0]\n:cali-FORWARD - [0:0]\n:KUBE-FORWARD - [0:0]\n";
-        let mut tables =
-            with_rules(&Tables::default(), &format!(":FORWARD DROP [0:0]\n{chains}{foreign}"), "");
-        bring(&mut tables, &ruleset(&[], &v4_node()), Family::V4);
-        assert_eq!(
-            bring(&mut tables, &ruleset(&[], &v4_node()), Family::V4),
-            "",
-            "a second look moves nothing"
-        );
-        tables.filter.rules("FORWARD").iter().map(|rule| rule.target.clone()).collect()
-    }
-
-    #[test]
-    fn our_accept_stands_behind_policies_and_before_a_final_reject() {
-        let ours = ["PINHOLE-FWD", "PINHOLE-ACCEPT"];
-        assert_eq!(forward(""), ours);
-        assert_eq!(
-            forward("-A FORWARD -j KUBE-ROUTER-FORWARD\n-A FORWARD -j KUBE-FORWARD\n"),
-            ["PINHOLE-FWD", "KUBE-ROUTER-FORWARD", "KUBE-FORWARD", "PINHOLE-ACCEPT"]
-        );
-        assert_eq!(
-            forward(
-                "-A FORWARD -j cali-FORWARD\n-A FORWARD -j REJECT --reject-with icmp-host-prohibited\n-A FORWARD -j KUBE-FORWARD\n"
-            ),
-            ["PINHOLE-FWD", "cali-FORWARD", "PINHOLE-ACCEPT", "REJECT", "KUBE-FORWARD"]
-        );
-    }
-
-    #[test]
-    fn a_policy_that_arrives_later_is_let_in_front() {
-        let mut tables = serving(&[]);
-        for (position, chain) in [(1, "KUBE-ROUTER-FORWARD"), (4, "LATE")] {
-            let text = format!("*filter\n:{chain} - [0:0]\n-I FORWARD {position} -j {chain}\nCOMMIT\n");
-            memory::restore(&mut tables, &text, names_of(&Settings::default())).unwrap();
-        }
-        let text = bring(&mut tables, &ruleset(&[], &v4_node()), Family::V4);
-        assert_eq!(
-            text,
-            "*filter\n\
-             -D FORWARD -m comment --comment pinhole:jump -j PINHOLE-ACCEPT\n\
-             -A FORWARD -m comment --comment pinhole:jump -j PINHOLE-ACCEPT\n\
-             COMMIT\n"
-        );
-    }
-
-    #[test]
     fn r26_whatever_others_flush_or_edit_is_put_back_and_nothing_else() {
         let web = [endpoint("80/tcp", "web", &["10.244.1.9"])];
         let names = Settings::default();
@@ -523,90 +388,5 @@ COMMIT
             names_of(&settings).owns("PINHOLE-T-CB007107")
                 && tables.nat.chains.contains_key("PINHOLE-T-CB007107")
         );
-    }
-
-    /// Any endpoints: the node serves those that it can.
-    fn any_endpoints() -> impl Strategy<Value = Vec<Endpoint>> {
-        let external = prop::sample::select(vec![
-            "",
-            "203.0.113.7:",
-            "203.0.113.8:",
-            "203.0.113.65:",
-            "[2001:db8::7]:",
-            "8.8.8.8:",
-        ]);
-        let protocol = prop::sample::select(vec!["tcp", "udp", "sctp"]);
-        let first = prop_oneof![1_u16..200, 1_u16..60000, 65400_u16..65500];
-        let span = prop_oneof![Just(0_u16), 0_u16..30, 60_u16..80];
-        let pod = 1_u8..130;
-        let target = prop_oneof![Just(0_u16), 1_u16..60000];
-        let sources = prop::sample::subsequence(
-            vec!["198.51.100.0/24", "192.0.2.1/32", "2001:db8:9::/48", "0.0.0.0/0"],
-            0..3,
-        );
-        let parts = (external, protocol, first, span, pod, target, sources, 0_u8..4);
-        let endpoint = parts.prop_map(|(external, protocol, first, span, pod, target, sources, ips)| {
-            let last = first.saturating_add(span);
-            let (v4, v6) = (format!("10.244.1.{pod}"), format!("fd00:244:1::{pod:x}"));
-            let ips: &[&str] = match ips {
-                0 => &[],
-                1 => &[&v4],
-                2 => &[&v6],
-                _ => &[&v4, &v6],
-            };
-            let endpoint =
-                endpoint(&format!("{external}{first}-{last}/{protocol}"), &format!("pod-{pod}"), ips);
-            let endpoint = endpoint.from(&sources);
-            if target == 0 { endpoint } else { endpoint.at(target.min(65535 - span)) }
-        });
-        prop::collection::vec(endpoint, 0..12)
-    }
-
-    fn served_of(endpoints: &[Endpoint]) -> Ruleset {
-        desired(endpoints, &node()).ruleset
-    }
-
-    proptest! {
-        #[test]
-        fn applying_leads_there_and_once_there_nothing_is_left_to_do(
-            before in any_endpoints(),
-            after in any_endpoints(),
-        ) {
-            let (before, after) = (served_of(&before), served_of(&after));
-            for family in Family::ALL {
-                let mut tables = Tables::default();
-                bring(&mut tables, &before, family);
-                bring(&mut tables, &after, family);
-                let mut fresh = Tables::default();
-                bring(&mut fresh, &after, family);
-                prop_assert_eq!(&tables, &fresh);
-                prop_assert_eq!(bring(&mut tables, &after, family), "");
-            }
-        }
-
-        #[test]
-        fn what_is_written_is_read_back(endpoints in any_endpoints()) {
-            let wanted = served_of(&endpoints);
-            let settings = Settings::default();
-            let mut read = BTreeMap::new();
-            for family in Family::ALL {
-                let mut tables = Tables::default();
-                bring(&mut tables, &wanted, family);
-                read.insert(family, parse(&saved(&tables), names_of(&settings)).unwrap());
-            }
-            prop_assert_eq!(decode(&read, names_of(&settings)).0, wanted);
-        }
-
-        #[test]
-        fn r33_no_name_is_too_long_and_no_comment_either(endpoints in any_endpoints()) {
-            let settings = Settings { prefix: "LONGEST8".parse().unwrap(), ..Settings::default() };
-            for family in Family::ALL {
-                let layout = layout(&served_of(&endpoints), family, &settings);
-                for (name, rules) in layout.filter.iter().chain(&layout.nat) {
-                    prop_assert!(name.len() <= MAX_LENGTH && names_of(&settings).owns(name), "{}", name);
-                    prop_assert!(rules.iter().flat_map(|rule| &rule.comment).all(|comment| comment.len() <= 128));
-                }
-            }
-        }
     }
 }

@@ -185,3 +185,103 @@ fn may_refuse(rule: &SavedRule, table: &Table) -> bool {
     matches!(rule.target.as_str(), "DROP" | "REJECT" | "QUEUE" | "NFQUEUE")
         || table.chains.contains_key(&rule.target)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::dataplane::iptables::fixtures::bring;
+    use crate::dataplane::iptables::fixtures::change;
+    use crate::dataplane::iptables::fixtures::names_of;
+    use crate::dataplane::iptables::fixtures::saved;
+    use crate::dataplane::iptables::fixtures::serving;
+    use crate::dataplane::iptables::fixtures::with_rules;
+    use crate::dataplane::iptables::memory;
+    use crate::dataplane::iptables::parse::parse;
+    use crate::dataplane::iptables::table::Tables;
+    use crate::dataplane::settings::Settings;
+    use crate::model::address::Family;
+    use crate::ruleset::fixtures::endpoint;
+    use crate::ruleset::fixtures::ruleset;
+    use crate::ruleset::fixtures::v4_node;
+
+    #[test]
+    fn r34_nothing_is_written_and_no_jump_moves_when_nothing_changed() {
+        let web = [endpoint("80/tcp", "web", &["10.244.1.9"])];
+        assert_eq!(change(&web, &web), "");
+        for (filter, nat) in [
+            // Rules that can neither accept nor rewrite may stand in front.
+            ("-A FORWARD -m comment --comment note\n", ""),
+            ("", "-A PREROUTING -j LOG\n"),
+            // An accept may stand behind ours, and everything may follow a rule that rejects everything.
+            ("-A FORWARD -i eth0 -j ACCEPT\n", "-A POSTROUTING -j MASQUERADE\n"),
+            (":POLICY - [0:0]\n-A FORWARD -j REJECT\n-A FORWARD -j POLICY\n", ""),
+        ] {
+            let mut tables = with_rules(&serving(&web), filter, nat);
+            assert_eq!(bring(&mut tables, &ruleset(&web, &v4_node()), Family::V4), "", "{filter}{nat}");
+        }
+    }
+
+    #[test]
+    fn r34_a_jump_moves_inside_one_text() {
+        let web = [endpoint("80/tcp", "web", &["10.244.1.9"])];
+        let before = saved(&serving(&web));
+        let in_front = before.replace(
+            "[0:0] -A POSTROUTING",
+            "[0:0] -A POSTROUTING -s 10.244.0.0/16 -j MASQUERADE\n[0:0] -A POSTROUTING",
+        );
+        let mut tables = parse(&in_front, names_of(&Settings::default())).unwrap();
+        assert_eq!(
+            bring(&mut tables, &ruleset(&web, &v4_node()), Family::V4),
+            "*nat\n\
+             -D POSTROUTING -m comment --comment pinhole:jump -j PINHOLE-SNAT\n\
+             -I POSTROUTING 1 -m comment --comment pinhole:jump -j PINHOLE-SNAT\n\
+             COMMIT\n"
+        );
+    }
+
+    /// What FORWARD looks like after our jumps were put into what others wrote.
+    fn forward(foreign: &str) -> Vec<String> {
+        let chains = ":KUBE-ROUTER-FORWARD - [0:0]\n:cali-FORWARD - [0:0]\n:KUBE-FORWARD - [0:0]\n";
+        let mut tables =
+            with_rules(&Tables::default(), &format!(":FORWARD DROP [0:0]\n{chains}{foreign}"), "");
+        bring(&mut tables, &ruleset(&[], &v4_node()), Family::V4);
+        assert_eq!(
+            bring(&mut tables, &ruleset(&[], &v4_node()), Family::V4),
+            "",
+            "a second look moves nothing"
+        );
+        tables.filter.rules("FORWARD").iter().map(|rule| rule.target.clone()).collect()
+    }
+
+    #[test]
+    fn our_accept_stands_behind_policies_and_before_a_final_reject() {
+        let ours = ["PINHOLE-FWD", "PINHOLE-ACCEPT"];
+        assert_eq!(forward(""), ours);
+        assert_eq!(
+            forward("-A FORWARD -j KUBE-ROUTER-FORWARD\n-A FORWARD -j KUBE-FORWARD\n"),
+            ["PINHOLE-FWD", "KUBE-ROUTER-FORWARD", "KUBE-FORWARD", "PINHOLE-ACCEPT"]
+        );
+        assert_eq!(
+            forward(
+                "-A FORWARD -j cali-FORWARD\n-A FORWARD -j REJECT --reject-with icmp-host-prohibited\n-A FORWARD -j KUBE-FORWARD\n"
+            ),
+            ["PINHOLE-FWD", "cali-FORWARD", "PINHOLE-ACCEPT", "REJECT", "KUBE-FORWARD"]
+        );
+    }
+
+    #[test]
+    fn a_policy_that_arrives_later_is_let_in_front() {
+        let mut tables = serving(&[]);
+        for (position, chain) in [(1, "KUBE-ROUTER-FORWARD"), (4, "LATE")] {
+            let text = format!("*filter\n:{chain} - [0:0]\n-I FORWARD {position} -j {chain}\nCOMMIT\n");
+            memory::restore(&mut tables, &text, names_of(&Settings::default())).unwrap();
+        }
+        let text = bring(&mut tables, &ruleset(&[], &v4_node()), Family::V4);
+        assert_eq!(
+            text,
+            "*filter\n\
+             -D FORWARD -m comment --comment pinhole:jump -j PINHOLE-ACCEPT\n\
+             -A FORWARD -m comment --comment pinhole:jump -j PINHOLE-ACCEPT\n\
+             COMMIT\n"
+        );
+    }
+}
