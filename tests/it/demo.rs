@@ -16,6 +16,16 @@ fn without_time(text: &str) -> String {
     format!("{head}, in 1.5 s.{rest}")
 }
 
+/// The README with this text in the place of its transcript.
+fn readme_with(transcript: &str) -> String {
+    const BEGIN: &str = "<!-- what `make demo` prints -->\n```text\n";
+    const END: &str = "```\n<!-- end -->";
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let (head, rest) = readme.split_once(BEGIN).unwrap();
+    let (_, tail) = rest.split_once(END).unwrap();
+    format!("{head}{BEGIN}{transcript}{END}{tail}")
+}
+
 fn succeeded(output: &Output) {
     assert_eq!(output.code, 0, "{}\n{}", output.stdout, output.stderr);
     assert_eq!(output.stderr, "");
@@ -25,7 +35,7 @@ fn succeeded(output: &Output) {
 fn everything_happens_as_the_transcript_in_the_readme_tells() {
     let output = Program::new(&["demo"]).run();
     succeeded(&output);
-    golden("docs/demo-transcript.txt", &without_time(&output.stdout));
+    golden("README.md", &readme_with(&without_time(&output.stdout)));
 }
 
 #[test]
@@ -43,7 +53,7 @@ fn a_user_without_rights_sees_the_same_and_the_host_stays_as_it_was() {
     // Without this capability root makes no namespaces, as any other user.
     let output = Program::under(&["setpriv", "--bounding-set=-sys_admin"], &["demo"]).run();
     succeeded(&output);
-    golden("docs/demo-transcript.txt", &without_time(&output.stdout));
+    golden("README.md", &readme_with(&without_time(&output.stdout)));
     assert_eq!(host(), before);
 }
 
