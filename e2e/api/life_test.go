@@ -27,7 +27,7 @@ kind: Namespace
 metadata: {name: older}
 ---
 ` + strings.Join([]string{
-	inNamespace("older", pod("bad", expose("22"), "nodeName: node-1")),
+	inNamespace("older", pod("bad", expose("22"))),
 	inNamespace("older", strings.Replace(pod("held", expose("22")), "metadata:\n", "metadata:\n  finalizers: [example.com/hold]\n", 1)),
 	inNamespace("older", workload("Deployment", "bad", expose("22"), "replicas: 0")),
 	inNamespace("older", workload("StatefulSet", "bad", expose("22"), "replicas: 0")),
@@ -244,13 +244,14 @@ func TestWarningsSayWhatWillHappen(t *testing.T) {
 		workload("Deployment", "three", expose("192.0.2.57:443:8443"), "replicas: 3"))
 	warned("one replica, one fixed address and port: nothing to say",
 		workload("Deployment", "one", expose("192.0.2.57:444:8443"), "replicas: 1"))
-	d.accepted(pod("first", expose("25:2525"), "nodeName: node-1"))
-	warned("a port of the node's own address that is taken on node-1", pod("second", expose("25:2525")))
-	warned("the same for a Deployment", workload("Deployment", "second", expose("25:2525")))
-	fmt.Fprintf(&transcript, "# the same on node-1 itself\n%s\n", d.refused(pod("third", expose("25:2525"), "nodeName: node-1")))
+	// No other test uses this port of the nodes.
+	d.accepted(pod("first", expose("4000:2525"), "nodeName: node-1"))
+	warned("a port of the node's own address that is taken on node-1", pod("second", expose("4000:2525")))
+	warned("the same for a Deployment", workload("Deployment", "second", expose("4000:2525")))
+	fmt.Fprintf(&transcript, "# the same on node-1 itself\n%s\n", d.refused(pod("third", expose("4000:2525"), "nodeName: node-1")))
 	fmt.Fprintf(&transcript, "# the same with a selector for node-1\n%s\n",
-		d.refused(pod("third", expose("25:2525"), "nodeSelector: {kubernetes.io/hostname: node-1}")))
-	warned("the same on node-2: nothing to say", pod("fourth", expose("25:2525"), "nodeName: node-2"))
+		d.refused(pod("third", expose("4000:2525"), "nodeSelector: {kubernetes.io/hostname: node-1}")))
+	warned("the same on node-2: nothing to say", pod("fourth", expose("4000:2525"), "nodeName: node-2"))
 	warned("a misspelt annotation", pod("misspelt", notes{"pinhole.dev/expsoe": "80"}))
 	warned("podnat-controller's annotation where the operator does not read it",
 		pod("podnat", notes{"bln.space/podnat": `{"entries":[{"srcPort":22,"dstPort":22}]}`}))

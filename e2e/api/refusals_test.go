@@ -121,10 +121,11 @@ func TestAPortHeldByAnotherIsRefusedAndTheHolderNamed(t *testing.T) {
 
 func TestTheSecondOfTwoDeploymentsInOneFileThatWantOnePortIsRefused(t *testing.T) {
 	d := newDesk(t, "one-file")
-	result := d.kubectl(
-		workload("Deployment", "first", expose("192.0.2.30:443:8443"))+"---\n"+
-			workload("Deployment", "second", expose("192.0.2.30:443:8443")),
-		"apply", "-f", "-")
+	// Without pods, so that the refusal names none.
+	deployment := func(name string) string {
+		return workload("Deployment", name, expose("192.0.2.30:443:8443"), "replicas: 0")
+	}
+	result := d.kubectl(deployment("first")+"---\n"+deployment("second"), "apply", "-f", "-")
 	if result.Succeeded {
 		t.Errorf("both were accepted:\n%s", result.Stdout)
 	}
