@@ -205,6 +205,7 @@ mod tests {
     }
 
     /// A ready pod on node-1; `changes` is merged into it.
+    #[expect(clippy::needless_pass_by_value, reason = "literal JSON at every call")]
     fn pod(name: &str, expose: &str, ip: &str, changes: Value) -> Object {
         let mut pod = json!({
             "kind": "Pod",
