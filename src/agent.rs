@@ -8,6 +8,7 @@
 //! - Nothing is changed before every list has come once (R05), and nothing is removed when the process ends.
 //! - What nobody may have is not programmed, whoever let the pod in (R27).
 //! - A slow kernel delays the loop, never the watches that feed it (R42).
+//! - An entry that the kernel refuses is told to its pod and keeps nothing else from being programmed (R08).
 //! - A failed turn is tried again, with growing pauses, until it succeeds (R13).
 
 pub mod addresses;
@@ -45,6 +46,7 @@ use crate::cluster::node_pods::NodePods;
 use crate::cluster::resource::Resource;
 use crate::dataplane::Applied;
 use crate::dataplane::Dataplane;
+use crate::dataplane::KernelRefused;
 use crate::dataplane::Observed;
 use crate::ruleset::Ruleset;
 use crate::ruleset::diff::Change;
@@ -106,6 +108,8 @@ pub struct Agent<D> {
     own: Own,
     /// The kernel as the last turn left it; `None` makes the next turn read it.
     observed: Option<Observed>,
+    /// What the kernel refused when it was last read.
+    refused: Vec<KernelRefused>,
     /// What the last turn wanted, to tell drift from change.
     wanted: Option<Ruleset>,
     /// The pods that were there, and their addresses.
@@ -136,6 +140,7 @@ impl<D: Dataplane> Agent<D> {
             addresses: None,
             own: Own::default(),
             observed: None,
+            refused: Vec::new(),
             wanted: None,
             alive: BTreeMap::new(),
             withheld: None,
@@ -153,7 +158,7 @@ impl<D: Dataplane> Agent<D> {
         while !stop.is_cancelled() {
             let started = Instant::now();
             match self.turn().await {
-                Ok(applied) => self.settle(&applied, started.elapsed()),
+                Ok(applied) => self.settle(applied, started.elapsed()),
                 Err(trouble) => self.fail(&trouble.to_string()),
             }
             self.wait(&stop).await;
@@ -175,8 +180,10 @@ impl<D: Dataplane> Agent<D> {
             })
         });
         let now = Instant::now().into_std();
-        let (wanted, withheld) = self.parts.brake.hold(&observed.ruleset, plan.ruleset.clone(), now);
-        let applied = self.parts.dataplane.apply(&wanted, &observed).await;
+        let (mut wanted, withheld) = self.parts.brake.hold(&observed.ruleset, plan.ruleset.clone(), now);
+        let hopeless = if is_fresh { Vec::new() } else { self.take_hopeless_out(&mut wanted) };
+        let mut applied = self.parts.dataplane.apply(&wanted, &observed).await;
+        applied.refused.extend(hopeless);
         if is_fresh {
             self.count_repairs(&observed, &wanted, &applied);
             self.parts.reporter.report_conditions(self.parts.dataplane.conditions(&wanted).await);
@@ -186,6 +193,17 @@ impl<D: Dataplane> Agent<D> {
         self.report_brake(withheld);
         self.wanted = Some(wanted);
         Ok(applied)
+    }
+
+    /// Takes out what the kernel refused before. Finding such an entry among others takes many attempts, so it is
+    /// tried again only when the kernel is read anew.
+    fn take_hopeless_out(&mut self, wanted: &mut Ruleset) -> Vec<KernelRefused> {
+        let still_wanted = |refused: &KernelRefused| wanted.entry(&refused.entry.key) == Some(&refused.entry);
+        let hopeless: Vec<_> = std::mem::take(&mut self.refused).into_iter().filter(still_wanted).collect();
+        for refused in &hopeless {
+            wanted.remove(&refused.entry.key);
+        }
+        hopeless
     }
 
     async fn wait_for_lists(&mut self, stop: &CancellationToken) -> bool {
@@ -322,14 +340,15 @@ impl<D: Dataplane> Agent<D> {
     }
 
     /// A turn reached the kernel. What it could not do is tried again.
-    fn settle(&mut self, applied: &Applied, took: Duration) {
+    fn settle(&mut self, applied: Applied, took: Duration) {
         self.parts.metrics.applied(took);
         if !applied.failures.is_empty() {
             let reasons: Vec<_> = applied.failures.iter().map(ToString::to_string).collect();
             return self.fail(&reasons.join("; "));
         }
         self.retry = None;
-        self.observed = Some(applied.observed.clone());
+        self.observed = Some(applied.observed);
+        self.refused = applied.refused;
         match &self.withheld {
             None => {
                 self.parts.metrics.in_sync.set(1);

@@ -127,10 +127,10 @@ impl Reporter {
 
 fn log_changes(changes: &[Change]) {
     for change in changes.iter().take(LOGGED_CHANGES) {
-        info!("Programmed: {change}");
+        info!(%change, "Programmed");
     }
     for change in changes.iter().skip(LOGGED_CHANGES) {
-        debug!("Programmed: {change}");
+        debug!(%change, "Programmed");
     }
     let unlisted = changes.len().saturating_sub(LOGGED_CHANGES);
     if 0 < unlisted {
@@ -186,4 +186,129 @@ fn troubles(plan: &Plan, refused: &[KernelRefused], disclose_holder: bool, node_
             note: notes.join("; "),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::desired::Pod;
+    use crate::model::mapping::Address;
+    use crate::model::mapping::Mapping;
+    use crate::model::port::Port;
+    use crate::model::port::PortRange;
+    use crate::model::port::Protocol;
+    use crate::ruleset::entry::Entry;
+    use crate::ruleset::entry::Key;
+    use crate::ruleset::entry::Target;
+    use crate::telemetry::metrics;
+
+    fn owner() -> Owner {
+        Owner::new(&ObjectName::new("mail", "mx"), "u1")
+    }
+
+    fn entry(port: u16, is_served: bool) -> Entry {
+        let first = Port::new(port).unwrap();
+        let key = Key {
+            external: "203.0.113.7".parse().unwrap(),
+            protocol: Protocol::Tcp,
+            ports: PortRange::single(first),
+        };
+        let target = is_served.then(|| Target { ip: "10.244.1.9".parse().unwrap(), first });
+        Entry { key, target, allowed_sources: Vec::new(), owner: owner() }
+    }
+
+    fn plan() -> Plan {
+        let pod = Pod { name: ObjectName::new("mail", "mx"), uid: "u1".into(), ips: Vec::new() };
+        Plan { pods: [(owner(), pod)].into(), ..Plan::default() }
+    }
+
+    fn refused(problem: &str) -> Unserved {
+        Unserved {
+            pod: ObjectName::new("mail", "mx"),
+            uid: "u1".into(),
+            by: RefusedBy::Admission,
+            problem: problem.into(),
+        }
+    }
+
+    fn reporter() -> (Reporter, tokio::sync::mpsc::Receiver<PodEvent>) {
+        let (events, event_rx) = crate::cluster::events::channel();
+        let metrics = AgentMetrics::register(&mut metrics::registry());
+        (Reporter::new("node-1".into(), true, metrics, Some(events)), event_rx)
+    }
+
+    #[test]
+    fn a_served_pod_hears_of_all_its_ports_at_once_and_not_of_reserved_ones() {
+        let changes = [
+            Change::Added(entry(25, true)),
+            Change::Replaced { before: entry(143, false), after: entry(143, true) },
+            Change::Added(entry(587, false)),
+            Change::Removed(entry(993, true)),
+        ];
+        let notes: Vec<_> =
+            programmed(&changes, &plan(), "node-1").into_iter().map(|event| event.note).collect();
+        assert_eq!(
+            notes,
+            ["203.0.113.7:25/tcp -> 10.244.1.9:25, 203.0.113.7:143/tcp -> 10.244.1.9:143 on node-1"]
+        );
+    }
+
+    #[test]
+    fn an_entry_that_the_kernel_refuses_is_told_to_its_pod() {
+        let refused = [KernelRefused { entry: entry(25, true), error: "no sctp here".into() }];
+        let events = troubles(&plan(), &refused, true, "node-1");
+        assert_eq!(
+            events[0].note,
+            "203.0.113.7:25/tcp -> 10.244.1.9:25: the kernel of node-1 does not take it: no sctp here"
+        );
+        assert_eq!(events[0].reason, Reason::NotProgrammed);
+    }
+
+    #[test]
+    fn r16_trouble_is_told_when_it_is_new_or_another_and_again_after_it_was_gone() {
+        let (mut reporter, mut event_rx) = reporter();
+        let mut told = |unserved: Vec<Unserved>| {
+            reporter.report(&Plan { unserved, ..plan() }, &Applied::default());
+            std::iter::from_fn(|| event_rx.try_recv().ok().map(|event| event.note)).collect::<Vec<_>>()
+        };
+        assert_eq!(told(vec![refused("a")]), ["a"]);
+        assert_eq!(told(vec![refused("a")]), Vec::<String>::new());
+        assert_eq!(told(vec![refused("a"), refused("b")]), ["a; b"]);
+        assert_eq!(told(Vec::new()), Vec::<String>::new());
+        assert_eq!(told(vec![refused("a")]), ["a"]);
+    }
+
+    #[test]
+    fn trouble_that_nobody_could_be_told_of_is_offered_again() {
+        let (mut reporter, mut event_rx) = reporter();
+        let full = (0..1000).map(|number| Unserved { uid: number.to_string(), ..refused("full") });
+        reporter.report(&Plan { unserved: full.collect(), ..plan() }, &Applied::default());
+        let mut count = || std::iter::from_fn(|| event_rx.try_recv().ok()).count();
+        let first = count();
+        assert!(first < 1000, "{first}");
+        let full = (0..1000).map(|number| Unserved { uid: number.to_string(), ..refused("full") });
+        reporter.report(&Plan { unserved: full.collect(), ..plan() }, &Applied::default());
+        assert_eq!(count(), first.min(1000 - first), "those that found no room, and only those");
+    }
+
+    #[test]
+    fn a_winner_in_another_namespace_is_told_only_where_it_may_be() {
+        let port = Port::new(80).unwrap();
+        let mapping = Mapping::new(Address::Node, Protocol::Tcp, PortRange::single(port), port).unwrap();
+        let loser = crate::ruleset::election::Loser {
+            pod: ObjectName::new("mail", "mx"),
+            uid: "u1".into(),
+            mapping: mapping.clone(),
+            winner: crate::ruleset::election::Winner {
+                holder: crate::model::holder::Holder::new("Pod", ObjectName::new("games", "x")),
+                pod: ObjectName::new("games", "x"),
+                uid: "u2".into(),
+                mapping,
+            },
+        };
+        let plan = Plan { losers: vec![loser], ..plan() };
+        let note = |disclose| troubles(&plan, &[], disclose, "node-1").remove(0).note;
+        assert!(note(true).contains("for Pod games/x;"), "{}", note(true));
+        assert!(note(false).contains("for an object in another namespace;"), "{}", note(false));
+    }
 }

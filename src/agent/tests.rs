@@ -32,9 +32,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 struct Kernel {
     ruleset: Mutex<Ruleset>,
     fails: AtomicBool,
+    /// It does not take entries for this port.
+    refuses: AtomicUsize,
     delay_ms: AtomicUsize,
     reads: AtomicUsize,
     applies: AtomicUsize,
+    refusals: AtomicUsize,
     transactions: AtomicUsize,
 }
 
@@ -64,13 +67,22 @@ impl Dataplane for Kernel {
             return Applied { observed: observed.clone(), failures, ..Applied::default() };
         }
         let mut ruleset = self.ruleset.lock().unwrap();
-        let changes = diff(&ruleset, desired);
-        *ruleset = desired.clone();
+        let mut taken = desired.clone();
+        let mut refused = Vec::new();
+        for entry in desired.entries() {
+            if usize::from(entry.key.ports.first().get()) == self.refuses.load(Ordering::SeqCst) {
+                taken.remove(&entry.key);
+                refused.push(KernelRefused { entry: entry.clone(), error: "unknown match".into() });
+            }
+        }
+        self.refusals.fetch_add(refused.len(), Ordering::SeqCst);
+        let changes = diff(&ruleset, &taken);
+        *ruleset = taken.clone();
         let transaction = Transaction { family: Family::V4, input: String::new(), chains: changes.len() };
         let transactions: Vec<_> = (!changes.is_empty()).then_some(transaction).into_iter().collect();
         self.transactions.fetch_add(transactions.len(), Ordering::SeqCst);
-        let observed = Observed { ruleset: desired.clone(), ..Observed::default() };
-        Applied { observed, changes, transactions, ..Applied::default() }
+        let observed = Observed { ruleset: taken, ..Observed::default() };
+        Applied { observed, changes, refused, transactions, ..Applied::default() }
     }
 
     fn conditions(&self, _desired: &Ruleset) -> impl Future<Output = Vec<KernelCondition>> + Send {
@@ -277,6 +289,21 @@ async fn r13_a_removal_that_failed_is_made_up_for_without_any_further_event() {
 }
 
 #[tokio::test]
+async fn r08_an_entry_that_the_kernel_refuses_blocks_no_other_and_is_tried_again_at_a_resync_only() {
+    let kernel = Kernel { refuses: AtomicUsize::new(7001), ..Kernel::default() };
+    let mut bench = Bench::with_pods(Settings { kernel, ..Settings::default() }, vec![pod(1), pod(2)]);
+    bench.until("ready", |bench| bench.readiness.is_ready()).await;
+    assert_eq!(bench.kernel.count(), 1);
+    bench.apply(pod(3));
+    bench.until("programmed", |bench| bench.kernel.count() == 2).await;
+    assert_eq!(bench.kernel.refusals.load(Ordering::SeqCst), 1, "asked once");
+    let told = std::iter::from_fn(|| bench.events.try_recv().ok()).map(|event| event.note);
+    let problem =
+        "203.0.113.7:7001/tcp -> 10.244.0.2:80: the kernel of node-1 does not take it: unknown match";
+    assert_eq!(told.filter(|note| note == problem).count(), 1);
+}
+
+#[tokio::test]
 async fn r42_a_slow_kernel_delays_no_watch_and_gets_the_changes_together() {
     let bench = Bench::with_pods(Settings::default(), Vec::new());
     bench.until("ready", |bench| bench.readiness.is_ready()).await;
@@ -308,7 +335,7 @@ async fn r16_a_resync_writes_nothing_and_tells_nobody_anything_twice() {
         told,
         [
             "mail/pod-1 Programmed 203.0.113.7:7001/tcp -> 10.244.0.2:80 on node-1",
-            "mail/pod-2 PortTaken 7001/tcp: is served on this node for Pod mail/pod-1 (pod pod-1); choose another \
+            "mail/pod-2 PortTaken 7001/tcp: is served on this node for Pod mail/pod-1; choose another \
              external port, or remove it there first",
         ]
     );

@@ -145,12 +145,9 @@ impl NodePods {
     pub async fn follow(self: Arc<Self>, connection: Connection, node_name: String) {
         let mut watches = JoinSet::new();
         for resource in self.waiting() {
-            let fields = match resource {
-                Resource::Node => Some(format!("metadata.name={node_name}")),
-                Resource::Holder(_) => Some(format!("spec.nodeName={node_name}")),
-                Resource::Namespace => None,
-            };
-            watches.spawn(Arc::clone(&self).follow_one(connection.clone(), resource, fields));
+            let following =
+                Arc::clone(&self).follow_one(connection.clone(), resource, fields(resource, &node_name));
+            watches.spawn(following);
         }
         while let Some(ended) = watches.join_next().await {
             if let Err(error) = ended
@@ -267,6 +264,15 @@ impl View {
     }
 }
 
+/// What of a resource belongs to the node of exactly this name (R15).
+fn fields(resource: Resource, node_name: &str) -> Option<String> {
+    match resource {
+        Resource::Node => Some(format!("metadata.name={node_name}")),
+        Resource::Holder(_) => Some(format!("spec.nodeName={node_name}")),
+        Resource::Namespace => None,
+    }
+}
+
 /// Of pods, only those that ask for ports are kept.
 fn keep(object: &mut Object, policy: &Policy) -> bool {
     object.known_kind() != Some(Kind::Pod) || policy.asks(&object.metadata.annotations)
@@ -303,6 +309,14 @@ mod tests {
 
     fn node_pods() -> NodePods {
         NodePods::new(Arc::new(Policy::default()))
+    }
+
+    #[test]
+    fn r15_the_node_is_known_by_its_whole_name() {
+        let pods_of = |node_name| fields(POD, node_name).unwrap();
+        assert_eq!(pods_of("a.zone1"), "spec.nodeName=a.zone1");
+        assert_ne!(pods_of("a.zone1"), pods_of("a.zone2"));
+        assert_eq!(fields(Resource::Node, "a.zone1").unwrap(), "metadata.name=a.zone1");
     }
 
     #[test]

@@ -17,6 +17,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 
 use crate::model::holder::Holder;
@@ -87,6 +88,14 @@ pub struct Winner {
     pub mapping: Mapping,
 }
 
+impl fmt::Display for Winner {
+    /// `Deployment mail/web (pod web-1)`, or `Pod mail/web`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.holder.fmt(f)?;
+        if self.holder.object == self.pod { Ok(()) } else { write!(f, " (pod {})", self.pod.name) }
+    }
+}
+
 impl Loser {
     /// Who has the port and what to do. A winner in another namespace is named only where that may be disclosed.
     pub fn reason(&self, disclose: bool) -> String {
@@ -97,15 +106,14 @@ impl Loser {
                 winner.mapping
             );
         }
-        let whom = if disclose || pod.namespace == winner.pod.namespace {
-            let shared =
-                if winner.mapping == *mapping { String::new() } else { format!(", as {}", winner.mapping) };
-            format!("{} (pod {}{shared})", winner.holder, winner.pod.name)
-        } else {
-            "an object in another namespace".to_owned()
-        };
+        let is_disclosed = disclose || pod.namespace == winner.pod.namespace;
+        let whom =
+            if is_disclosed { winner.to_string() } else { "an object in another namespace".to_owned() };
+        // A mapping reads as its external side; what is behind it is nobody else's business.
+        let (ours, theirs) = (mapping.to_string(), winner.mapping.to_string());
+        let shared = if ours == theirs { String::new() } else { format!(" as {theirs}") };
         format!(
-            "{mapping}: is served on this node for {whom}; choose another external port, or remove it there first"
+            "{ours}: is served on this node for {whom}{shared}; choose another external port, or remove it there first"
         )
     }
 }
@@ -421,7 +429,7 @@ mod tests {
         assert_eq!(
             told,
             [
-                "other-3: 79-81/tcp: is served on this node for Deployment mail/web (pod web-2, as 80/tcp); choose \
+                "other-3: 79-81/tcp: is served on this node for Deployment mail/web (pod web-2) as 80/tcp; choose \
               another external port, or remove it there first"
             ]
         );

@@ -4,6 +4,7 @@
 //! Every test runs with both flavours of iptables and carries the number of the defect that it holds off. They need
 //! root and Debian's iptables, iproute2 and conntrack; without, they fail and say so.
 
+mod agent;
 mod lab;
 mod namespace;
 mod policy;

@@ -1,0 +1,242 @@
+//! The whole agent on a real kernel: pods are fed in as a watch would, and packets show what came of it.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pinhole::admission::policy::Policy;
+use pinhole::agent::Agent;
+use pinhole::agent::Config;
+use pinhole::agent::Parts;
+use pinhole::agent::addresses;
+use pinhole::agent::addresses::Filter;
+use pinhole::agent::brake::BrakeOverTime;
+use pinhole::agent::flows::Flows;
+use pinhole::agent::report::Reporter;
+use pinhole::api::object::Kind;
+use pinhole::api::object::Object;
+use pinhole::cluster::node_pods::NodePods;
+use pinhole::cluster::resource::Resource;
+use pinhole::cluster::watch::News;
+use pinhole::dataplane::Dataplane;
+use pinhole::dataplane::conntrack::Handover;
+use pinhole::dataplane::iptables::Iptables;
+use pinhole::ruleset::brake::Brake;
+use pinhole::telemetry::metrics;
+use pinhole::telemetry::metrics::agent::AgentMetrics;
+use pinhole::telemetry::readiness::Readiness;
+use serde_json::json;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::kernel::lab::A;
+use crate::kernel::lab::B;
+use crate::kernel::lab::Lab;
+use crate::kernel::with_both_flavors;
+
+const POD: Resource = Resource::Holder(Kind::Pod);
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An agent that runs on the lab's node.
+struct Running {
+    pods: Arc<NodePods>,
+    kernel: Arc<Iptables>,
+    readiness: Readiness,
+    stop: CancellationToken,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Running {
+    /// Starts an agent on the node, which the caller's thread must be in, and tells it of these pods.
+    fn start(lab: &Lab, grace: Duration, pods: Vec<Object>) -> Self {
+        let policy = Arc::new(Policy::default());
+        let known = Arc::new(NodePods::new(Arc::clone(&policy)));
+        let kernel = Arc::new(lab.backend());
+        let metrics = AgentMetrics::register(&mut metrics::registry());
+        let readiness = Readiness::new();
+        let flows = Flows::default();
+        let parts = Parts {
+            dataplane: Arc::clone(&kernel),
+            pods: Arc::clone(&known),
+            addresses: Box::new(addresses::read),
+            brake: BrakeOverTime::new(Brake::default(), grace),
+            flows: Some(flows.clone()),
+            reporter: Reporter::new("node-1".into(), true, metrics.clone(), None),
+            metrics: metrics.clone(),
+            in_sync: readiness.require("rules", "starting"),
+        };
+        let config = Config {
+            node_name: "node-1".into(),
+            policy,
+            // The link to the client has a public address too, and the lowest.
+            filter: Filter { include: Vec::new(), exclude: vec!["198.51.100.0/24".parse().unwrap()] },
+            pod_cidrs: Vec::new(),
+            cluster_cidrs: Vec::new(),
+            resync: Duration::from_mins(5),
+            address_check: Duration::from_secs(5),
+        };
+        let stop = CancellationToken::new();
+        let tasks = [
+            tokio::spawn(Agent::new(config, parts).run(stop.clone())),
+            tokio::spawn(flows.run(lab.settings.clone(), Handover::Drain, metrics)),
+        ];
+        let node = json!({"kind": "Node", "spec": {"podCIDRs": ["10.244.1.0/24", "fd00:244:1::/64"]}});
+        known.feed(Resource::Node, News::Listed(vec![serde_json::from_value(node).unwrap()]));
+        known.feed(POD, News::Listed(pods));
+        Self { pods: known, kernel, readiness, stop, tasks }
+    }
+
+    fn apply(&self, pod: Object) {
+        self.pods.feed(POD, News::Applied(Box::new(pod)));
+    }
+
+    /// Waits until the kernel has exactly these IPv4 entries.
+    async fn until(&self, expected: &[&str]) {
+        let mut found = Vec::new();
+        let waited = tokio::time::timeout(PATIENCE, async {
+            loop {
+                let observed = self.kernel.read().await.unwrap().ruleset;
+                let v4 = observed.entries().filter(|entry| entry.key.external.is_ipv4());
+                found = v4.map(ToString::to_string).collect();
+                if found == expected {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        let in_time = waited.await.is_ok();
+        assert!(in_time, "{expected:?}, but there is {found:?} ({:?})", self.readiness.report());
+    }
+
+    async fn ready(&self) {
+        let waited = tokio::time::timeout(PATIENCE, async {
+            while !self.readiness.is_ready() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        assert!(waited.await.is_ok(), "{:?}", self.readiness.report());
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        let [agent, flows] = self.tasks;
+        tokio::time::timeout(PATIENCE, agent).await.unwrap().unwrap();
+        flows.abort();
+    }
+}
+
+/// A ready pod of one workload, created at this second of a minute.
+fn pod(name: &str, second: u8, expose: &str, ips: &[&str]) -> Object {
+    let ips: Vec<_> = ips.iter().map(|ip| json!({"ip": ip})).collect();
+    let owner = json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "web", "uid": "w", "controller": true});
+    let json = json!({
+        "kind": "Pod",
+        "metadata": {
+            "namespace": "default", "name": name, "uid": format!("uid-of-{name}"),
+            "creationTimestamp": format!("2026-01-01T00:00:{second:02}Z"),
+            "annotations": {"pinhole.dev/expose": expose}, "ownerReferences": [owner],
+        },
+        "spec": {"nodeName": "node-1"},
+        "status": {
+            "phase": "Running", "podIPs": ips, "conditions": [{"type": "ContainersReady", "status": "True"}],
+        },
+    });
+    serde_json::from_value(json).unwrap()
+}
+
+/// Asks a few times, until the answer is the expected one.
+async fn eventually<T: PartialEq + std::fmt::Debug>(expected: T, mut ask: impl FnMut() -> T) {
+    let mut answer = ask();
+    for _ in 0..50 {
+        if answer == expected {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        answer = ask();
+    }
+    assert_eq!(answer, expected);
+}
+
+const FOREVER: Duration = Duration::from_mins(10);
+
+fn r05_r10_r11_rules_follow_the_pods_and_connections_survive_the_agent(lab: &mut Lab) {
+    let _a = lab.a.serve("a", "[::]:8080");
+    let lab = &*lab;
+    lab.on_node(async || {
+        let agent = Running::start(lab, FOREVER, vec![pod("a", 1, "80:8080", A)]);
+        agent.until(&["203.0.113.7:80/tcp -> 10.244.1.9:8080"]).await;
+        assert_eq!(lab.client.tcp("203.0.113.7:80"), Ok("a 198.51.100.9".into()));
+        assert_eq!(lab.client.tcp("[2001:db8::7]:80"), Ok("a 2001:db8:51::9".into()));
+        let mut established = lab.client.connect("203.0.113.7:80").unwrap();
+        established.ask().unwrap();
+
+        agent.apply(pod("a", 1, "81:8080", A));
+        agent.until(&["203.0.113.7:81/tcp -> 10.244.1.9:8080"]).await;
+        assert_eq!(lab.client.tcp("203.0.113.7:80"), Err(io::ErrorKind::ConnectionRefused), "closed at once");
+        assert_eq!(lab.client.tcp("203.0.113.7:81"), Ok("a 198.51.100.9".into()));
+        assert_eq!(established.ask().unwrap(), "a 198.51.100.9", "an edit ends no connection");
+        agent.ready().await;
+        agent.end().await;
+
+        let before = lab.saved();
+        let agent = Running::start(lab, FOREVER, vec![pod("a", 1, "81:8080", A)]);
+        agent.ready().await;
+        assert_eq!(lab.saved(), before, "a restart changes nothing");
+        assert_eq!(established.ask().unwrap(), "a 198.51.100.9");
+        agent.end().await;
+
+        let agent = Running::start(lab, FOREVER, Vec::new());
+        agent.until(&[]).await;
+        assert_eq!(lab.client.tcp("203.0.113.7:81"), Err(io::ErrorKind::ConnectionRefused));
+        agent.end().await;
+    });
+}
+
+fn r24_a_rollout_keeps_udp_flows_with_the_old_pod_until_it_is_gone(lab: &mut Lab) {
+    let (_a, _b) = (lab.a.serve("a", "[::]:53"), lab.b.serve("b", "[::]:53"));
+    let lab = &*lab;
+    lab.on_node(async || {
+        let old = pod("a", 1, "5353:53/udp", A);
+        let agent = Running::start(lab, FOREVER, vec![old.clone()]);
+        agent.until(&["203.0.113.7:5353/udp -> 10.244.1.9:53"]).await;
+        let flow = lab.client.flow("203.0.113.7:5353");
+        assert_eq!(flow.ask(), Ok("a 198.51.100.9".into()));
+
+        agent.apply(pod("b", 2, "5353:53/udp", B));
+        agent.until(&["203.0.113.7:5353/udp -> 10.244.1.10:53"]).await;
+        agent.ready().await;
+        assert_eq!(lab.client.udp("203.0.113.7:5353"), Ok("b 198.51.100.9".into()), "new flows");
+        assert_eq!(flow.ask(), Ok("a 198.51.100.9".into()), "the old flow");
+
+        agent.pods.feed(POD, News::Deleted(Box::new(old)));
+        eventually(Ok("b 198.51.100.9".into()), || flow.ask()).await;
+        agent.end().await;
+    });
+}
+
+fn the_brake_keeps_ports_open_while_the_cluster_seems_empty(lab: &mut Lab) {
+    let _a = lab.a.serve("a", "[::]:8080");
+    let lab = &*lab;
+    lab.on_node(async || {
+        let expose: Vec<_> = (7000..7025).map(|port| format!("{port}:8080")).collect();
+        let agent = Running::start(lab, FOREVER, vec![pod("a", 1, &expose.join(","), A)]);
+        agent.ready().await;
+        agent.pods.feed(POD, News::Listed(Vec::new()));
+        let missing = || agent.readiness.report()[0].missing.clone().unwrap_or_default();
+        let braked = "the brake holds back a removal: 50 of 50 entries would be removed at once";
+        eventually(braked.to_owned(), missing).await;
+        assert_eq!(lab.client.tcp("203.0.113.7:7012"), Ok("a 198.51.100.9".into()));
+        agent.end().await;
+
+        let meant = Running::start(lab, Duration::ZERO, Vec::new());
+        meant.until(&[]).await;
+        assert_eq!(lab.client.tcp("203.0.113.7:7012"), Err(io::ErrorKind::ConnectionRefused));
+        meant.end().await;
+    });
+}
+
+with_both_flavors! {
+    r05_r10_r11_rules_follow_the_pods_and_connections_survive_the_agent,
+    r24_a_rollout_keeps_udp_flows_with_the_old_pod_until_it_is_gone,
+    the_brake_keeps_ports_open_while_the_cluster_seems_empty,
+}
