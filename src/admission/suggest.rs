@@ -1,18 +1,31 @@
 //! "Did you mean": the nearest of the words that would have been right.
 
-/// The nearest of `known` to `word`, if one is near enough to be what was meant.
+/// A beginning that is shorter than this says little of what was meant.
+const TELLING_BEGINNING: usize = 4;
+
+/// The nearest of `known` to `word`, if one is near enough to be what was meant: a few slips away, or a word that
+/// goes on where the other ends, as `protocol` does after `proto`.
 pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let lower = word.to_lowercase();
     // Words beyond this are no typing slips, and the distance is quadratic.
     if lower.chars().count() > 64 {
         return None;
     }
-    known
-        .into_iter()
-        .map(|candidate| (distance(&lower, &candidate.to_lowercase()), candidate))
-        .filter(|(distance, candidate)| *distance <= candidate.chars().count() / 3)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
+    let nearness = |candidate: &str| {
+        let candidate = candidate.to_lowercase();
+        let distance = distance(&lower, &candidate);
+        let length = candidate.chars().count();
+        let is_near = distance <= length / 3 || is_continued(&lower, &candidate);
+        is_near.then_some(distance)
+    };
+    let near = known.into_iter().filter_map(|candidate| Some((nearness(candidate)?, candidate)));
+    near.min_by_key(|(distance, _)| *distance).map(|(_, candidate)| candidate)
+}
+
+/// Whether one word begins with the whole other.
+fn is_continued(one: &str, other: &str) -> bool {
+    let shorter = one.chars().count().min(other.chars().count());
+    TELLING_BEGINNING <= shorter && (one.starts_with(other) || other.starts_with(one))
 }
 
 /// How many characters must be added, removed, replaced or swapped with their neighbour (optimal string alignment).
@@ -45,7 +58,10 @@ mod tests {
             ("srcport", Some("srcPort")),
             ("srcPrt", Some("srcPort")),
             ("scrPort", Some("srcPort")),
-            ("protocol", None),
+            ("protocol", Some("proto")),
+            ("srcPortRange", Some("srcPort")),
+            ("src", None),
+            ("port", None),
             ("protoo", Some("proto")),
             ("rpoto", Some("proto")),
             ("hostname", None),

@@ -145,7 +145,7 @@ fn judge_one<'a>(
         .warnings
         .into_iter()
         .map(|warning| Finding {
-            place: manifest.place_of(&field_of(&warning, &subject, world)),
+            place: manifest.place_of(&field_of(&warning, &subject, world.policy)),
             what: warning,
         })
         .collect();
@@ -178,13 +178,13 @@ fn asking_field(subject: &Subject<'_>, policy: &Policy) -> String {
     format!("{}[{}]", subject.annotations_path(), given.unwrap_or(keys::NAT))
 }
 
-/// The path of the annotation that a warning is about: the one it names, else the one that asks.
-fn field_of(warning: &str, subject: &Subject<'_>, world: &World<'_>) -> String {
-    let named = subject.metadata.annotations.keys().find(|key| warning.contains(key.as_str()));
-    named.map_or_else(
-        || asking_field(subject, world.policy),
-        |key| format!("{}[{key}]", subject.annotations_path()),
-    )
+/// The path of the annotation that a warning is about: the one that it begins with, else the one that asks.
+fn field_of(warning: &str, subject: &Subject<'_>, policy: &Policy) -> String {
+    let named = warning.strip_prefix("annotation ").and_then(|rest| rest.split(' ').next());
+    match named.filter(|key| subject.metadata.annotations.contains_key(*key)) {
+        Some(key) => format!("{}[{key}]", subject.annotations_path()),
+        None => asking_field(subject, policy),
+    }
 }
 
 /// The API server takes only text here, and says so without the field's name.

@@ -14,6 +14,7 @@ use std::rc::Rc;
 
 use serde_json::Value;
 
+use crate::admission::violation::shown;
 use crate::api::object::Object;
 use crate::cli::manifest::tree::Tree;
 
@@ -87,7 +88,7 @@ impl Manifest {
     /// Kind, namespace and name, as in `Deployment mail/smtp`.
     pub(crate) fn title(&self) -> String {
         let Object { kind, metadata, .. } = &self.object;
-        format!("{kind} {}/{}", metadata.namespace, metadata.name)
+        format!("{} {}/{}", shown(kind), shown(&metadata.namespace), shown(&metadata.name))
     }
 }
 
@@ -203,7 +204,7 @@ impl Reader<'_> {
         let mut object: Object = match serde_json::from_value(value) {
             Ok(object) => object,
             Err(error) => {
-                let message = format!("this {kind} is not what the API server takes: {error}");
+                let message = format!("this {} is not what the API server takes: {error}", shown(kind));
                 return self.refuse(file, Some(offset + start), message);
             }
         };
@@ -288,7 +289,8 @@ fn make_text(object: &mut Value) -> Vec<NotText> {
                 let text = if value.is_null() { String::new() } else { value.to_string() };
                 let given = std::mem::replace(value, Value::String(text));
                 if !given.is_null() {
-                    not_text.push(NotText { field: format!("{metadata}.{map}[{key}]"), value: given });
+                    not_text
+                        .push(NotText { field: format!("{metadata}.{map}[{}]", shown(key)), value: given });
                 }
             }
         }
@@ -339,6 +341,16 @@ mod tests {
         let unreadable: Vec<_> = manifests.unreadable.iter().map(|found| found.place.to_string()).collect();
         assert_eq!(unreadable, ["<stdin>:4", "<stdin>:8"]);
         assert!(manifests.unreadable[1].message.contains("it has no kind"));
+    }
+
+    #[test]
+    fn nothing_in_a_manifest_can_steer_the_terminal() {
+        let manifests = read_text(
+            "kind: Pod\nmetadata:\n  name: \"a\\e[2J\"\n  labels: {\"\\e[2J\": 1}\n---\n{\"\\e[2J\": [}\n",
+        );
+        assert_eq!(manifests.objects[0].title(), "Pod default/a [2J");
+        assert_eq!(manifests.objects[0].not_text[0].field, "metadata.labels[ [2J]");
+        assert!(!manifests.unreadable[0].message.contains('\u{1b}'), "{manifests:?}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Tests of the whole: the command line, the layering of the sources, generated files.
 
 #![allow(
+    clippy::expect_used,
     clippy::unwrap_used,
     clippy::panic,
     clippy::disallowed_methods,

@@ -88,9 +88,10 @@ impl Play {
             "Pinhole: from kubectl apply to packets, without a cluster and without touching this host.";
         story::say(&story.palette.bold(title))?;
         story::say(&format!(
-            "\n  internet              {NODE}                         pods on {NODE}\n  \
-             {CLIENT:<13} --+--  {NODE_ADDRESS}, {FIXED_ADDRESS}  ----  {POD_CIDR}\n  \
-             {STRANGER:<13} --'"
+            "\n  internet               {NODE}                         its pods\n  \
+             {CLIENT} ---.\n                   \
+             +---  {NODE_ADDRESS}, {FIXED_ADDRESS} ---  {POD_CIDR}\n  \
+             {STRANGER} ------'"
         ))?;
         let api = ApiServer::start(Policy::default()).await?;
         Ok(Self { story, settings, network, api, pods: Vec::new(), owners: Vec::new() })
@@ -98,7 +99,7 @@ impl Play {
 
     /// The first chapter.
     async fn apply_manifests(&mut self) -> anyhow::Result<()> {
-        self.story.chapter("1. Users apply manifests. The webhook answers them over TLS, at once.")?;
+        self.story.chapter("1. Users apply manifests, and the webhook decides while they wait.")?;
         for example in EXAMPLES {
             self.story.command(&format!("kubectl apply -f {}", example.path))?;
             let manifests = manifest::read_text(example.path, example.text, "default");
@@ -175,10 +176,16 @@ impl Play {
         story::say(&format!("(and {} rules more that lead here and back)", others.len()))?;
         let wanted: usize = self.pods.iter().map(|pod| pod.wanted.entries.len()).sum();
         let (served, transactions) = (node.served().await?.len(), node.transactions());
-        let text = format!("Read back from the kernel: {served} entries for {} pods.", self.pods.len());
-        self.story.happened(&text, served == wanted, &format!("{wanted} entries"))?;
-        let text = format!("Runs of iptables-restore: {transactions}.");
-        self.story.happened(&text, transactions == 1, "1")?;
+        let told = |entries: usize, transactions: u64| {
+            let runs = if transactions == 1 { "run" } else { "runs" };
+            let pods = self.pods.len();
+            format!(
+                "Read back from the kernel: {entries} entries for {pods} pods, by {transactions} {runs} of \
+                 iptables-restore."
+            )
+        };
+        let as_told = (served, transactions) == (wanted, 1);
+        self.story.happened(&told(served, transactions), as_told, &told(wanted, 1))?;
         Ok(node)
     }
 
@@ -191,7 +198,7 @@ impl Play {
         use Protocol::Udp;
 
         let network = self.network.take().context("the demo has a network")?;
-        self.story.chapter("3. Packets. Each pod tells whom it saw.")?;
+        self.story.chapter("3. Packets: every pod answers with the address that it saw.")?;
         story::say("")?;
         let (client, stranger) = (IpAddr::from(CLIENT), IpAddr::from(STRANGER));
         let node = |port| SocketAddr::from((NODE_ADDRESS, port));

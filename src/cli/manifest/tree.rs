@@ -136,7 +136,9 @@ fn tree_error(error: &serde_saphyr::Error, text: &str) -> TreeError {
     } else {
         ""
     };
-    TreeError { line: line.filter(|line| 0 < *line), message: format!("{message}{hint}") }
+    // The parser may quote what it found, and a terminal must not obey it.
+    let message: String = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    TreeError { line: line.filter(|line| 0 < *line), message: message + hint }
 }
 
 impl<'de> Deserialize<'de> for Tree {
