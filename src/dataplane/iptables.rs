@@ -107,7 +107,12 @@ impl Dataplane for Iptables {
     async fn read(&self) -> Result<Observed, DataplaneError> {
         let mut tables = BTreeMap::new();
         for family in Family::ALL {
-            tables.insert(family, save(&self.settings, self.flavor, family).await?);
+            match save(&self.settings, self.flavor, family).await {
+                Ok(found) => drop(tables.insert(family, found)),
+                // A kernel without IPv6 has no rules of it; if any are wanted, applying them tells.
+                Err(DataplaneError::Command(error)) if family == Family::V6 && error.is_refusal() => {}
+                Err(error) => return Err(error),
+            }
         }
         let (ruleset, counters) = decode(&tables, self.names());
         Ok(Observed { ruleset, counters, tables })

@@ -7,49 +7,91 @@ use std::fs;
 
 use serde_json::Value;
 
+use crate::dataplane::command::Tools;
 use crate::dataplane::condition::Condition;
 use crate::dataplane::condition::ConditionKind;
 use crate::dataplane::iptables::names::Names;
 use crate::dataplane::iptables::save;
+use crate::dataplane::iptables::table::Table;
 use crate::dataplane::iptables::table::Tables;
 use crate::dataplane::settings::Flavor;
 use crate::dataplane::settings::Settings;
 use crate::model::address::Family;
 use crate::ruleset::Ruleset;
 
+/// How deep chains are followed.
+const DEPTH: usize = 16;
+
 /// Everything that is found for the families that the rules serve.
 pub async fn conditions(settings: &Settings, flavor: Flavor, desired: &Ruleset) -> Vec<Condition> {
+    let names = Names(&settings.prefix);
     let other = match flavor {
         Flavor::Nft => Flavor::Legacy,
         Flavor::Legacy => Flavor::Nft,
     };
     let mut conditions = Vec::new();
     for family in desired.families() {
+        // What cannot be read is told by whoever reads it to change it.
+        if let Ok(tables) = save(settings, flavor, *family).await {
+            conditions.extend(own_flavor(&tables, flavor, *family, names));
+        }
         // A flavour that is not installed or not in the kernel holds nothing.
         if let Ok(tables) = save(settings, other, *family).await {
-            conditions.extend(other_flavor(&tables, other, *family, Names(&settings.prefix)));
+            conditions.extend(other_flavor(&tables, other, *family, names));
         }
     }
-    // Nothing can be said where nft is missing; without it, other nft tables are rare.
-    if let Ok(listed) = settings.tools.run("nft", &["-j", "list", "ruleset"], "").await
-        && let Ok(ruleset) = serde_json::from_str(&listed)
-    {
-        conditions.extend(nft_tables(&ruleset, flavor, desired));
-    }
+    conditions.extend(nft_tables(&settings.tools, flavor, desired).await);
     conditions.extend(desired.families().iter().filter_map(|family| forwarding(*family)));
     conditions
+}
+
+/// A chain in front of our accept that lets nothing through: policies must have the last word, so we stay behind it.
+fn own_flavor(tables: &Tables, flavor: Flavor, family: Family, names: Names<'_>) -> Option<Condition> {
+    let forward = tables.filter.rules("FORWARD");
+    let accept = names.accept();
+    let in_front = forward.iter().take_while(|rule| rule.target != accept).filter(|rule| rule.unconditional);
+    let refusing =
+        in_front.into_iter().find(|rule| refuses_everything(&rule.target, &tables.filter, DEPTH))?;
+    let (program, chain) = (program_of(flavor, family), &refusing.target);
+    Some(Condition {
+        kind: ConditionKind::ForwardBlocked,
+        message: format!(
+            "the {program} chain {chain}, which FORWARD leads to, lets nothing through that it does not accept"
+        ),
+        fix: format!(
+            "accept connections to pods in {chain} or before it, by the firewall that owns it (ufw: `ufw default allow routed`), or run `{program} -I {chain} 1 -m conntrack --ctstate DNAT -j RETURN`"
+        ),
+    })
+}
+
+/// Whether no packet comes back from a chain, apart from those that one of its earlier rules takes out.
+fn refuses_everything(chain: &str, table: &Table, depth: usize) -> bool {
+    let deciding = table.rules(chain).iter().filter(|rule| rule.unconditional);
+    for rule in deciding {
+        match rule.target.as_str() {
+            "DROP" | "REJECT" => return true,
+            "ACCEPT" | "RETURN" => return false,
+            inner if 0 < depth && refuses_everything(inner, table, depth - 1) => return true,
+            _ => {}
+        }
+    }
+    false
+}
+
+fn program_of(flavor: Flavor, family: Family) -> String {
+    match family {
+        Family::V4 => format!("iptables-{flavor}"),
+        Family::V6 => format!("ip6tables-{flavor}"),
+    }
 }
 
 /// What the flavour that is not ours holds.
 fn other_flavor(tables: &Tables, other: Flavor, family: Family, names: Names<'_>) -> Vec<Condition> {
     let mut conditions = Vec::new();
-    let foreign = |table: &crate::dataplane::iptables::table::Table| {
+    let foreign = |table: &Table| {
         table.chains.values().flat_map(|chain| &chain.rules).any(|rule| !names.owns(&rule.target))
     };
-    let program = match family {
-        Family::V4 => format!("iptables-{other}"),
-        Family::V6 => format!("ip6tables-{other}"),
-    };
+    let program = program_of(other, family);
     let Some(chain) = tables.filter.chains.get("FORWARD") else { return conditions };
     let rejecting = chain
         .rules
@@ -79,38 +121,21 @@ fn other_flavor(tables: &Tables, other: Flavor, family: Family, names: Names<'_>
     conditions
 }
 
-/// Base chains of nft tables that drop what nobody in them accepts.
-fn nft_tables(ruleset: &Value, flavor: Flavor, desired: &Ruleset) -> Vec<Condition> {
-    let objects = || ruleset["nftables"].as_array().into_iter().flatten();
-    let concerns = |family: &str| match family {
-        "inet" => true,
-        "ip" => desired.families().contains(&Family::V4),
-        "ip6" => desired.families().contains(&Family::V6),
-        _ => false,
-    };
+/// Chains of other nft tables that drop what nobody in them accepts. Nothing can be said where nft is missing;
+/// without it, other nft tables are rare.
+async fn nft_tables(tools: &Tools, flavor: Flavor, desired: &Ruleset) -> Vec<Condition> {
     let mut conditions = Vec::new();
-    for chain in objects().filter_map(|object| object.get("chain")) {
-        let text = |key: &str| chain[key].as_str().unwrap_or_default();
-        let (family, table, name) = (text("family"), text("table"), text("name"));
-        // iptables-nft's own table: its rules order against ours, and as the other flavour it was looked at above.
-        let iptables = table == "filter" && name == "FORWARD" && family != "inet";
-        if text("hook") != "forward" || iptables || !concerns(family) {
-            continue;
-        }
-        let here =
-            |rule: &&Value| rule["family"] == family && rule["table"] == table && rule["chain"] == name;
-        let last = objects().filter_map(|object| object.get("rule")).rfind(here);
-        let rejects = last.and_then(|rule| rule["expr"].as_array()).is_some_and(|expressions| {
-            let counts = |expression: &&Value| expression.get("counter").is_some();
-            let refuses =
-                |expression: &Value| expression.get("drop").is_some() || expression.get("reject").is_some();
-            let mut deciding = expressions.iter().filter(|expression| !counts(expression));
-            deciding.next().is_some_and(refuses) && deciding.next().is_none()
-        });
-        let what = match (text("policy"), rejects) {
-            ("drop", _) => "has the policy drop",
-            (_, true) => "ends with a rule that rejects everything",
-            _ => continue,
+    let Some(listed) = nft(tools, &["list", "chains"]).await else { return conditions };
+    for chain in forward_chains(&listed, desired) {
+        let NftChain { family, table, name, drops } = &chain;
+        let what = if *drops {
+            "has the policy drop"
+        } else {
+            let rules = nft(tools, &["list", "chain", family, table, name]).await;
+            if !rules.as_ref().is_some_and(ends_with_refusal) {
+                continue;
+            }
+            "ends with a rule that rejects everything"
         };
         conditions.push(Condition {
             kind: ConditionKind::ForwardBlocked,
@@ -121,6 +146,60 @@ fn nft_tables(ruleset: &Value, flavor: Flavor, desired: &Ruleset) -> Vec<Conditi
         });
     }
     conditions
+}
+
+async fn nft(tools: &Tools, command: &[&str]) -> Option<Value> {
+    let arguments: Vec<&str> = ["-j"].iter().chain(command).copied().collect();
+    let listed = tools.run("nft", &arguments, "").await.ok()?;
+    serde_json::from_str(&listed).ok()
+}
+
+/// A base chain that forwarded packets pass.
+#[derive(Debug, PartialEq, Eq)]
+struct NftChain {
+    family: String,
+    table: String,
+    name: String,
+    drops: bool,
+}
+
+/// The base chains in `nft -j list chains` that forwarded packets pass, but for iptables' own.
+fn forward_chains(listed: &Value, desired: &Ruleset) -> Vec<NftChain> {
+    let concerns = |family: &str| match family {
+        "inet" => true,
+        "ip" => desired.families().contains(&Family::V4),
+        "ip6" => desired.families().contains(&Family::V6),
+        _ => false,
+    };
+    let objects = listed["nftables"].as_array().into_iter().flatten();
+    let chains = objects.filter_map(|object| object.get("chain")).filter(|chain| chain["hook"] == "forward");
+    let text = |chain: &Value, key: &str| chain[key].as_str().unwrap_or_default().to_owned();
+    chains
+        .map(|chain| NftChain {
+            family: text(chain, "family"),
+            table: text(chain, "table"),
+            name: text(chain, "name"),
+            drops: chain["policy"] == "drop",
+        })
+        // Its rules order against ours, and as the other flavour it is looked at by itself.
+        .filter(|chain| {
+            chain.family == "inet" || (chain.table.as_str(), chain.name.as_str()) != ("filter", "FORWARD")
+        })
+        .filter(|chain| concerns(&chain.family))
+        .collect()
+}
+
+/// Whether the last rule in `nft -j list chain` refuses whatever comes that far.
+fn ends_with_refusal(listed: &Value) -> bool {
+    let last =
+        listed["nftables"].as_array().into_iter().flatten().rfind(|object| object.get("rule").is_some());
+    let expressions = last.and_then(|object| object["rule"]["expr"].as_array());
+    expressions.is_some_and(|expressions| {
+        let mut deciding = expressions.iter().filter(|expression| expression.get("counter").is_none());
+        let refuses =
+            |expression: &Value| expression.get("drop").is_some() || expression.get("reject").is_some();
+        deciding.next().is_some_and(refuses) && deciding.next().is_none()
+    })
 }
 
 /// The sysctl without which the kernel forwards nothing. It is read, never written.
@@ -171,18 +250,51 @@ mod tests {
     }
 
     #[test]
-    fn a_dropping_chain_of_another_nft_table_is_told_with_the_command_that_opens_it() {
-        let ruleset = serde_json::json!({"nftables": [
+    fn chains_of_other_nft_tables_are_told_from_iptables_own() {
+        let listed = serde_json::json!({"nftables": [
+            {"metainfo": {"version": "1.0.6"}},
             {"chain": {"family": "ip", "table": "filter", "name": "FORWARD", "hook": "forward", "policy": "drop"}},
             {"chain": {"family": "inet", "table": "firewalld", "name": "filter_FORWARD", "hook": "forward", "policy": "accept"}},
-            {"rule": {"family": "inet", "table": "firewalld", "chain": "filter_FORWARD", "expr": [{"reject": {"type": "icmpx"}}]}},
-            {"chain": {"family": "ip6", "table": "six", "name": "fwd", "hook": "forward", "policy": "drop"}},
-            {"chain": {"family": "inet", "table": "open", "name": "fwd", "hook": "forward", "policy": "accept"}},
+            {"chain": {"family": "inet", "table": "firewalld", "name": "filter_INPUT", "hook": "input", "policy": "drop"}},
+            {"chain": {"family": "ip6", "table": "six", "name": "forward", "hook": "forward", "policy": "drop"}},
+            {"chain": {"family": "ip", "table": "strict", "name": "forward", "hook": "forward", "policy": "drop"}},
+            {"chain": {"family": "ip", "table": "strict", "name": "helper"}},
         ]});
-        let conditions = nft_tables(&ruleset, Flavor::Nft, &v4_only());
-        assert_eq!(conditions.len(), 1, "{conditions:?}");
+        let found = forward_chains(&listed, &v4_only());
+        let found: Vec<_> = found.iter().map(|chain| (chain.table.as_str(), chain.drops)).collect();
+        assert_eq!(found, [("firewalld", false), ("strict", true)]);
+    }
+
+    #[test]
+    fn a_last_rule_refuses_only_when_nothing_limits_it() {
+        let chain = |expressions: Value| serde_json::json!({"nftables": [{"chain": {}}, {"rule": {"expr": expressions}}]});
+        assert!(ends_with_refusal(&chain(
+            serde_json::json!([{"counter": {}}, {"reject": {"type": "icmpx"}}])
+        )));
+        assert!(ends_with_refusal(&chain(serde_json::json!([{"drop": null}]))));
+        assert!(!ends_with_refusal(&chain(serde_json::json!([{"match": {}}, {"drop": null}]))));
+        assert!(!ends_with_refusal(&chain(serde_json::json!([{"accept": null}]))));
+        assert!(!ends_with_refusal(&serde_json::json!({"nftables": [{"chain": {}}]})));
+    }
+
+    #[test]
+    fn a_chain_in_front_that_lets_nothing_through_is_told() {
+        let told = |chains: &str, forward: &str| {
+            let prefix = Prefix::default();
+            let saved = format!(
+                "*filter\n:FORWARD DROP [0:0]\n:ufw - [0:0]\n:inner - [0:0]\n:PINHOLE-ACCEPT - [0:0]\n{chains}{forward}-A FORWARD -j PINHOLE-ACCEPT\nCOMMIT\n"
+            );
+            let tables = parse(&saved, Names(&prefix)).unwrap();
+            own_flavor(&tables, Flavor::Nft, Family::V4, Names(&prefix)).is_some()
+        };
+        let jump = "-A FORWARD -j ufw\n";
+        assert!(told("-A ufw -p tcp -j ACCEPT\n-A ufw -j REJECT\n", jump));
+        assert!(told("-A ufw -j inner\n-A inner -j DROP\n", jump));
+        assert!(!told("-A ufw -p tcp -j DROP\n", jump), "some packets come back");
+        assert!(!told("-A ufw -j RETURN\n-A ufw -j DROP\n", jump));
         assert!(
-            conditions[0].fix.contains("nft insert rule inet firewalld filter_FORWARD ct status dnat accept")
+            !told("-A ufw -j DROP\n", "-A FORWARD -o cni0 -j ufw\n"),
+            "a policy for some packets is meant"
         );
     }
 }

@@ -126,8 +126,8 @@ impl Namespace {
     /// Waits until a neighbour refuses connections: a link that was just made may lose packets for a second.
     pub(crate) fn wait_for(&self, neighbour: IpAddr) {
         let closed = SocketAddr::new(neighbour, 9);
-        let refuses = || TcpStream::connect_timeout(&closed, TICK).err().map(|error| error.kind());
-        let refused = self.run(|| (0..500).any(|_| refuses() == Some(io::ErrorKind::ConnectionRefused)));
+        let outcome = || TcpStream::connect_timeout(&closed, TICK).err().map(|error| error.kind());
+        let refused = self.run(|| (0..500).any(|_| outcome() == Some(io::ErrorKind::ConnectionRefused)));
         assert!(refused, "{neighbour} cannot be reached");
     }
 

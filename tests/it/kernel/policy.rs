@@ -145,6 +145,28 @@ fn a_drop_out_of_reach_is_told_with_what_to_do(lab: &mut Lab) {
     assert_eq!(lab.conditions()[0].kind, ConditionKind::MixedFlavors);
 }
 
+fn a_chain_that_rejects_whatever_it_gets_is_told_and_not_stood_before(lab: &mut Lab) {
+    let _a = lab.a.serve("a", "[::]:80");
+    for rule in
+        ["-N ufw-reject-forward", "-A ufw-reject-forward -j REJECT", "-A FORWARD -j ufw-reject-forward"]
+    {
+        lab.iptables(rule);
+    }
+    lab.read();
+    lab.apply(&[endpoint("80/tcp", "a", A)]);
+    assert_eq!(lab.client.tcp("203.0.113.7:80"), Err(ErrorKind::ConnectionRefused));
+    let conditions = lab.conditions();
+    assert_eq!(conditions.len(), 1, "{conditions:?}");
+    assert!(conditions[0].message.contains("ufw-reject-forward"), "{}", conditions[0]);
+    let command = conditions[0].fix.split('`').nth(3).unwrap();
+    lab.node.sh(&lab.command("iptables", command.split_once(' ').unwrap().1));
+    assert_eq!(
+        lab.client.tcp("203.0.113.7:80"),
+        Ok("a 198.51.100.9".into()),
+        "the command that is told helps"
+    );
+}
+
 fn a_kernel_that_does_not_forward_is_told(lab: &mut Lab) {
     lab.node.sysctl("net/ipv4/ip_forward", "0");
     let conditions = lab.conditions();
@@ -160,5 +182,6 @@ with_both_flavors!(
     r23_direct_access_to_a_pod_stays_closed,
     a_connection_that_others_redirect_is_not_accepted_for_them,
     a_drop_out_of_reach_is_told_with_what_to_do,
+    a_chain_that_rejects_whatever_it_gets_is_told_and_not_stood_before,
     a_kernel_that_does_not_forward_is_told,
 );

@@ -203,8 +203,20 @@ fn r35_a_fixed_source_wins_against_a_masquerade_that_stands_first(lab: &mut Lab)
     lab.read();
     lab.apply(&[endpoint("203.0.113.8:80/tcp", "a", A)]);
     assert_eq!(lab.a.tcp("198.51.100.9:9000"), Ok("client 203.0.113.8".into()));
-    let rules = lab.iptables("-t nat -S POSTROUTING");
-    assert_eq!(rules.matches("MASQUERADE").count(), 2, "rules of others stay: {rules}");
+
+    lab.iptables("-t nat -N FLANNEL-POSTRTG");
+    lab.iptables(&format!("-t nat -A FLANNEL-POSTRTG {masquerade}"));
+    lab.iptables("-t nat -I POSTROUTING 1 -m comment --comment 'flanneld masq' -j FLANNEL-POSTRTG");
+    assert_eq!(
+        lab.a.tcp("198.51.100.9:9000"),
+        Ok("client 198.51.100.1".into()),
+        "and so by a chain that masquerades"
+    );
+    lab.read();
+    lab.apply(&[endpoint("203.0.113.8:80/tcp", "a", A)]);
+    assert_eq!(lab.a.tcp("198.51.100.9:9000"), Ok("client 203.0.113.8".into()));
+    let rules = lab.iptables("-t nat -S");
+    assert_eq!(rules.matches("! -d 10.244.0.0/16 -j MASQUERADE").count(), 3, "rules of others stay: {rules}");
 }
 
 fn what_kube_proxy_marked_for_masquerading_is_masqueraded(lab: &mut Lab) {
