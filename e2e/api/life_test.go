@@ -17,10 +17,12 @@ var olderThanTheWebhook = `
 apiVersion: v1
 kind: Node
 metadata: {name: node-1, labels: {kubernetes.io/hostname: node-1}}
+spec: {podCIDR: 10.244.1.0/24, podCIDRs: [10.244.1.0/24]}
 ---
 apiVersion: v1
 kind: Node
 metadata: {name: node-2, labels: {kubernetes.io/hostname: node-2}}
+spec: {podCIDR: 10.244.2.0/24, podCIDRs: [10.244.2.0/24]}
 ---
 apiVersion: v1
 kind: Namespace

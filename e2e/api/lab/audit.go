@@ -9,8 +9,9 @@ import (
 
 // AuditEvent is what the API server's audit log says about one request, as far as these tests look.
 type AuditEvent struct {
-	Verb string
-	User struct {
+	Verb       string
+	RequestURI string
+	User       struct {
 		Username string
 	}
 	ObjectRef struct {

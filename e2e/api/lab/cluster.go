@@ -10,6 +10,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -150,7 +151,7 @@ func (c *Cluster) startControlPlane() error {
 	}
 
 	clientURL, peerURL := "http://"+etcd+":2379", "http://"+etcd+":2380"
-	process, err := startProcess("etcd", c.directory, filepath.Join(c.binaries, "etcd"),
+	process, err := startProcess("etcd", c.directory, nil, filepath.Join(c.binaries, "etcd"),
 		"--data-dir="+filepath.Join(c.directory, "etcd"), "--unsafe-no-fsync",
 		"--listen-client-urls="+clientURL, "--advertise-client-urls="+clientURL,
 		"--listen-peer-urls="+peerURL, "--initial-advertise-peer-urls="+peerURL, "--initial-cluster=default="+peerURL)
@@ -173,7 +174,7 @@ func (c *Cluster) startControlPlane() error {
 	if !c.Controllers {
 		return nil
 	}
-	_, err = startProcess("kube-controller-manager", c.directory, filepath.Join(c.binaries, "kube-controller-manager"),
+	_, err = startProcess("kube-controller-manager", c.directory, nil, filepath.Join(c.binaries, "kube-controller-manager"),
 		"--kubeconfig="+c.kubeconfig(0), "--leader-elect=false", "--secure-port=0", "--use-service-account-credentials=false",
 		"--controllers=deployment-controller,replicaset-controller,statefulset-controller,daemonset-controller,job-controller,"+
 			"cronjob-controller,garbage-collector-controller,namespace-controller,serviceaccount-controller,disruption-controller")
@@ -187,7 +188,7 @@ func (c *Cluster) startAPIServer(server int, etcd string) error {
 		return err
 	}
 	in := func(name string) string { return filepath.Join(c.directory, name) }
-	process, err := startProcess(fmt.Sprintf("kube-apiserver-%d", server), c.directory, filepath.Join(c.binaries, "kube-apiserver"),
+	process, err := startProcess(fmt.Sprintf("kube-apiserver-%d", server), c.directory, nil, filepath.Join(c.binaries, "kube-apiserver"),
 		"--etcd-servers="+etcd,
 		"--bind-address="+address, "--advertise-address="+address, "--secure-port=6443", "--endpoint-reconciler-type=none",
 		"--tls-cert-file="+filepath.Join(certificates, "tls.crt"), "--tls-private-key-file="+filepath.Join(certificates, "tls.key"),
@@ -293,7 +294,14 @@ func (c *Cluster) installWebhook() error {
 			return err
 		}
 	}
-	var deployment struct {
+	var err error
+	c.webhookArgs, err = c.shippedArguments("deployments/pinhole-webhook")
+	return err
+}
+
+// shippedArguments are the arguments of the one container in a shipped workload.
+func (c *Cluster) shippedArguments(workload string) ([]string, error) {
+	var stored struct {
 		Spec struct {
 			Template struct {
 				Spec struct {
@@ -304,12 +312,23 @@ func (c *Cluster) installWebhook() error {
 			} `json:"template"`
 		} `json:"spec"`
 	}
-	path := "/apis/apps/v1/namespaces/" + WebhookNamespace + "/deployments/pinhole-webhook"
-	if err := c.Do(context.Background(), 0, http.MethodGet, path, nil, &deployment); err != nil {
+	path := "/apis/apps/v1/namespaces/" + WebhookNamespace + "/" + workload
+	if err := c.Do(context.Background(), 0, http.MethodGet, path, nil, &stored); err != nil {
+		return nil, err
+	}
+	return stored.Spec.Template.Spec.Containers[0].Args, nil
+}
+
+// serviceAccountKubeconfig writes a kubeconfig with the rights of a ServiceAccount in the webhook's namespace.
+func (c *Cluster) serviceAccountKubeconfig(account, url, path string) error {
+	token, err := c.Kubectl("", "create", "token", account, "--namespace="+WebhookNamespace, "--duration=2h")
+	if err != nil {
 		return err
 	}
-	c.webhookArgs = deployment.Spec.Template.Spec.Containers[0].Args
-	return nil
+	if !token.Succeeded {
+		return errors.New(token.Stderr)
+	}
+	return os.WriteFile(path, []byte(c.kubeconfigText(url, strings.TrimSpace(token.Stdout))), 0o600)
 }
 
 // StatusError is an answer of the API server other than 2xx.

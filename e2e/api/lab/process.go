@@ -19,7 +19,7 @@ type Process struct {
 	err     error
 }
 
-func startProcess(name, directory, program string, arguments ...string) (*Process, error) {
+func startProcess(name, directory string, environment []string, program string, arguments ...string) (*Process, error) {
 	logPath := filepath.Join(directory, name+".log")
 	log, err := os.OpenFile(logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -28,7 +28,7 @@ func startProcess(name, directory, program string, arguments ...string) (*Proces
 	defer log.Close()
 	command := exec.Command(program, arguments...)
 	command.Dir = directory
-	command.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + directory}
+	command.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + directory}, environment...)
 	command.Stdout, command.Stderr = log, log
 	if err := command.Start(); err != nil {
 		return nil, fmt.Errorf("starting %s: %w", name, err)

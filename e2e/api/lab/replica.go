@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -49,19 +48,12 @@ func (c *Cluster) StartReplica(options ReplicaOptions) (*Replica, error) {
 	if err := c.Authority.issueInto(directory, webhookHost); err != nil {
 		return nil, err
 	}
-	token, err := c.Kubectl("", "create", "token", "pinhole-webhook", "--namespace="+WebhookNamespace, "--duration=2h")
-	if err != nil {
-		return nil, err
-	}
-	if !token.Succeeded {
-		return nil, errors.New(token.Stderr)
-	}
 	url := c.url(0)
 	if options.APIServer != "" {
 		url = "https://" + options.APIServer
 	}
 	kubeconfig := filepath.Join(directory, "kubeconfig")
-	if err := os.WriteFile(kubeconfig, []byte(c.kubeconfigText(url, strings.TrimSpace(token.Stdout))), 0o600); err != nil {
+	if err := c.serviceAccountKubeconfig("pinhole-webhook", url, kubeconfig); err != nil {
 		return nil, err
 	}
 	arguments := slices.Clone(c.webhookArgs)
@@ -69,7 +61,7 @@ func (c *Cluster) StartReplica(options ReplicaOptions) (*Replica, error) {
 		arguments[index] = strings.Replace(arguments[index], "/etc/pinhole/tls", directory, 1)
 	}
 	arguments = append(arguments, "--listen="+address+":8443", "--http-address="+address+":8484", "--kubeconfig="+kubeconfig)
-	process, err := startProcess(name, directory, c.pinhole, append(arguments, options.Arguments...)...)
+	process, err := startProcess(name, directory, nil, c.pinhole, append(arguments, options.Arguments...)...)
 	if err != nil {
 		return nil, err
 	}

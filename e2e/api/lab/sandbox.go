@@ -19,6 +19,8 @@ const (
 	insideVariable = "PINHOLE_E2E_INSIDE"
 	// Mounted over in our own mount namespace only. Unlike /tmp it never holds a checkout or the binary under test.
 	scratch = "/dev/shm"
+	// Holds the lock that programs of the host take before they write iptables rules.
+	runtimeState = "/run"
 )
 
 // EnterSandbox moves the calling test binary into its sandbox by executing it again, and returns once inside.
@@ -54,8 +56,10 @@ func EnterSandbox() error {
 
 // furnish gives the new namespaces a loopback device and scratch space.
 func furnish() error {
-	if err := syscall.Mount("tmpfs", scratch, "tmpfs", 0, "mode=1777"); err != nil {
-		return fmt.Errorf("mounting scratch space on %s: %w", scratch, err)
+	for _, directory := range []string{scratch, runtimeState} {
+		if err := syscall.Mount("tmpfs", directory, "tmpfs", 0, "mode=1777"); err != nil {
+			return fmt.Errorf("mounting scratch space on %s: %w", directory, err)
+		}
 	}
 	if err := os.Setenv("TMPDIR", scratch); err != nil {
 		return err

@@ -1,0 +1,75 @@
+package lab
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"path/filepath"
+	"time"
+)
+
+// Agent is a running `pinhole agent`. The sandbox is its node: the rules that it writes are those of the sandbox.
+type Agent struct {
+	*Process
+	health  string
+	entries string
+}
+
+// StartAgent starts an agent for a node with the arguments of the shipped DaemonSet and the rights of its
+// ServiceAccount. The addresses become the node's own.
+func (c *Cluster) StartAgent(node string, addresses ...string) (*Agent, error) {
+	for _, address := range addresses {
+		if err := addAddress(address); err != nil {
+			return nil, err
+		}
+	}
+	arguments, err := c.shippedArguments("daemonsets/pinhole-agent")
+	if err != nil {
+		return nil, err
+	}
+	kubeconfig := filepath.Join(c.directory, "agent.kubeconfig")
+	if err := c.serviceAccountKubeconfig("pinhole-agent", c.url(0), kubeconfig); err != nil {
+		return nil, err
+	}
+	agent := &Agent{health: "127.0.0.1:8484", entries: "127.0.0.1:8485"}
+	arguments = append(arguments, "--kubeconfig="+kubeconfig, "--http-address="+agent.health, "--entries-address="+agent.entries)
+	agent.Process, err = startProcess("agent", c.directory, []string{"PINHOLE_NODE_NAME=" + node}, c.pinhole, arguments...)
+	return agent, err
+}
+
+// AwaitReady waits until the kernel has what the pods of the node ask for.
+func (a *Agent) AwaitReady() error {
+	return Poll(30*time.Second, func() error {
+		if a.Exited() {
+			return fmt.Errorf("the agent ended\n%s", a.LogTail())
+		}
+		_, err := get("http://" + a.health + "/readyz")
+		return err
+	})
+}
+
+// Entries is what the agent says it has programmed.
+func (a *Agent) Entries() (string, error) {
+	text, err := get("http://" + a.entries + "/entries")
+	if err != nil {
+		return "", err
+	}
+	if !json.Valid([]byte(text)) {
+		return "", fmt.Errorf("/entries is not JSON: %s", text)
+	}
+	return text, nil
+}
+
+func get(url string) (string, error) {
+	response, err := http.Get(url)
+	if err != nil {
+		return "", err
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s answers %s: %s", url, response.Status, text)
+	}
+	return string(text), err
+}
