@@ -1,7 +1,7 @@
 //! Programs a node by iptables: own chains, one `iptables-restore --noflush` per family and change.
 //!
-//! The steps are pure and each has its module: [`layout`] says which chains a [`Ruleset`] needs, [`parse`] and
-//! [`decode`] read what is there, [`position`] judges where jumps stand, [`plan`] writes the shortest text from one
+//! The steps are pure and each has its module: [`mod@layout`] says which chains a [`Ruleset`] needs, [`parse`] and
+//! [`mod@decode`] read what is there, [`position`] judges where jumps stand, [`mod@plan`] writes the shortest text from one
 //! to the other. This file runs the programs and deals with their failures.
 
 pub mod blockers;

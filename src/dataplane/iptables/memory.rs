@@ -1,6 +1,6 @@
 //! Does to tables in memory what `iptables-restore --noflush` does to the kernel's.
 //!
-//! It understands the text that [`crate::dataplane::iptables::plan`] writes and refuses what the kernel would refuse.
+//! It understands the text that [`mod@crate::dataplane::iptables::plan`] writes and refuses what the kernel would refuse.
 //! Dry runs remember by it, and after a real restore it tells what the tables hold without reading them again.
 
 use crate::dataplane::counters::Counters;
