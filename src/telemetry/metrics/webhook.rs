@@ -179,6 +179,7 @@ impl WebhookMetrics {
 mod tests {
     use super::*;
     use crate::telemetry::metrics;
+    use crate::telemetry::metrics::watch::WatchMetrics;
 
     #[test]
     fn the_names_are_the_contract() {
@@ -218,6 +219,10 @@ mod tests {
         webhook.shed("deadline");
         webhook.cut("evicted");
         register_index(&mut registry, || 0);
+        let watches = WatchMetrics::register(&mut registry);
+        watches.listed("pods");
+        watches.changed("pods");
+        watches.failed("pods");
         let text = metrics::encode(&registry).unwrap();
         let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
         for (name, kind) in types {
