@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -35,6 +37,8 @@ use crate::cluster::client::Source;
 use crate::cluster::events;
 use crate::cluster::events::Events;
 use crate::cluster::events::Outcome;
+use crate::cluster::informers::Observer;
+use crate::cluster::informers::Sign;
 use crate::cluster::node_pods::NodePods;
 use crate::dataplane::Backend;
 use crate::dataplane::command::Tools;
@@ -51,6 +55,8 @@ use crate::shutdown;
 use crate::telemetry::http;
 use crate::telemetry::metrics;
 use crate::telemetry::metrics::agent::AgentMetrics;
+use crate::telemetry::metrics::watch::WatchMetrics;
+use crate::telemetry::readiness::Condition;
 use crate::telemetry::readiness::Readiness;
 
 /// How long to go on writing Events after the loop has ended.
@@ -211,6 +217,8 @@ impl AgentFlags {
         let readiness = Readiness::new();
         let mut registry = metrics::registry();
         let metrics = AgentMetrics::register(&mut registry);
+        let caches = readiness.require("caches", "waiting for the first lists from the API server");
+        let observer = observer(caches, WatchMetrics::register(&mut registry));
         let in_sync = readiness.require("rules", "starting");
         let ended = CancellationToken::new();
         let admin = http::router(readiness, Arc::new(registry));
@@ -219,7 +227,8 @@ impl AgentFlags {
 
         info!(node = node_name, server = connection.server, %http_address, "Watching the node's pods");
         let pods = Arc::new(NodePods::new(Arc::clone(&policy)));
-        let watching = tokio::spawn(Arc::clone(&pods).follow(connection.clone(), node_name.clone()));
+        let watching =
+            tokio::spawn(Arc::clone(&pods).follow(connection.clone(), node_name.clone(), observer));
         let is_dry_run = matches!(*dataplane, Backend::DryRun(_));
         // A dry run tells nobody that it did something.
         let (events, writing) = if is_dry_run {
@@ -289,6 +298,28 @@ impl BrakeFlags {
         let Self { threshold_percent, minimum, grace } = self;
         BrakeOverTime::new(Brake { threshold_percent, minimum }, grace)
     }
+}
+
+/// Keeps readiness up to date with the first lists, and counts. A watch that fails later is repeated, and what was
+/// programmed by then stays right for the pods that were known.
+fn observer(caches: Condition, metrics: WatchMetrics) -> Observer {
+    let synced = AtomicBool::new(false);
+    Arc::new(move |resource, sign| match sign {
+        Sign::Listed { waiting } => {
+            metrics.listed(resource.plural());
+            if waiting.is_empty() {
+                synced.store(true, Ordering::Release);
+                caches.met();
+            }
+        }
+        Sign::Changed => metrics.changed(resource.plural()),
+        Sign::Failed(reason) => {
+            metrics.failed(resource.plural());
+            if !synced.load(Ordering::Acquire) {
+                caches.missing(format!("listing {} fails: {reason}", resource.plural()));
+            }
+        }
+    })
 }
 
 fn write_events(

@@ -29,6 +29,8 @@ use crate::api::object::Object;
 use crate::api::object::Spec;
 use crate::api::object::Status;
 use crate::cluster::client::Connection;
+use crate::cluster::informers::Observer;
+use crate::cluster::informers::Sign;
 use crate::cluster::live::ApiServer;
 use crate::cluster::resource::Resource;
 use crate::cluster::watch::News;
@@ -142,11 +144,15 @@ impl NodePods {
 
     /// Watches the node of this name until it is dropped. A panic in one of the watches is a panic here: a process
     /// must not go on with a view that no longer changes.
-    pub async fn follow(self: Arc<Self>, connection: Connection, node_name: String) {
+    pub async fn follow(self: Arc<Self>, connection: Connection, node_name: String, observer: Observer) {
         let mut watches = JoinSet::new();
         for resource in self.waiting() {
-            let following =
-                Arc::clone(&self).follow_one(connection.clone(), resource, fields(resource, &node_name));
+            let following = Arc::clone(&self).follow_one(
+                connection.clone(),
+                resource,
+                fields(resource, &node_name),
+                Arc::clone(&observer),
+            );
             watches.spawn(following);
         }
         while let Some(ended) = watches.join_next().await {
@@ -158,7 +164,13 @@ impl NodePods {
         }
     }
 
-    async fn follow_one(self: Arc<Self>, connection: Connection, resource: Resource, fields: Option<String>) {
+    async fn follow_one(
+        self: Arc<Self>,
+        connection: Connection,
+        resource: Resource,
+        fields: Option<String>,
+        observer: Observer,
+    ) {
         let policy = Arc::clone(&self.policy);
         let trim = Box::new(move |object: &mut Object| keep(object, &policy));
         let mut watch = Watch::new(&connection, resource, fields.as_deref(), trim);
@@ -174,9 +186,16 @@ impl NodePods {
             match &news {
                 News::Listed(objects) => self.learn_owners(objects, &api_server).await,
                 News::Applied(object) => self.learn_owners(std::slice::from_ref(object), &api_server).await,
-                News::Deleted(_) | News::Failed(_) => {}
+                News::Deleted(_) => {}
+                News::Failed(reason) => {
+                    observer(resource, Sign::Failed(reason));
+                    continue;
+                }
             }
+            let is_list = matches!(news, News::Listed(_));
             self.feed(resource, news);
+            let waiting = self.waiting();
+            observer(resource, if is_list { Sign::Listed { waiting: &waiting } } else { Sign::Changed });
         }
     }
 
