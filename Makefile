@@ -8,6 +8,8 @@ CACHE ?= $(or $(PINHOLE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pinhole)
 CARGO_DENY := $(CACHE)/tools/bin/cargo-deny
 CARGO_DENY_VERSION := 0.20.2
 KERNEL_PACKAGES := iptables nftables conntrack iproute2 ethtool netcat-openbsd
+# Tests make network namespaces of their own, which takes root or, for an ordinary user, a user namespace.
+AS_NETWORK_ROOT := $(if $(filter 0,$(shell id -u)),,unshare -Urn sh -c 'ip link set lo up && exec "$$@"' sh)
 
 -include e2e/e2e.mk
 -include e2e/kind.mk
@@ -27,7 +29,8 @@ test: test-rust e2e-api ## All tests: unit, property, kernel, and a real API ser
 
 .PHONY: test-rust
 test-rust: packages ## Unit, property and kernel tests; no cluster
-	cargo test --locked --workspace
+	cargo test --locked --workspace --no-run
+	PATH="$$PATH:/usr/sbin:/sbin" $(AS_NETWORK_ROOT) cargo test --locked --workspace
 
 .PHONY: check
 check: $(CARGO_DENY) ## Format, lints, documentation, licences, manifests

@@ -2,7 +2,8 @@
 //! lives only as long as its test.
 //!
 //! Every test runs with both flavours of iptables and carries the number of the defect that it holds off. They need
-//! root and Debian's iptables, iproute2 and conntrack; without, they fail and say so.
+//! root, or the user namespace that `make test-rust` gives an ordinary user, and Debian's iptables, nftables, iproute2
+//! and conntrack; without, they fail and say so.
 
 mod agent;
 mod lab;

@@ -49,7 +49,7 @@ impl Namespace {
             File::open("/proc/thread-self/ns/net")
         });
         let file = made.join().unwrap().unwrap_or_else(|error| {
-            panic!("cannot make a network namespace ({error}): the kernel tests need root, run them by `sudo make test-rust`")
+            panic!("cannot make a network namespace ({error}): the kernel tests need root or a user namespace, run them by `make test-rust`")
         });
         let namespace = Self(file);
         namespace.sh("ip link set lo up");
