@@ -1,6 +1,7 @@
 //! Whose an entry is, as it is written beside the rule in the kernel: `namespace/pod:` and a digest of the pod's UID.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::model::holder::ObjectName;
 use crate::ruleset::digest::fnv1a;
@@ -18,7 +19,7 @@ const KEPT_NAME: usize = MAX_LENGTH - UID_DIGITS - NAME_DIGITS - 2;
 /// At most 128 bytes of `[A-Za-z0-9_./:-]`, so that no program in between quotes, cuts or re-spells it; equal for
 /// equal pods and different for different ones, also when a name had to be shortened.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Owner(String);
+pub struct Owner(Arc<str>);
 
 impl Owner {
     /// The pod with this name and UID.
@@ -27,26 +28,31 @@ impl Owner {
         let name = pod.to_string();
         let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"./-".contains(&byte));
         if plain && name.len() + 1 + UID_DIGITS <= MAX_LENGTH {
-            return Self(format!("{name}:{uid:0UID_DIGITS$x}"));
+            return Self(format!("{name}:{uid:0UID_DIGITS$x}").into());
         }
         let kept: String = name
             .chars()
             .take(KEPT_NAME)
             .map(|c| if c.is_ascii_alphanumeric() || "./-".contains(c) { c } else { '_' })
             .collect();
-        Self(format!("{kept}_{:0NAME_DIGITS$x}:{uid:0UID_DIGITS$x}", fnv1a(name.as_bytes())))
+        Self(format!("{kept}_{:0NAME_DIGITS$x}:{uid:0UID_DIGITS$x}", fnv1a(name.as_bytes())).into())
     }
 
     /// Reads back what [`Owner::as_str`] wrote; `None` for any other comment.
     pub fn parse(comment: &str) -> Option<Self> {
         let (pod, uid) = comment.rsplit_once(':')?;
         let digits = uid.len() == UID_DIGITS && uid.bytes().all(|byte| byte.is_ascii_hexdigit());
-        (digits && pod.contains('/') && comment.len() <= MAX_LENGTH).then(|| Self(comment.to_owned()))
+        (digits && pod.contains('/') && comment.len() <= MAX_LENGTH).then(|| Self(comment.into()))
     }
 
     /// The comment.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The comment, shared.
+    pub fn comment(&self) -> Arc<str> {
+        Arc::clone(&self.0)
     }
 
     /// `namespace/pod`, shortened with a digest when the names are very long.

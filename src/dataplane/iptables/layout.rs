@@ -135,7 +135,7 @@ fn serve(entries: &[&Entry], protocol: Protocol, mark: u32) -> Vec<Rule> {
     let mut rules: Vec<_> = runs(with_pod.map(|entry| entry.key.ports)).into_iter().map(mark_rule).collect();
     // The owner of ports that lead nowhere shows only here.
     let reserved = entries.iter().filter(|entry| entry.target.is_none());
-    rules.extend(reserved.map(|entry| mark_rule(entry.key.ports).comment(entry.owner.as_str())));
+    rules.extend(reserved.map(|entry| mark_rule(entry.key.ports).comment(entry.owner.comment())));
     rules.extend(entries.iter().flat_map(|entry| dnat(entry)));
     rules
 }
@@ -160,7 +160,7 @@ fn dnat(entry: &Entry) -> Vec<Rule> {
     // A range that keeps its ports needs no port map; a single port is always named.
     let kept = !ports.is_single() && ports == entry.key.ports;
     let action = Action::Dnat { to: target.ip, ports: (!kept).then_some(ports) };
-    let rule = Rule::new(action).ports(entry.key.protocol, entry.key.ports).comment(entry.owner.as_str());
+    let rule = Rule::new(action).ports(entry.key.protocol, entry.key.ports).comment(entry.owner.comment());
     if entry.allowed_sources.is_empty() {
         return vec![rule];
     }
@@ -171,7 +171,7 @@ fn egress(chains: &mut Chains, ruleset: &Ruleset, family: Family, names: Names<'
     let mut nets: BTreeMap<IpNet, Vec<Rule>> = BTreeMap::new();
     for egress in ruleset.egress().filter(|egress| Family::of(egress.pod) == family) {
         let rule = Rule::new(Action::Snat(egress.external)).from(IpNet::from(egress.pod));
-        nets.entry(egress_net(egress.pod)).or_default().push(rule.comment(egress.owner.as_str()));
+        nets.entry(egress_net(egress.pod)).or_default().push(rule.comment(egress.owner.comment()));
     }
     let leaves = names.egress(nets.values().flatten().filter_map(|rule| Some(rule.source?.addr())));
 

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -25,7 +26,7 @@ pub struct Rule {
     /// Further conditions, all of which must hold.
     pub matches: Vec<Match>,
     /// Whose the rule is.
-    pub comment: Option<String>,
+    pub comment: Option<Arc<str>>,
     /// What happens.
     pub action: Action,
 }
@@ -128,8 +129,8 @@ impl Rule {
     }
 
     /// With `comment`, which must need no quoting.
-    pub fn comment(mut self, comment: &str) -> Self {
-        self.comment = Some(comment.to_owned());
+    pub fn comment(mut self, comment: impl Into<Arc<str>>) -> Self {
+        self.comment = Some(comment.into());
         self
     }
 }
@@ -237,7 +238,7 @@ pub fn parse<'a>(words: impl Iterator<Item = &'a str>) -> Option<Rule> {
             "-p" => rule.protocol = Some(protocol(words.next()?)?),
             "-m" => module = words.next()?,
             "--dport" => rule.ports = Some(ports(words.next()?, ':')?),
-            "--comment" => rule.comment = Some(words.next()?.to_owned()),
+            "--comment" => rule.comment = Some(words.next()?.into()),
             "--ctstate" => rule.matches.push(Match::State(states(words.next()?)?)),
             "--mark" if module == "connmark" => rule.matches.push(Match::Connmark(bit(words.next()?)?)),
             "--mark" => rule.matches.push(Match::Mark(bit(words.next()?)?)),
