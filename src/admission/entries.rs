@@ -3,6 +3,7 @@
 //! The JSON Schema decides on structure and this module words each finding; what a schema cannot say (addresses,
 //! ranges, contradictions inside an entry) is judged here, entry by entry.
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -62,18 +63,23 @@ pub(crate) fn read(text: &str, path: &str) -> Wanted {
             rule: Rule::Syntax,
         })
         .collect();
-    let mut broken_entries = BTreeSet::new();
+    let mut broken_entries: BTreeMap<usize, BTreeSet<String>> = BTreeMap::new();
     for error in VALIDATOR.iter_errors(&document.value) {
         let place = Place::of(&error);
-        broken_entries.extend(place.entry);
+        if let Some(position) = place.entry {
+            broken_entries.entry(position).or_default().extend(place.key.clone());
+        }
         violations.extend(structural(&error, &place, &format!("{path}{}", place.path)));
     }
     let items = document.value.get("entries").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     let mut entries = Vec::new();
-    for (position, item) in
-        items.iter().enumerate().filter(|(position, _)| !broken_entries.contains(position))
-    {
+    for (position, item) in items.iter().enumerate() {
         let path = format!("{path}.entries[{position}]");
+        if let Some(broken) = broken_entries.get(&position) {
+            let rest = rest(item, broken).map(|rest| judge(&rest, &path));
+            violations.extend(rest.and_then(Result::err).unwrap_or_default());
+            continue;
+        }
         match serde_json::from_value::<NatEntry>(item.clone()) {
             Ok(entry) => match judge(&entry, &path) {
                 Ok(located) => entries.push(located),
@@ -107,6 +113,8 @@ struct Place {
     path: String,
     /// The entry that it concerns, if it is inside one.
     entry: Option<usize>,
+    /// The key of that entry, if it is about one.
+    key: Option<String>,
 }
 
 impl Place {
@@ -114,16 +122,20 @@ impl Place {
         let pointer = error.instance_path().as_str();
         let mut path = String::new();
         let mut entry = None;
+        let mut key = None;
         for token in pointer.split('/').skip(1) {
-            match token.parse::<usize>() {
-                Ok(index) => {
-                    entry.get_or_insert(index);
-                    path = format!("{path}[{index}]");
-                }
-                Err(_) => path = format!("{path}.{}", token.replace("~1", "/").replace("~0", "~")),
+            if let Ok(index) = token.parse::<usize>() {
+                entry.get_or_insert(index);
+                path = format!("{path}[{index}]");
+                continue;
+            }
+            let name = token.replace("~1", "/").replace("~0", "~");
+            path = format!("{path}.{name}");
+            if entry.is_some() {
+                key.get_or_insert(name);
             }
         }
-        Self { path, entry }
+        Self { path, entry, key }
     }
 }
 
@@ -213,6 +225,24 @@ fn wrong_type(name: &str, value: &Value) -> String {
         name if name.starts_with("entries[") => format!("is not an object; write it as in {EXAMPLE}"),
         _ => format!("is not an object; write {EXAMPLE}"),
     }
+}
+
+/// What can be judged of an entry in spite of its broken keys, so that a user hears of everything at once. Keys that
+/// are needed and cannot be read get a value that nobody has anything against.
+fn rest(item: &Value, broken: &BTreeSet<String>) -> Option<NatEntry> {
+    let mut keys = item.as_object()?.clone();
+    let has_unknown = keys.keys().any(|key| !annotation::ENTRY_KEYS.contains(&key.as_str()));
+    keys.retain(|key, _| annotation::ENTRY_KEYS.contains(&key.as_str()) && !broken.contains(key));
+    if !keys.contains_key("srcIP") && (has_unknown || broken.contains("srcIP")) {
+        // Whether an address is missing shows once the one that was meant can be read.
+        keys.remove("ifaceAuto");
+    }
+    if !keys.contains_key("srcPort") {
+        keys.remove("srcPortEnd");
+        keys.insert("srcPort".to_owned(), Value::from(1));
+    }
+    keys.entry("dstPort").or_insert(Value::from(1));
+    serde_json::from_value(Value::Object(keys)).ok()
 }
 
 /// Judges one well-formed entry alone.

@@ -297,6 +297,43 @@ fn all_problems_of_all_entries_come_at_once_and_the_good_entries_still_count() {
 }
 
 #[test]
+fn a_broken_key_hides_nothing_else_in_its_entry() {
+    let field = "metadata.annotations[pinhole.dev/nat].entries[0]";
+    let not_a_port = "is not a port; ports are 1 to 65535";
+    let cases = [
+        (
+            r#"{"srcIP":"nowhere","srcPort":99999,"dstPort":80}"#,
+            format!(
+                "2 problems: (1) {field}.srcPort: 99999: {not_a_port}; (2) {field}.srcIP: nowhere: is not an IP address; \
+                 write one such as 203.0.113.7 or 2001:db8::7 (names are not looked up)"
+            ),
+        ),
+        (
+            r#"{"ifaceAuto":false,"srcPort":80,"srcPortEnd":70,"dstPort":0}"#,
+            format!(
+                "3 problems: (1) {field}.dstPort: 0: {not_a_port}; \
+                 (2) {field}.ifaceAuto: false: leaves the entry without an address; give srcIP, or set ifaceAuto to true \
+                 for the node's own; (3) {field}.srcPortEnd: 70: lies below srcPort 80; swap the two"
+            ),
+        ),
+        (
+            r#"{"ifaceAuto":false,"srcip":"203.0.113.7","srcPort":80,"dstPort":80}"#,
+            format!("{field}.srcip: is not a key of this object; did you mean \"srcIP\"?"),
+        ),
+        (
+            r#"{"srcPort":80,"dstPort":80,"proto":"tpc","allowedSources":[7]}"#,
+            format!(
+                "2 problems: (1) {field}.proto: \"tpc\": is not a protocol; write tcp, udp or sctp; did you mean \"tcp\"?; \
+                 (2) {field}.allowedSources[0]: 7: is not text; write the network in quotes, as in \"192.0.2.0/24\""
+            ),
+        ),
+    ];
+    for (entry, expected) in cases {
+        assert_refused(&Cluster::new().create(nat(entry)), &expected);
+    }
+}
+
+#[test]
 fn one_pod_asks_with_one_annotation() {
     let both = pod(
         "web",
