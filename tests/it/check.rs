@@ -10,7 +10,9 @@ fn examples(directory: &str) -> Vec<String> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
     let names =
         fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut names: Vec<_> = names.filter(|name| name != "refused").collect();
+    let mut names: Vec<_> = names
+        .filter(|name| Path::new(name).extension().is_some_and(|extension| extension == "yaml"))
+        .collect();
     names.sort();
     assert!(!names.is_empty());
     names
@@ -25,6 +27,11 @@ fn every_example_is_granted_also_beside_all_others() {
     let expected =
         format!("Checked {0} objects in {0} files: {0} ask for external ports, granted.\n", files.len());
     assert_eq!(output.stdout, expected);
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/README.md")).unwrap();
+    assert!(readme.contains(&expected), "examples/README.md shows another outcome");
+    for name in examples("examples").iter().chain(&examples("examples/refused")) {
+        assert!(readme.contains(&format!("{name})")), "examples/README.md does not name {name}");
+    }
 }
 
 #[test]

@@ -64,8 +64,13 @@ impl Play {
         let tools = Tools { lock_file: Some(PathBuf::from("/dev/null")), ..Tools::default() };
         let settings = Settings { tools, ..Settings::default() };
         let dataplane = dataplane(&settings).await?;
-        let network =
-            Network::build(&settings.tools).await.context("the demo's network cannot be built here")?;
+        let network = match Network::build(&settings.tools).await {
+            Ok(network) => network,
+            Err(error) => {
+                Self::perform_without_network(story).await?;
+                return Err(error.context("the node's rules and packets cannot be shown here"));
+            }
+        };
         let mut play = Self::begin(story, settings, Some(network)).await?;
         play.apply_manifests().await?;
         let node = play.program_node(dataplane).await?;
@@ -213,13 +218,14 @@ impl Play {
             (client, Tcp, node(8080), Refused, "nobody asked for this port"),
         ];
         for (from, protocol, to, expected, why) in calls {
-            let answer = traffic::call(&network.outside, protocol, from, to).await?;
+            let patience = if matches!(expected, Silence) { traffic::SHORT } else { traffic::LONG };
+            let answer = traffic::call(&network.outside, protocol, from, to, patience).await?;
             self.tell_call(from, protocol, to, &answer, &expected, why)?;
         }
         traffic::serve(&network.outside, Tcp, "the client", [25]).await?;
         let mail = self.pods.iter().find(|pod| &*pod.object.metadata.name == "mail").context("mail runs")?;
         let to = SocketAddr::from((CLIENT, 25));
-        let answer = traffic::call(&mail.namespace, Tcp, mail.address, to).await?;
+        let answer = traffic::call(&mail.namespace, Tcp, mail.address, to, traffic::LONG).await?;
         let expected = TellsWho("the client", NODE_ADDRESS.into());
         let from = mail.address;
         self.tell_call(

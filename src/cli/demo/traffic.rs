@@ -18,8 +18,11 @@ use tokio::time::timeout;
 use crate::cli::demo::namespace::Namespace;
 use crate::model::port::Protocol;
 
-/// More than any packet takes here, little enough to wait for one that must not come.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// More than any packet takes here, on a machine with much else to do.
+pub(crate) const LONG: Duration = Duration::from_secs(5);
+
+/// Enough for a packet on a machine at rest: how long to wait for one that must not come.
+pub(crate) const SHORT: Duration = Duration::from_secs(1);
 
 /// Listens on ports inside a namespace; whoever calls is told who answers and whom they saw.
 pub(crate) async fn serve(
@@ -83,16 +86,17 @@ impl fmt::Display for Answer {
     }
 }
 
-/// Calls from one of the namespace's addresses.
+/// Calls from one of the namespace's addresses, and waits for an answer with this patience.
 pub(crate) async fn call(
     namespace: &Namespace,
     protocol: Protocol,
     from: IpAddr,
     to: SocketAddr,
+    patience: Duration,
 ) -> anyhow::Result<Answer> {
     let answer = match protocol {
-        Protocol::Tcp => answer(namespace, call_tcp(from, to)).await,
-        Protocol::Udp => answer(namespace, call_udp(from, to)).await,
+        Protocol::Tcp => answer(namespace, call_tcp(from, to), patience).await,
+        Protocol::Udp => answer(namespace, call_udp(from, to), patience).await,
         Protocol::Sctp => bail!("the demo does not speak SCTP"),
     };
     answer.with_context(|| format!("{protocol} from {from} to {to}"))
@@ -118,8 +122,9 @@ async fn call_udp(from: IpAddr, to: SocketAddr) -> io::Result<String> {
 async fn answer(
     namespace: &Namespace,
     exchange: impl Future<Output = io::Result<String>> + Send + 'static,
+    patience: Duration,
 ) -> anyhow::Result<Answer> {
-    let answer = namespace.run(async move { Ok(timeout(PATIENCE, exchange).await) }).await?;
+    let answer = namespace.run(async move { Ok(timeout(patience, exchange).await) }).await?;
     match answer {
         Ok(Ok(text)) => Ok(Answer::Told(text)),
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(Answer::Refused),
