@@ -71,14 +71,8 @@ impl Lab {
              link set port-a up\nlink set port-b up\nlink set cni0 up\nlink set eth0 up\n",
         );
         node.sh(&format!("ip -batch - <<'END'\n{links}END"));
-        for (key, value) in [
-            ("net/ipv4/ip_forward", "1"),
-            ("net/ipv6/conf/all/forwarding", "1"),
-            ("net/bridge/bridge-nf-call-iptables", "0"),
-            ("net/bridge/bridge-nf-call-ip6tables", "0"),
-        ] {
-            node.sysctl(key, value);
-        }
+        node.sysctl("net/ipv4/ip_forward", "1");
+        node.sysctl("net/ipv6/conf/all/forwarding", "1");
         for (namespace, v4, via4, v6, via6) in [
             (&a, "10.244.1.9/24", "10.244.1.1", "fd00:244:1::9/64", "fd00:244:1::1"),
             (&b, "10.244.1.10/24", "10.244.1.1", "fd00:244:1::a/64", "fd00:244:1::1"),
@@ -96,7 +90,20 @@ impl Lab {
         let directory = TempDir::new().unwrap();
         let tools = Tools { directory: None, lock_file: Some(directory.path().join("xtables.lock")) };
         let settings = Settings { tools, ..Settings::default() };
-        Self { node, a, b, client, flavor, settings, observed: Observed::default(), directory }
+        let lab = Self { node, a, b, client, flavor, settings, observed: Observed::default(), directory };
+        lab.bridge_calls_iptables(false);
+        lab
+    }
+
+    /// Lets the bridge pass its packets through iptables, or not. False where it cannot, because `br_netfilter` is not
+    /// loaded: loading it would change the bridges of the whole machine, so tests do not.
+    pub(crate) fn bridge_calls_iptables(&self, calls: bool) -> bool {
+        let keys = ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"];
+        let can = keys.iter().all(|key| self.node.has_sysctl(key));
+        if can {
+            keys.iter().for_each(|key| self.node.sysctl(key, if calls { "1" } else { "0" }));
+        }
+        can || !calls
     }
 
     /// A directory that vanishes with the lab.

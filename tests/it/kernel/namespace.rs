@@ -93,6 +93,11 @@ impl Namespace {
             .unwrap_or_else(|error| panic!("{key}: {error}"));
     }
 
+    /// Whether the kernel has a sysctl.
+    pub(crate) fn has_sysctl(&self, key: &str) -> bool {
+        self.run(|| fs::exists(format!("/proc/sys/{key}")).unwrap())
+    }
+
     /// Answers TCP connections and UDP packets on a port with its name and the address that the request came from.
     pub(crate) fn serve(&self, name: &'static str, address: &str) -> Server {
         let address: SocketAddr = address.parse().unwrap();

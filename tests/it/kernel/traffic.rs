@@ -37,9 +37,12 @@ fn r17_a_pod_reaches_itself_by_its_external_address(lab: &mut Lab) {
     let _a = lab.a.serve("a", "[::]:8080");
     lab.apply(&[to_port("80/tcp", "a", A, 8080), to_port("80/udp", "a", A, 8080)]);
     // A bridge that calls iptables must be allowed to send a packet back to the port that it came from.
-    for (calls_iptables, hairpin) in [("0", "off"), ("0", "on"), ("1", "on")] {
-        bridge(lab, calls_iptables, hairpin);
-        let setting = format!("bridge-nf-call-iptables={calls_iptables}, hairpin {hairpin}");
+    for (calls_iptables, hairpin) in [(false, "off"), (false, "on"), (true, "on")] {
+        if !lab.bridge_calls_iptables(calls_iptables) {
+            continue;
+        }
+        lab.node.sh(&format!("ip link set port-a type bridge_slave hairpin {hairpin}"));
+        let setting = format!("the bridge calls iptables: {calls_iptables}, hairpin {hairpin}");
         assert_eq!(lab.a.tcp("203.0.113.7:80"), Ok("a 10.244.1.1".into()), "{setting}");
         assert_eq!(lab.a.udp("203.0.113.7:80"), Ok("a 10.244.1.1".into()), "{setting}");
         assert_eq!(lab.a.tcp("[2001:db8::7]:80"), Ok("a fd00:244:1::1".into()), "{setting}");
@@ -49,19 +52,15 @@ fn r17_a_pod_reaches_itself_by_its_external_address(lab: &mut Lab) {
 fn r18_a_pod_reaches_its_neighbour_by_the_external_address(lab: &mut Lab) {
     let _a = lab.a.serve("a", "[::]:8080");
     lab.apply(&[to_port("80/tcp", "a", A, 8080), to_port("80/udp", "a", A, 8080)]);
-    for calls_iptables in ["0", "1"] {
-        bridge(lab, calls_iptables, "off");
-        let setting = format!("bridge-nf-call-iptables={calls_iptables}");
+    for calls_iptables in [false, true] {
+        if !lab.bridge_calls_iptables(calls_iptables) {
+            continue;
+        }
+        let setting = format!("the bridge calls iptables: {calls_iptables}");
         assert_eq!(lab.b.tcp("203.0.113.7:80"), Ok("a 10.244.1.1".into()), "{setting}");
         assert_eq!(lab.b.udp("203.0.113.7:80"), Ok("a 10.244.1.1".into()), "{setting}");
         assert_eq!(lab.b.tcp("[2001:db8::7]:80"), Ok("a fd00:244:1::1".into()), "{setting}");
     }
-}
-
-fn bridge(lab: &Lab, calls_iptables: &str, hairpin: &str) {
-    lab.node.sysctl("net/bridge/bridge-nf-call-iptables", calls_iptables);
-    lab.node.sysctl("net/bridge/bridge-nf-call-ip6tables", calls_iptables);
-    lab.node.sh(&format!("ip link set port-a type bridge_slave hairpin {hairpin}"));
 }
 
 fn r19_the_node_reaches_a_pod_by_its_external_address(lab: &mut Lab) {
