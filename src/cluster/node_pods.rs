@@ -277,8 +277,24 @@ impl View {
                 if self.pods.get(&name).is_some_and(is_it) {
                     self.pods.remove(&name);
                 }
+                self.forget_owner(&pod);
             }
             News::Failed(_) => {}
+        }
+    }
+}
+
+impl View {
+    /// Forgets the owner of a pod that is gone, unless another pod has it too: every rollout brings a new one.
+    fn forget_owner(&mut self, pod: &Object) {
+        let Some(owner) = pod.metadata.controller() else { return };
+        let has_it =
+            |pod: &Object| pod.metadata.controller().is_some_and(|controller| controller.uid == owner.uid);
+        if let Some(kind) = Kind::from_name(&owner.kind)
+            && !self.pods.values().any(has_it)
+        {
+            let name = ObjectName::new(pod.metadata.namespace.as_str(), owner.name.as_str());
+            self.index.delete(&ObjectKey { kind, name }, Some(&owner.uid));
         }
     }
 }
@@ -303,11 +319,13 @@ fn name(pod: &Object) -> ObjectName {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::model::address::ExternalAddress;
 
     fn pod(name: &str, uid: &str, annotation: &str) -> Object {
-        let json = serde_json::json!({
+        let json = json!({
             "kind": "Pod",
             "metadata": {"namespace": "mail", "name": name, "uid": uid, "annotations": {annotation: "25"}},
         });
@@ -328,6 +346,28 @@ mod tests {
 
     fn node_pods() -> NodePods {
         NodePods::new(Arc::new(Policy::default()))
+    }
+
+    #[test]
+    fn the_owner_of_the_last_of_its_pods_is_forgotten_with_it() {
+        let pods = node_pods();
+        let owned = |name: &str, uid: &str| {
+            let mut pod = pod(name, uid, "pinhole.dev/expose");
+            let owner = json!({"kind": "ReplicaSet", "name": "web-1", "uid": "r", "controller": true});
+            pod.metadata.owner_references = vec![serde_json::from_value(owner).unwrap()];
+            pod
+        };
+        let replica_set =
+            json!({"kind": "ReplicaSet", "metadata": {"namespace": "mail", "name": "web-1", "uid": "r"}});
+        pods.feed_owner(serde_json::from_value(replica_set).unwrap());
+        let is_known = || pods.unknown_owner(&owned("probe", "p")).is_none();
+        for (name, uid) in [("a", "1"), ("b", "2")] {
+            pods.feed(POD, applied(owned(name, uid)));
+        }
+        pods.feed(POD, deleted(owned("a", "1")));
+        assert!(is_known(), "the other pod has it too");
+        pods.feed(POD, deleted(owned("b", "2")));
+        assert!(!is_known());
     }
 
     #[test]
