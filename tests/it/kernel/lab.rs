@@ -101,7 +101,9 @@ impl Lab {
         let keys = ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"];
         let can = keys.iter().all(|key| self.node.has_sysctl(key));
         if can {
-            keys.iter().for_each(|key| self.node.sysctl(key, if calls { "1" } else { "0" }));
+            for key in keys {
+                self.node.sysctl(key, if calls { "1" } else { "0" });
+            }
         }
         can || !calls
     }
