@@ -294,7 +294,7 @@ func workload(kind, name string, annotations notes, spec ...string) string {
 	case "Job":
 		version, lines = "batch/v1", []string{"template: " + template("Never")}
 	case "CronJob":
-		version, lines = "batch/v1", []string{`schedule: "0 4 * * *"`, "jobTemplate: {spec: {template: " + template("Never") + "}}"}
+		version, lines = "batch/v1", []string{`schedule: "0 0 29 2 *"`, "jobTemplate: {spec: {template: " + template("Never") + "}}"}
 	}
 	return fmt.Sprintf("apiVersion: %s\nkind: %s\nmetadata: {name: %s}\nspec:\n  %s\n",
 		version, kind, name, strings.Join(append(lines, spec...), "\n  "))
