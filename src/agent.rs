@@ -347,18 +347,21 @@ impl<D: Dataplane> Agent<D> {
             return self.fail(&reasons.join("; "));
         }
         self.retry = None;
+        let missing = match (&self.withheld, applied.refused.first()) {
+            (Some(Withheld { removal, .. }), _) => Some(format!("the brake holds back a removal: {removal}")),
+            // One bad entry is its pod's trouble. All of them are the node's.
+            (None, Some(refused)) if applied.observed.ruleset.is_empty() => {
+                Some(format!("the kernel takes no entry at all: {}: {}", refused.entry, refused.error))
+            }
+            (None, _) => None,
+        };
+        self.parts.metrics.in_sync.set(i64::from(missing.is_none()));
+        match missing {
+            Some(reason) => self.parts.in_sync.missing(reason),
+            None => self.parts.in_sync.met(),
+        }
         self.observed = Some(applied.observed);
         self.refused = applied.refused;
-        match &self.withheld {
-            None => {
-                self.parts.metrics.in_sync.set(1);
-                self.parts.in_sync.met();
-            }
-            Some(Withheld { removal, .. }) => {
-                self.parts.metrics.in_sync.set(0);
-                self.parts.in_sync.missing(format!("the brake holds back a removal: {removal}"));
-            }
-        }
     }
 
     fn fail(&mut self, reason: &str) {

@@ -304,6 +304,16 @@ async fn r08_an_entry_that_the_kernel_refuses_blocks_no_other_and_is_tried_again
 }
 
 #[tokio::test]
+async fn r37_a_node_whose_kernel_takes_no_entry_at_all_is_not_ready() {
+    let kernel = Kernel { refuses: AtomicUsize::new(7001), ..Kernel::default() };
+    let bench = Bench::with_pods(Settings { kernel, ..Settings::default() }, vec![pod(1)]);
+    let expected = "the kernel takes no entry at all: 203.0.113.7:7001/tcp -> 10.244.0.2:80: unknown match";
+    bench.until("told", |bench| bench.missing() == expected).await;
+    bench.apply(pod(2));
+    bench.until("ready", |bench| bench.readiness.is_ready()).await;
+}
+
+#[tokio::test]
 async fn r42_a_slow_kernel_delays_no_watch_and_gets_the_changes_together() {
     let bench = Bench::with_pods(Settings::default(), Vec::new());
     bench.until("ready", |bench| bench.readiness.is_ready()).await;
