@@ -13,6 +13,7 @@ AS_NETWORK_ROOT := $(if $(filter 0,$(shell id -u)),,unshare -Urn sh -c 'ip link 
 
 -include e2e/e2e.mk
 -include e2e/kind.mk
+-include image/image.mk
 -include benches/bench.mk
 
 .PHONY: help

@@ -1,0 +1,3 @@
+module github.com/pinhole-dev/pinhole/image/archive
+
+go 1.26.0
