@@ -1,9 +1,20 @@
-# Included by the Makefile: the tests on a real cluster of kubelets, see e2e/README.md.
+# Included by the Makefile: the scenarios on a cluster of real kubelets, see e2e/README.md.
 
-.PHONY: e2e-up e2e-down
+E2E_PACKAGES := iproute2 iptables util-linux openssl wget gcc libc6-dev
 
-e2e-up: ## Bring up a three-node kind cluster without any image registry (15 min cold, then 1 min; as root)
-	@e2e/kind/up
+.PHONY: e2e e2e-up e2e-run e2e-down e2e-packages
+
+e2e: e2e-packages ## All scenarios on a real cluster, brought up and removed (as root, 30 min cold, then 10)
+	@trap e2e/kind/down EXIT; e2e/kind/up && e2e/kind/install && e2e/kind/run
+
+e2e-up: e2e-packages ## Bring up a three-node kind cluster with Pinhole, without any image registry
+	@e2e/kind/up && e2e/kind/install
+
+e2e-run: ## Run the scenarios on that cluster, or those that match S=pattern
+	@e2e/kind/run '$(S)'
 
 e2e-down: ## Remove that cluster and its docker daemon
 	@e2e/kind/down
+
+e2e-packages:
+	@.ci/packages $(E2E_PACKAGES)

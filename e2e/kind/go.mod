@@ -1,0 +1,3 @@
+module github.com/pinhole-dev/pinhole/e2e/kind
+
+go 1.26.0

@@ -1,0 +1,172 @@
+package kind
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestARollingUpdateLosesNoConnection(t *testing.T) {
+	s := newScene(t, "rolling")
+	address := addressesOf(t, worker).v4
+	s.apply(webDeployment("web", "pinhole.dev/expose", "8030:8080", 1, atNode(worker)))
+	s.ready("app=web")
+	first := reaches(t, address, 8030, "hostname")
+
+	calls := keepCalling(address, 8030)
+	for round := range 2 {
+		s.kubectl("patch", "deployment", "web", "--patch",
+			fmt.Sprintf(`{"spec":{"template":{"metadata":{"annotations":{"example.com/round":"%d"}}}}}`, round))
+		s.kubectl("rollout", "status", "deployment/web", "--timeout=90s")
+	}
+	eventually(t, 60*time.Second, "only the newest pod is left", func() error {
+		if left := len(s.pods("app=web")); left != 1 {
+			return fmt.Errorf("%d pods", left)
+		}
+		return nil
+	})
+	made := calls.finish()
+	last := s.onlyPod("app=web").Metadata.Name
+	if len(made.failures) != 0 {
+		t.Errorf("%d of %d connections failed, the first: %s", len(made.failures), made.answered+len(made.failures), made.failures[0])
+	}
+	if len(made.answers) != 3 || made.answers[0] != first || made.answers[2] != last {
+		t.Errorf("answers came from %v, expected three pods in turn, from %s to %s", made.answers, first, last)
+	}
+}
+
+func TestAPodThatMovesTakesItsPortsAlong(t *testing.T) {
+	s := newScene(t, "moves")
+	from, to := addressesOf(t, worker).v4, addressesOf(t, otherWorker).v4
+	s.apply(webDeployment("web", "pinhole.dev/expose", "8031:8080", 1, atNode(worker)))
+	s.ready("app=web")
+	reaches(t, from, 8031, "hostname")
+	s.apply(webDeployment("web", "pinhole.dev/expose", "8031:8080", 1, atNode(otherWorker)))
+	s.kubectl("rollout", "status", "deployment/web", "--timeout=90s")
+	reaches(t, to, 8031, "hostname")
+	unreachable(t, from, 8031)
+}
+
+func TestAKilledAgentChangesNothingThatFlows(t *testing.T) {
+	s := newScene(t, "agent-killed")
+	address := addressesOf(t, worker).v4
+	s.apply(webPod("web", "pinhole.dev/expose", "8032:8080", atNode(worker)))
+	s.ready("app=web")
+	reaches(t, address, 8032, "hostname")
+
+	open := converse(t, address, 8032)
+	open.ask(t)
+	calls := keepCalling(address, 8032)
+	agent := agentOn(t, worker)
+	kubectl(t, "", "--namespace", system, "delete", "pod", agent, "--grace-period=0", "--force")
+	eventually(t, 60*time.Second, "another agent is ready", func() error {
+		if now := agentOn(t, worker); now == agent || now == "" {
+			return fmt.Errorf("the agent is %q", now)
+		}
+		return nil
+	})
+	time.Sleep(2 * time.Second)
+	if answer := open.ask(t); answer != "web" {
+		t.Errorf("the open connection now answers %q", answer)
+	}
+	if made := calls.finish(); len(made.failures) != 0 {
+		t.Errorf("%d of %d connections failed, the first: %s", len(made.failures), made.answered+len(made.failures), made.failures[0])
+	}
+	s.kubectl("delete", "pod", "web", "--grace-period=1")
+	unreachable(t, address, 8032)
+}
+
+// agentOn names the ready agent of a node; nothing when there is none.
+func agentOn(t *testing.T, node string) string {
+	t.Helper()
+	return strings.TrimSpace(kubectl(t, "", "--namespace", system, "get", "pods", "--selector", "app.kubernetes.io/component=agent",
+		"--field-selector", "spec.nodeName="+node, "--output",
+		`jsonpath={range .items[?(@.status.containerStatuses[0].ready==true)]}{.metadata.name}{end}`))
+}
+
+func TestAFlushedFirewallIsRepairedAtTheNextResync(t *testing.T) {
+	s := newScene(t, "flushed")
+	address := addressesOf(t, worker).v4
+	// By default it is five minutes.
+	setAgents(t, "PINHOLE_RESYNC=5s")
+	t.Cleanup(func() {
+		setAgents(t, "PINHOLE_RESYNC-")
+		// kube-proxy does not notice: its own rules come back with its pod.
+		kubectl(t, "", "--namespace", "kube-system", "delete", "pod", "--selector", "k8s-app=kube-proxy",
+			"--field-selector", "spec.nodeName="+worker)
+		kubectl(t, "", "--namespace", "kube-system", "rollout", "status", "daemonset/kube-proxy", "--timeout=60s")
+	})
+	s.apply(webPod("web", "pinhole.dev/expose", "8033:8080", atNode(worker)))
+	s.ready("app=web")
+	reaches(t, address, 8033, "hostname")
+
+	onNode(t, worker, "iptables -w -t nat -F PREROUTING && iptables -w -F")
+	if answer, err := fetchFromClient(address, 8033, "hostname"); err == nil {
+		t.Errorf("%s answers although the rules are gone: the flush showed nothing", answer)
+	}
+	if answer := reaches(t, address, 8033, "hostname"); answer != "web" {
+		t.Errorf("%s answers", answer)
+	}
+}
+
+// setAgents sets (NAME=VALUE) or unsets (NAME-) a variable of all agents, and waits for them.
+func setAgents(t *testing.T, variable string) {
+	t.Helper()
+	kubectl(t, "", "--namespace", system, "set", "env", "daemonset/pinhole-agent", variable)
+	kubectl(t, "", "--namespace", system, "rollout", "status", "daemonset/pinhole-agent", "--timeout=120s")
+}
+
+func TestWithoutAWebhookPlainPodsStartDeletesPassAndAnnotatedPodsAreRefused(t *testing.T) {
+	s := newScene(t, "webhook-gone")
+	address := addressesOf(t, worker).v4
+	s.apply(webDeployment("web", "pinhole.dev/expose", "8034:8080", 1, atNode(worker)))
+	s.apply(webPod("old", "pinhole.dev/expose", "8035:8080", atNode(worker)))
+	s.ready("app in (web, old)")
+	reaches(t, address, 8034, "hostname")
+
+	t.Cleanup(func() { scaleWebhook(t, 2) })
+	scaleWebhook(t, 0)
+
+	s.apply(webPod("plain", "example.com/note", "none"))
+	s.ready("app=plain")
+	said := s.refused(webPod("annotated", "pinhole.dev/expose", "8036:8080"))
+	if !strings.Contains(said, "pods.pinhole.dev") {
+		t.Errorf("the user reads\n%s\nwithout the name of the webhook", said)
+	}
+	s.kubectl("delete", "pod", "old", "--grace-period=1")
+	unreachable(t, address, 8035)
+	s.kubectl("label", "deployment", "web", "team=mail")
+	s.kubectl("scale", "deployment", "web", "--replicas=0")
+	s.kubectl("scale", "deployment", "web", "--replicas=1")
+	eventually(t, 30*time.Second, "the Deployment's new pod is refused", func() error {
+		events := s.kubectl("get", "events", "--field-selector", "reason=FailedCreate", "--output", "jsonpath={.items[*].message}")
+		if !strings.Contains(events, "pods.pinhole.dev") {
+			return fmt.Errorf("the events say %q", events)
+		}
+		return nil
+	})
+
+	scaleWebhook(t, 2)
+	eventually(t, 120*time.Second, "what was held up starts by itself", func() error {
+		if pods := s.pods("app=web"); len(pods) != 1 || pods[0].Metadata.DeletionTimestamp != "" {
+			return fmt.Errorf("%d pods", len(pods))
+		}
+		return nil
+	})
+	s.ready("app=web")
+	reaches(t, address, 8034, "hostname")
+}
+
+func scaleWebhook(t *testing.T, replicas int) {
+	t.Helper()
+	kubectl(t, "", "--namespace", system, "scale", "deployment", "pinhole-webhook", fmt.Sprintf("--replicas=%d", replicas))
+	if replicas == 0 {
+		kubectl(t, "", "--namespace", system, "delete", "pods", "--selector", "app.kubernetes.io/component=webhook",
+			"--grace-period=0", "--force")
+		kubectl(t, "", "--namespace", system, "wait", "--for=delete", "pods", "--selector",
+			"app.kubernetes.io/component=webhook", "--timeout=60s")
+		return
+	}
+	kubectl(t, "", "--namespace", system, "rollout", "status", "deployment/pinhole-webhook", "--timeout=120s")
+}

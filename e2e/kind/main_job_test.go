@@ -1,0 +1,165 @@
+package kind
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The mail server of examples/, with a server behind each port that tells whom it sees.
+const mailServer = `apiVersion: v1
+kind: Pod
+metadata:
+  name: mail
+  labels: {app: mail}
+  annotations:
+    pinhole.dev/nat: |
+      {"entries": [
+        {"srcPort": 25,  "dstPort": 25},
+        {"srcPort": 143, "dstPort": 143},
+        {"srcPort": 587, "dstPort": 587}
+      ]}
+spec:
+  containers:
+    - {name: smtp, image: %[1]s, args: [netexec, --http-port=25, --udp-port=-1]}
+    - {name: imap, image: %[1]s, args: [netexec, --http-port=143, --udp-port=-1]}
+    - {name: submission, image: %[1]s, args: [netexec, --http-port=587, --udp-port=-1]}
+`
+
+func TestAMailServerIsReachedFromOutsideAndSeesTheClientsAddress(t *testing.T) {
+	s := newScene(t, "mail")
+	s.apply(fmt.Sprintf(mailServer, agnhost))
+	s.ready("app=mail")
+	mail := s.onlyPod("app=mail")
+	node, outside := addressesOf(t, mail.Spec.NodeName), addressesOf(t, client)
+	for _, port := range []int{25, 143, 587} {
+		if seen := hostOf(t, reaches(t, node.v4, port, "clientip")); seen != outside.v4 {
+			t.Errorf("port %d: the pod saw %s, the client is %s", port, seen, outside.v4)
+		}
+	}
+	if seen := s.clientSees("mail", "smtp", outside.v4); seen != node.v4 {
+		t.Errorf("the client outside saw %s, the mail server's address is %s", seen, node.v4)
+	}
+
+	s.kubectl("delete", "pod", "mail", "--grace-period=1")
+	for _, port := range []int{25, 143, 587} {
+		unreachable(t, node.v4, port)
+	}
+}
+
+// clientSees tells the address with which a pod's connection arrives at the client outside.
+func (s scene) clientSees(pod, container, address string) string {
+	s.t.Helper()
+	return hostOf(s.t, strings.TrimSpace(s.kubectl("exec", pod, "--container", container, "--",
+		"curl", "--silent", "--show-error", "--max-time", "5", fmt.Sprintf("http://%s/clientip", hostPort(address, clientPort)))))
+}
+
+func TestAPodIsReachedOverIPv6WithTheClientsAddress(t *testing.T) {
+	s := newScene(t, "ipv6")
+	s.apply(webPod("web", "pinhole.dev/expose", "8025:8080"))
+	s.ready("app=web")
+	node, outside := addressesOf(t, s.onlyPod("app=web").Spec.NodeName), addressesOf(t, client)
+	for _, each := range []struct{ node, client string }{{node.v4, outside.v4}, {node.v6, outside.v6}} {
+		if seen := hostOf(t, reaches(t, each.node, 8025, "clientip")); seen != each.client {
+			t.Errorf("at %s the pod saw %s, the client is %s", each.node, seen, each.client)
+		}
+	}
+	if seen := s.clientSees("web", "web", outside.v6); seen != node.v6 {
+		t.Errorf("the client outside saw %s, the node's address is %s", seen, node.v6)
+	}
+}
+
+func TestUDPIsReachedFromOutsideWithTheClientsAddress(t *testing.T) {
+	s := newScene(t, "udp")
+	s.apply(webPod("dns", "pinhole.dev/expose", "5353:8081/udp"))
+	s.ready("app=dns")
+	node := addressesOf(t, s.onlyPod("app=dns").Spec.NodeName)
+	// This process is outside the cluster, too.
+	for _, address := range []string{node.v4, node.v6} {
+		eventually(t, 20*time.Second, address+" answers by UDP", func() error {
+			connection, err := net.DialTimeout("udp", hostPort(address, 5353), time.Second)
+			if err != nil {
+				return err
+			}
+			defer connection.Close()
+			if err := connection.SetDeadline(time.Now().Add(time.Second)); err != nil {
+				return err
+			}
+			if _, err := connection.Write([]byte("clientip")); err != nil {
+				return err
+			}
+			answer := make([]byte, 200)
+			count, err := connection.Read(answer)
+			if err != nil {
+				return err
+			}
+			if seen := strings.TrimSpace(string(answer[:count])); seen != connection.LocalAddr().String() {
+				t.Errorf("the pod saw %s, the client is %s", seen, connection.LocalAddr())
+			}
+			return nil
+		})
+	}
+}
+
+func TestDefaultsAreVisibleOnThePod(t *testing.T) {
+	s := newScene(t, "defaults")
+	s.apply(webPod("web", "pinhole.dev/expose", "8026:8080"))
+	web := s.onlyPod("app=web")
+	if web.Metadata.Labels["pinhole.dev/enabled"] != "true" {
+		t.Errorf("the labels are %v", web.Metadata.Labels)
+	}
+	var effective struct{ Entries []map[string]any }
+	if err := json.Unmarshal([]byte(web.Metadata.Annotations["pinhole.dev/effective"]), &effective); err != nil || len(effective.Entries) != 1 {
+		t.Fatalf("pinhole.dev/effective is %q (%v)", web.Metadata.Annotations["pinhole.dev/effective"], err)
+	}
+	for key, value := range map[string]any{"srcPort": 8026.0, "dstPort": 8080.0, "proto": "tcp", "ifaceAuto": true} {
+		if effective.Entries[0][key] != value {
+			t.Errorf("%s is %v, expected %v", key, effective.Entries[0][key], value)
+		}
+	}
+	if web.Metadata.Annotations["pinhole.dev/expose"] != "8026:8080" {
+		t.Errorf("what the user wrote became %q", web.Metadata.Annotations["pinhole.dev/expose"])
+	}
+}
+
+func TestARefusalIsReadAtApply(t *testing.T) {
+	s := newScene(t, "refusals")
+	other := newScene(t, "refusals-other")
+	node := addressesOf(t, worker)
+	held := node.v4 + ":8027:8080"
+	other.apply(webPod("holder", "pinhole.dev/expose", held))
+	for _, each := range []struct{ name, manifest, says string }{
+		{"a pod with a restricted port", webPod("web", "pinhole.dev/expose", "22"), "metadata.annotations[pinhole.dev/expose][0]: 22/tcp: is restricted in this cluster"},
+		{"a Deployment with a restricted port", webDeployment("web", "pinhole.dev/expose", "22", 1),
+			"spec.template.metadata.annotations[pinhole.dev/expose][0]"},
+		{"a port that the node itself needs", webPod("web", "pinhole.dev/expose", "10250"), "10250"},
+		{"a pod with a port of another namespace", webPod("web", "pinhole.dev/expose", held),
+			"is held by Pod refusals-other/holder"},
+		{"a Deployment with a port of another namespace", webDeployment("web", "pinhole.dev/expose", held, 1),
+			"is held by Pod refusals-other/holder"},
+		{"a misspelt key", webPod("web", "pinhole.dev/nat", `{"entries":[{"srcport":25,"dstPort":25}]}`), `did you mean "srcPort"?`},
+	} {
+		if said := s.refused(each.manifest); !strings.Contains(said, each.says) {
+			t.Errorf("%s: the user reads\n%s\nwithout\n%s", each.name, said, each.says)
+		}
+	}
+	if stored := s.kubectl("get", "pods,deployments", "--output", "name"); stored != "" {
+		t.Errorf("refused, but stored: %s", stored)
+	}
+}
+
+func TestAPortIsFreeOnceItsHolderIsGone(t *testing.T) {
+	s := newScene(t, "freed")
+	held := addressesOf(t, worker).v4 + ":8028:8080"
+	s.apply(webPod("first", "pinhole.dev/expose", held))
+	s.refused(webPod("second", "pinhole.dev/expose", held))
+	s.kubectl("delete", "pod", "first", "--grace-period=1")
+	s.apply(webPod("second", "pinhole.dev/expose", held, atNode(worker)))
+	s.ready("app=second")
+	if answer := reaches(t, addressesOf(t, worker).v4, 8028, "hostname"); answer != "second" {
+		t.Errorf("%s answers", answer)
+	}
+}
