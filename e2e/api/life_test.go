@@ -329,7 +329,7 @@ func TestNamespacesThatMustComeUpFirstAreExempt(t *testing.T) {
 
 func TestMirrorPodsAreLeftToTheirNode(t *testing.T) {
 	d := newDesk(t, "mirror")
-	d.accepted(pod("static-node-1", notes{"pinhole.dev/expose": "22", "kubernetes.io/config.mirror": "static"}, "nodeName: node-1"))
+	d.accepted(pod("static-node-1", notes{"pinhole.dev/expose": "http", "kubernetes.io/config.mirror": "static"}, "nodeName: node-1"))
 }
 
 func TestTheWebhookHasTheRightsItNeedsAndOnlyLooks(t *testing.T) {
