@@ -7,6 +7,8 @@ e2e=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${PINHOLE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pinhole}
 # Of a running suite: sockets, process ids, the cluster's kubeconfig. Short, because a socket's path is limited to 107 bytes.
 run=/run/pinhole-e2e
+# Beside somebody else's daemon one need not be root.
+[ -z "${E2E_DOCKER_HOST:-}" ] || run=${XDG_RUNTIME_DIR:-/tmp}/pinhole-e2e-$(id -u)
 cluster=pinhole
 
 say() { printf '%s\n' "$*" >&2; }
