@@ -4,6 +4,7 @@
 //! its exit code: 0 for yes, 1 for no (violations found, a process that failed), 2 for usage.
 
 mod agent;
+mod authority;
 mod check;
 mod cleanup;
 mod demo;

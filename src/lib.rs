@@ -9,6 +9,8 @@ pub mod api;
 
 pub mod admission;
 
+pub mod certificates;
+
 pub mod ruleset;
 
 pub mod dataplane;

@@ -36,12 +36,15 @@ use crate::webhook::tls::Certificates;
 use crate::webhook::tls::files;
 use crate::webhook::tls::files::Files;
 use crate::webhook::tls::pair::Pair;
+use crate::webhook::tls::self_managed;
+use crate::webhook::tls::self_managed::SelfManaged;
 
 /// Where the serving certificate comes from.
-#[derive(Debug)]
 pub enum CertificateSource {
     /// Files that somebody else replaces in time.
     Files(Files),
+    /// An authority that the replicas manage by themselves.
+    SelfManaged(Box<self_managed::Parts>),
     /// One pair for as long as the process runs.
     Fixed(Box<Pair>),
 }
@@ -77,6 +80,10 @@ pub async fn run(
     let _ended = ended.clone().drop_guard();
     match source {
         CertificateSource::Fixed(pair) => certificates.install(*pair),
+        CertificateSource::SelfManaged(parts) => {
+            let trusted = readiness.require("authority", "the certificate authority is not read yet");
+            tokio::spawn(SelfManaged::new(*parts, trusted).follow(certificates, ended));
+        }
         CertificateSource::Files(mut files) => {
             files.refresh(&certificates, SystemTime::now());
             // To the very end: a certificate may be replaced while the last callers are being answered.

@@ -18,6 +18,7 @@ use anyhow::Context;
 use clap::ArgAction;
 use clap::ArgGroup;
 use clap::Args;
+use clap::ValueEnum;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -25,6 +26,7 @@ use tracing::warn;
 
 use crate::admission::index::Index;
 use crate::admission::policy::Policy;
+use crate::cli::authority::AuthorityFlags;
 use crate::cli::duration;
 use crate::cli::listen;
 use crate::cli::policy::PolicyFlags;
@@ -37,6 +39,7 @@ use crate::cluster::live::ApiServer;
 use crate::shutdown;
 use crate::telemetry::http;
 use crate::telemetry::metrics;
+use crate::telemetry::metrics::authority::AuthorityMetrics;
 use crate::telemetry::metrics::watch::WatchMetrics;
 use crate::telemetry::metrics::webhook::WebhookMetrics;
 use crate::telemetry::metrics::webhook::register_index;
@@ -47,17 +50,20 @@ use crate::webhook::CertificateSource;
 use crate::webhook::decider::Decider;
 use crate::webhook::limits::Limits;
 use crate::webhook::self_signed::DEFAULT_NAMES;
+use crate::webhook::self_signed::SERVICE_NAME;
 use crate::webhook::self_signed::SelfSigned;
 use crate::webhook::tls;
 use crate::webhook::tls::files::Files;
 use crate::webhook::tls::pair::PairPaths;
+use crate::webhook::tls::self_managed::Parts;
 
 /// One core answers thousands of calls a second; on a large node more threads would only take memory.
 const MOST_THREADS: usize = 4;
 
 /// The flags of `pinhole webhook`.
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("certificate_source").required(true).args(["certificate", "self_signed"]))]
+#[command(group = ArgGroup::new("certificate_source").required(true).multiple(true)
+    .args(["certificate", "self_signed", "mode"]))]
 pub(crate) struct Webhook {
     /// Where to answer the API server, with TLS.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:8443", value_parser = listen::parse,
@@ -90,15 +96,42 @@ pub(crate) struct Webhook {
     tls: TlsFlags,
 
     #[command(flatten)]
+    authority: AuthorityFlags,
+
+    #[command(flatten)]
     limits: LimitFlags,
+}
+
+/// Where a certificate may come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum TlsMode {
+    /// From --tls-cert and --tls-key, and followed when they are replaced.
+    Files,
+    /// From an authority that the replicas keep in a Secret, replace in time, and write into the webhook
+    /// configurations.
+    #[value(name = "self")]
+    Own,
+    /// From an authority that ends with the process, as --tls-self-signed.
+    SelfSigned,
 }
 
 /// Where the certificate comes from.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Certificate")]
 struct TlsFlags {
+    /// Where the certificate comes from. The flags below imply `files` and `self-signed`.
+    #[arg(long = "tls-mode", value_name = "MODE", value_enum, env = "PINHOLE_TLS_MODE")]
+    mode: Option<TlsMode>,
+
     /// The certificate chain in PEM, the leaf first. Followed when it is replaced.
-    #[arg(long = "tls-cert", value_name = "FILE", requires = "key", env = "PINHOLE_TLS_CERT")]
+    #[arg(
+        long = "tls-cert",
+        value_name = "FILE",
+        requires = "key",
+        required_if_eq("mode", "files"),
+        conflicts_with = "self_signed",
+        env = "PINHOLE_TLS_CERT"
+    )]
     certificate: Option<PathBuf>,
 
     /// The leaf's private key in PEM.
@@ -110,16 +143,11 @@ struct TlsFlags {
     self_signed: bool,
 
     /// Write the self-signed authority's certificate here, for callers to trust.
-    #[arg(
-        long = "tls-self-signed-ca-out",
-        value_name = "FILE",
-        requires = "self_signed",
-        env = "PINHOLE_TLS_SELF_SIGNED_CA_OUT"
-    )]
+    #[arg(long = "tls-self-signed-ca-out", value_name = "FILE", env = "PINHOLE_TLS_SELF_SIGNED_CA_OUT")]
     ca_out: Option<PathBuf>,
 
-    /// A name or address that callers use. Repeatable. A self-signed certificate carries these (default: localhost
-    /// and the shipped Service); files that lack one are warned about.
+    /// A name or address that callers use. Repeatable. A certificate that is made here carries these (default: the
+    /// shipped Service, and localhost if self-signed); files that lack one are warned about.
     #[arg(
         long = "tls-server-name",
         value_name = "NAME",
@@ -170,19 +198,36 @@ impl Webhook {
     }
 
     async fn serve(self) -> anyhow::Result<ExitCode> {
-        let Self { listen, http_address, kubeconfig, disclose_holder, pending_ttl, policy, tls, limits } =
-            self;
+        let Self {
+            listen,
+            http_address,
+            kubeconfig,
+            disclose_holder,
+            pending_ttl,
+            policy,
+            tls,
+            authority,
+            limits,
+        } = self;
         let stop = shutdown::on_signal().context("signals cannot be listened for")?;
         let policy = Arc::new(Policy { disclose_holder, ..policy.into_policy() });
-        let certificates = tls.into_source()?;
         let connection = client::connect(&kubeconfig.map_or(Source::Usual, Source::File)).await?;
+        let mut registry = metrics::registry();
+        let certificates = match tls.mode()? {
+            TlsMode::Files | TlsMode::SelfSigned => tls.into_source()?,
+            TlsMode::Own => {
+                let (store, times) = authority.into_parts(connection.client.clone())?;
+                let (names, provider) = (tls.names_or(&[SERVICE_NAME]), tls::provider());
+                let metrics = AuthorityMetrics::register(&mut registry);
+                CertificateSource::SelfManaged(Box::new(Parts { store, names, times, provider, metrics }))
+            }
+        };
         let listener = bind(listen, "--listen").await?;
         let http_listener = bind(http_address, "--http-address").await?;
 
         let readiness = Readiness::new();
         let synced = Arc::new(AtomicBool::new(false));
         let index = Arc::new(RwLock::new(Index::new(Arc::clone(&policy))));
-        let mut registry = metrics::registry();
         let metrics = WebhookMetrics::register(&mut registry);
         let watch_metrics = WatchMetrics::register(&mut registry);
         let counted = Arc::clone(&index);
@@ -223,8 +268,37 @@ impl Webhook {
 }
 
 impl TlsFlags {
+    fn mode(&self) -> anyhow::Result<TlsMode> {
+        let implied = match (&self.certificate, self.self_signed) {
+            (Some(_), _) => Some((TlsMode::Files, "--tls-cert")),
+            (None, true) => Some((TlsMode::SelfSigned, "--tls-self-signed")),
+            (None, false) => None,
+        };
+        let mode = match (self.mode, implied) {
+            (Some(mode), Some((implied, flag))) if mode != implied => {
+                let name = mode.to_possible_value().map(|value| value.get_name().to_owned());
+                let name = name.unwrap_or_default();
+                anyhow::bail!("--tls-mode {name} and {flag} contradict each other; leave one of them out")
+            }
+            (Some(mode), _) => mode,
+            (None, Some((implied, _))) => implied,
+            (None, None) => anyhow::bail!("--tls-mode says where the certificate comes from, and is missing"),
+        };
+        if self.ca_out.is_some() && mode != TlsMode::SelfSigned {
+            anyhow::bail!(
+                "--tls-self-signed-ca-out goes with --tls-self-signed alone; other authorities are kept elsewhere"
+            );
+        }
+        Ok(mode)
+    }
+
+    fn names_or(&self, default: &[&str]) -> Vec<String> {
+        let default = || default.iter().map(ToString::to_string).collect();
+        if self.names.is_empty() { default() } else { self.names.clone() }
+    }
+
     fn into_source(self) -> anyhow::Result<CertificateSource> {
-        let Self { certificate, key, self_signed: _, ca_out, mut names } = self;
+        let Self { mode: _, certificate, key, self_signed: _, ca_out, mut names } = self;
         if let (Some(certificate), Some(key)) = (certificate, key) {
             let files = Files::new(PairPaths { certificate, key }, names, tls::provider());
             return Ok(CertificateSource::Files(files));
@@ -340,12 +414,28 @@ mod tests {
 
     #[test]
     fn exactly_one_source_of_the_certificate_is_required() {
-        assert!(parse(&[]).unwrap_err().contains("<--tls-cert <FILE>|--tls-self-signed>"));
+        assert!(parse(&[]).unwrap_err().contains("<--tls-cert <FILE>|--tls-self-signed|--tls-mode <MODE>>"));
         assert!(parse(&["--tls-cert=a"]).unwrap_err().contains("--tls-key <FILE>"));
         assert!(parse(&["--tls-key=a"]).unwrap_err().contains("--tls-cert <FILE>"));
         let both = parse(&["--tls-cert=a", "--tls-key=b", "--tls-self-signed"]).unwrap_err();
         assert!(both.contains("cannot be used with"), "{both}");
-        assert!(parse(&["--tls-cert=a", "--tls-key=b"]).is_ok());
+        assert!(parse(&["--tls-mode=files"]).unwrap_err().contains("--tls-cert <FILE>"));
+    }
+
+    #[test]
+    fn the_mode_is_implied_by_flags_that_only_one_mode_has() {
+        let mode =
+            |arguments: &[&str]| parse(arguments).unwrap().tls.mode().map_err(|error| error.to_string());
+        let files = ["--tls-cert=a", "--tls-key=b"];
+        assert_eq!(mode(&files), Ok(TlsMode::Files));
+        assert_eq!(mode(&[&files[..], &["--tls-mode=files"]].concat()), Ok(TlsMode::Files));
+        assert_eq!(mode(&["--tls-self-signed"]), Ok(TlsMode::SelfSigned));
+        assert_eq!(mode(&["--tls-mode=self-signed"]), Ok(TlsMode::SelfSigned));
+        assert_eq!(mode(&["--tls-mode=self"]), Ok(TlsMode::Own));
+        let error = mode(&[&files[..], &["--tls-mode=self"]].concat()).unwrap_err();
+        assert_eq!(error, "--tls-mode self and --tls-cert contradict each other; leave one of them out");
+        let error = mode(&["--tls-mode=self", "--tls-self-signed-ca-out=ca.pem"]).unwrap_err();
+        assert!(error.starts_with("--tls-self-signed-ca-out goes with --tls-self-signed"), "{error}");
     }
 
     #[test]

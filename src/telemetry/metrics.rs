@@ -4,6 +4,7 @@
 //! see. No metric carries a namespace or the name of an object, so that their number never grows with the cluster.
 
 pub mod agent;
+pub mod authority;
 pub mod process;
 pub mod watch;
 pub mod webhook;

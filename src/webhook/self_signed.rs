@@ -19,8 +19,11 @@ use thiserror::Error;
 
 use crate::webhook::tls::pair::PairBytes;
 
+/// The name by which API servers call the Service of the shipped manifests.
+pub const SERVICE_NAME: &str = "pinhole-webhook.pinhole-system.svc";
+
 /// Names in the leaf when none are given: the way to ourselves, and the Service of the shipped manifests.
-pub const DEFAULT_NAMES: [&str; 2] = ["localhost", "pinhole-webhook.pinhole-system.svc"];
+pub const DEFAULT_NAMES: [&str; 2] = ["localhost", SERVICE_NAME];
 
 /// Longer than any process that should use this mode runs.
 const LIFETIME: Duration = Duration::from_hours(365 * 24);

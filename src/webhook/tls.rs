@@ -5,6 +5,7 @@
 
 pub mod files;
 pub mod pair;
+pub mod self_managed;
 
 use std::sync::Arc;
 
