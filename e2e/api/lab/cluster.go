@@ -39,6 +39,8 @@ type Options struct {
 	APIServers int
 	// Controllers says whether a kube-controller-manager runs. Nodes, kubelet and scheduler never do.
 	Controllers bool
+	// Manifests install the webhook, in place of those that are shipped. Whoever trusts whom is their affair then.
+	Manifests string
 	// BeforeWebhook are manifests applied before the webhook is known to the cluster.
 	BeforeWebhook string
 }
@@ -280,19 +282,12 @@ func (c *Cluster) waitFor(process *Process, url string) error {
 
 // installWebhook applies webhook-config/ as it is shipped, then injects the CA as its comments tell users to.
 func (c *Cluster) installWebhook() error {
-	if err := c.admin("", "apply", "-f", shippedManifests); err != nil {
-		return err
-	}
-	bundle := base64.StdEncoding.EncodeToString(c.Authority.PEM)
-	for configuration, webhooks := range map[string]int{"mutatingwebhookconfiguration": 1, "validatingwebhookconfiguration": 2} {
-		var operations []string
-		for webhook := range webhooks {
-			operations = append(operations,
-				fmt.Sprintf(`{"op":"add","path":"/webhooks/%d/clientConfig/caBundle","value":%q}`, webhook, bundle))
-		}
-		if err := c.admin("", "patch", configuration, "pinhole", "--type=json", "-p", "["+strings.Join(operations, ",")+"]"); err != nil {
+	if c.Manifests != "" {
+		if err := c.admin("", "apply", "-f", c.Manifests); err != nil {
 			return err
 		}
+	} else if err := c.installShipped(); err != nil {
+		return err
 	}
 	var err error
 	c.webhookArgs, err = c.shippedArguments("deployments/pinhole-webhook")
@@ -329,6 +324,25 @@ func (c *Cluster) serviceAccountKubeconfig(account, url, path string) error {
 		return errors.New(token.Stderr)
 	}
 	return os.WriteFile(path, []byte(c.kubeconfigText(url, strings.TrimSpace(token.Stdout))), 0o600)
+}
+
+// installShipped applies the shipped manifests of certificates in files, and trusts the cluster's own authority.
+func (c *Cluster) installShipped() error {
+	if err := c.admin("", "apply", "-f", shippedManifests); err != nil {
+		return err
+	}
+	bundle := base64.StdEncoding.EncodeToString(c.Authority.PEM)
+	for configuration, webhooks := range map[string]int{"mutatingwebhookconfiguration": 1, "validatingwebhookconfiguration": 2} {
+		var operations []string
+		for webhook := range webhooks {
+			operations = append(operations,
+				fmt.Sprintf(`{"op":"add","path":"/webhooks/%d/clientConfig/caBundle","value":%q}`, webhook, bundle))
+		}
+		if err := c.admin("", "patch", configuration, "pinhole", "--type=json", "-p", "["+strings.Join(operations, ",")+"]"); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // StatusError is an answer of the API server other than 2xx.
@@ -384,3 +398,6 @@ func (c *Cluster) Do(ctx context.Context, server int, method, path string, body,
 		return json.Unmarshal(text, out)
 	}
 }
+
+// AdminKubeconfig is a kubeconfig of the administrator, for programs that bring their own client.
+func (c *Cluster) AdminKubeconfig() string { return c.kubeconfigText(c.url(0), adminToken) }

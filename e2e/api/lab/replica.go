@@ -3,10 +3,12 @@ package lab
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"path/filepath"
 	"slices"
@@ -119,8 +121,14 @@ func (c *Cluster) StopReplicas() error {
 
 // Dial says whether the replica takes connections for calls.
 func (c *Cluster) Dial(replica *Replica) error {
-	configuration := &tls.Config{RootCAs: c.Authority.pool(), ServerName: webhookHost}
-	connection, err := tls.Dial("tcp", replica.address+":8443", configuration)
+	return DialTrusting(replica, c.Authority.pool())
+}
+
+// DialTrusting says whether a caller who trusts these authorities gets a connection to the replica.
+func DialTrusting(replica *Replica, authorities *x509.CertPool) error {
+	configuration := &tls.Config{RootCAs: authorities, ServerName: webhookHost}
+	dialer := &net.Dialer{Timeout: 5 * time.Second}
+	connection, err := tls.DialWithDialer(dialer, "tcp", replica.address+":8443", configuration)
 	if err != nil {
 		return err
 	}

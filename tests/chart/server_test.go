@@ -1,0 +1,152 @@
+package chart
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/pinhole-dev/pinhole/e2e/api/lab"
+)
+
+func TestMain(m *testing.M) {
+	if err := lab.EnterSandbox(); err != nil {
+		fmt.Fprintln(os.Stderr, "the chart tests cannot run:", err)
+		os.Exit(1)
+	}
+	flag.Parse()
+	os.Exit(m.Run())
+}
+
+// A cluster in which the chart's plain manifests are installed; nothing runs in it.
+var cluster = sync.OnceValues(func() (*lab.Cluster, error) {
+	return lab.StartCluster(lab.Options{
+		Name: "chart", Network: 9, APIServers: 1, Manifests: "../../webhook-config/rendered/self.yaml",
+	})
+})
+
+func kubectl(t *testing.T, stdin string, arguments ...string) lab.Result {
+	t.Helper()
+	cluster, err := cluster()
+	if err != nil {
+		t.Fatal(err)
+	}
+	result, err := cluster.Kubectl(stdin, arguments...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return result
+}
+
+// The API server knows no kinds of others here, so these are left to their own schema.
+func isForeign(object object) bool {
+	return strings.HasPrefix(object.APIVersion, "cert-manager.io/") || strings.HasPrefix(object.APIVersion, "monitoring.coreos.com/")
+}
+
+func TestTheAPIServerAcceptsWhatTheChartRenders(t *testing.T) {
+	for name, settings := range matrix {
+		var documents []string
+		for _, object := range objects(t, render(t, settings...)) {
+			if !isForeign(object) {
+				documents = append(documents, object.text)
+			}
+		}
+		if len(documents) < 8 {
+			t.Errorf("%s: only %d objects", name, len(documents))
+		}
+		result := kubectl(t, strings.Join(documents, "\n---\n"), "apply", "--dry-run=server", "--validate=strict", "--namespace=pinhole-system", "-f", "-")
+		if !result.Succeeded {
+			t.Errorf("%s: %s", name, result.Stderr)
+		}
+		if strings.Contains(result.Stderr, "Warning") {
+			t.Errorf("%s: %s", name, result.Stderr)
+		}
+	}
+}
+
+// The strictest level of Pod Security admits the webhook, whatever its namespace says for the agent's sake.
+func TestTheWebhooksPodsNeedNoPrivilege(t *testing.T) {
+	namespace := "apiVersion: v1\nkind: Namespace\nmetadata: {name: strict, labels: {pod-security.kubernetes.io/enforce: restricted}}\n"
+	if result := kubectl(t, namespace, "apply", "-f", "-"); !result.Succeeded {
+		t.Fatal(result.Stderr)
+	}
+	for _, mode := range []string{"self", "cert-manager", "files"} {
+		workload := find(t, objects(t, render(t, "certificates.mode="+mode)), "Deployment", "pinhole-webhook")
+		template := workload.whole["spec"].(map[string]any)["template"].(map[string]any)
+		pod := normalPod(t, template)
+		if result := kubectl(t, pod, "apply", "--dry-run=server", "--namespace=strict", "-f", "-"); !result.Succeeded {
+			t.Errorf("%s: %s", mode, result.Stderr)
+		}
+	}
+}
+
+func normalPod(t *testing.T, template map[string]any) string {
+	t.Helper()
+	template["apiVersion"], template["kind"] = "v1", "Pod"
+	template["metadata"].(map[string]any)["name"] = "webhook"
+	return plain(t, template)
+}
+
+// What the webhook wrote at run time is not the chart's to take back.
+func TestAnUpgradeKeepsTheAuthorityAndTheTrustInIt(t *testing.T) {
+	cluster, err := cluster()
+	if err != nil {
+		t.Fatal(err)
+	}
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := os.WriteFile(kubeconfig, []byte(cluster.AdminKubeconfig()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run := func(arguments ...string) {
+		t.Helper()
+		if _, err := helm(append(arguments, "--kubeconfig="+kubeconfig, "--namespace=second")...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run("install", "second", chart, "--create-namespace")
+	const bundle = "LS0tLS1CRUdJTg=="
+	secret := `{"data":{"phase":"c3RhYmxl"}}`
+	trust := func(webhooks ...string) string {
+		var entries []string
+		for _, webhook := range webhooks {
+			entries = append(entries, fmt.Sprintf(`{"name":%q,"clientConfig":{"caBundle":%q}}`, webhook, bundle))
+		}
+		return fmt.Sprintf(`{"webhooks":[%s]}`, strings.Join(entries, ","))
+	}
+	for _, patch := range [][]string{
+		{"secret", "second-pinhole-webhook-ca", "--namespace=second", "--patch=" + secret},
+		{"mutatingwebhookconfiguration", "second-pinhole", "--patch=" + trust("mutate.pinhole.dev")},
+		{"validatingwebhookconfiguration", "second-pinhole", "--patch=" + trust("pods.pinhole.dev", "workloads.pinhole.dev")},
+	} {
+		if result := kubectl(t, "", append([]string{"patch", "--type=strategic"}, patch...)...); !result.Succeeded {
+			t.Fatal(result.Stderr)
+		}
+	}
+	look := func() string {
+		var seen strings.Builder
+		for _, question := range [][]string{
+			{"secret", "second-pinhole-webhook-ca", "--namespace=second", "--output=jsonpath={.data}"},
+			{"mutatingwebhookconfiguration", "second-pinhole", "--output=jsonpath={.webhooks[*].clientConfig.caBundle}"},
+			{"validatingwebhookconfiguration", "second-pinhole", "--output=jsonpath={.webhooks[*].clientConfig.caBundle}"},
+		} {
+			seen.WriteString(kubectl(t, "", append([]string{"get"}, question...)...).Stdout + "\n")
+		}
+		return seen.String()
+	}
+	want := fmt.Sprintf("{\"phase\":\"c3RhYmxl\"}\n%s\n%s %s\n", bundle, bundle, bundle)
+	if got := look(); got != want {
+		t.Fatalf("before any upgrade:\n%s", got)
+	}
+	run("upgrade", "second", chart, "--set=webhook.timeoutSeconds.validating=4,commonLabels.team=net")
+	if got := look(); got != want {
+		t.Errorf("after an upgrade:\n%s", got)
+	}
+	run("rollback", "second", "1")
+	if got := look(); got != want {
+		t.Errorf("after a rollback:\n%s", got)
+	}
+	run("uninstall", "second")
+}
