@@ -27,7 +27,7 @@ demo: packages ## The main job on this machine, without a cluster: refusals, rul
 	target/debug/pinhole demo
 
 .PHONY: test
-test: test-rust e2e-api ## All tests: unit, property, kernel, and a real API server
+test: test-rust e2e-api test-chart ## All tests: unit, property, kernel, a real API server, the Helm chart
 
 .PHONY: test-rust
 test-rust: packages ## Unit, property and kernel tests; no cluster

@@ -165,6 +165,8 @@ fn r05_r10_r11_rules_follow_the_pods_and_connections_survive_the_agent(lab: &mut
     lab.on_node(async || {
         let agent = Running::start(lab, FOREVER, vec![pod("a", 1, "80:8080", A)]);
         agent.until(&["203.0.113.7:80/tcp -> 10.244.1.9:8080"]).await;
+        // IPv6 has a transaction of its own, after this one.
+        agent.ready().await;
         assert_eq!(lab.client.tcp("203.0.113.7:80"), Ok("a 198.51.100.9".into()));
         assert_eq!(lab.client.tcp("[2001:db8::7]:80"), Ok("a 2001:db8:51::9".into()));
         let mut established = lab.client.connect("203.0.113.7:80").unwrap();
