@@ -28,9 +28,15 @@ const (
 )
 
 func TestMain(m *testing.M) {
-	if output, err := tryKubectl("", "get", "--raw", "/readyz"); err != nil {
-		fmt.Fprintf(os.Stderr, "no cluster answers; bring it up with `make e2e-up`, then run `make e2e-run`\n%s\n", output)
-		os.Exit(1)
+	for began := time.Now(); ; time.Sleep(time.Second) {
+		output, err := tryKubectl("", "get", "--raw", "/readyz")
+		if err == nil {
+			break
+		}
+		if time.Since(began) > time.Minute {
+			fmt.Fprintf(os.Stderr, "no cluster answers; bring it up with `make e2e-up`, then run `make e2e-run`\n%s\n", output)
+			os.Exit(1)
+		}
 	}
 	os.Exit(m.Run())
 }

@@ -157,8 +157,15 @@ func scaleWebhook(t *testing.T, replicas int) {
 	if replicas == 0 {
 		kubectl(t, "", "--namespace", system, "delete", "pods", "--selector", "app.kubernetes.io/component=webhook",
 			"--grace-period=0", "--force")
-		kubectl(t, "", "--namespace", system, "wait", "--for=delete", "pods", "--selector",
-			"app.kubernetes.io/component=webhook", "--timeout=60s")
+		// The objects are gone at once, the processes a little later: till then they answer on open connections.
+		for _, node := range []string{"pinhole-control-plane", worker, otherWorker} {
+			eventually(t, 60*time.Second, "no webhook runs on "+node, func() error {
+				if running := onNode(t, node, "crictl ps --quiet --name '^webhook$'"); running != "" {
+					return fmt.Errorf("container %s runs", strings.TrimSpace(running))
+				}
+				return nil
+			})
+		}
 		return
 	}
 	kubectl(t, "", "--namespace", system, "rollout", "status", "deployment/pinhole-webhook", "--timeout=120s")
