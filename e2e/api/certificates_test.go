@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/x509"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -77,6 +78,10 @@ func TestWhileAuthoritiesReplaceEachOther(t *testing.T) {
 		twoWriters(d, replicas)
 	})
 
+	t.Run("the rights to do so are used, and no other is missed", func(t *testing.T) {
+		rights(t, cluster)
+	})
+
 	requests, failures := traffic.finish()
 	handshakes, refused := late.finish()
 	calls, err := cluster.WebhookCalls(0)
@@ -119,6 +124,38 @@ func twoWriters(d desk, replicas []*lab.Replica) {
 		d.succeeds("", "annotate", kind, "pinhole", injection+"-")
 	}
 	d.settles(func(now authority) bool { return now.Phase == "stable" && now.Active != before.Active })
+}
+
+// rights compares what the webhook did beyond looking with what its roles grant beyond that.
+func rights(t *testing.T, cluster *lab.Cluster) {
+	events, err := cluster.Audit()
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := map[string]bool{}
+	for _, event := range events {
+		if event.User.Username != "system:serviceaccount:pinhole-system:pinhole-webhook" {
+			continue
+		}
+		deed := event.Verb + " " + event.ObjectRef.Resource
+		if event.ResponseStatus.Code == http.StatusForbidden {
+			// It may fill its Secret and not make one; it tries when somebody has deleted it.
+			if deed != "create secrets" {
+				t.Errorf("it was forbidden to %s", deed)
+			}
+			continue
+		}
+		if event.ObjectRef.Resource == "secrets" || slices.Contains(configurationKinds, strings.TrimSuffix(event.ObjectRef.Resource, "s")) {
+			used[deed] = true
+		}
+	}
+	want := []string{
+		"get mutatingwebhookconfigurations", "get secrets", "get validatingwebhookconfigurations",
+		"patch mutatingwebhookconfigurations", "patch validatingwebhookconfigurations", "update secrets",
+	}
+	if got := slices.Sorted(maps.Keys(used)); !slices.Equal(got, want) {
+		t.Errorf("it used\n%v\nits roles grant\n%v", got, want)
+	}
 }
 
 var configurationKinds = []string{"mutatingwebhookconfiguration", "validatingwebhookconfiguration"}
