@@ -343,7 +343,7 @@ impl Object {
 }
 
 /// `null` where a value was expected, as hand-written YAML has it, is the default.
-fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+pub(crate) fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: Default + Deserialize<'de>,

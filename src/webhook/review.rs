@@ -5,10 +5,10 @@
 //! by ever simpler means: an answer that says what was wrong with the question is better than a failed call.
 
 use serde::Deserialize;
-use serde::Deserializer;
 use thiserror::Error;
 
 use crate::api::object::Object;
+use crate::api::object::null_is_default;
 
 /// One call.
 #[derive(Debug, Deserialize)]
@@ -110,14 +110,6 @@ pub(crate) fn scan_for_uid(body: &[u8]) -> Option<String> {
     let uid = std::str::from_utf8(&value[..end]).ok()?;
     let is_plain = uid.chars().all(|character| character.is_ascii_graphic() && character != '\\');
     (is_plain && !uid.is_empty() && uid.len() <= LONGEST).then(|| uid.to_owned())
-}
-
-fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Default + Deserialize<'de>,
-{
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 #[cfg(test)]
