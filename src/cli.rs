@@ -15,6 +15,7 @@ pub mod policy;
 mod render;
 mod schema;
 mod terminal;
+mod watching;
 mod webhook;
 
 use std::process::ExitCode;

@@ -5,8 +5,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -14,7 +12,6 @@ use clap::ArgAction;
 use clap::Args;
 use clap::ValueEnum;
 use ipnet::IpNet;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -31,14 +28,13 @@ use crate::agent::report::Reporter;
 use crate::cli::duration;
 use crate::cli::listen;
 use crate::cli::policy::PolicyFlags;
+use crate::cli::watching;
 use crate::cluster::client;
 use crate::cluster::client::Connection;
 use crate::cluster::client::Source;
 use crate::cluster::events;
 use crate::cluster::events::Events;
 use crate::cluster::events::Outcome;
-use crate::cluster::informers::Observer;
-use crate::cluster::informers::Sign;
 use crate::cluster::node_pods::NodePods;
 use crate::dataplane::Backend;
 use crate::dataplane::command::Tools;
@@ -56,7 +52,6 @@ use crate::telemetry::http;
 use crate::telemetry::metrics;
 use crate::telemetry::metrics::agent::AgentMetrics;
 use crate::telemetry::metrics::watch::WatchMetrics;
-use crate::telemetry::readiness::Condition;
 use crate::telemetry::readiness::Readiness;
 
 /// How long to go on writing Events after the loop has ended.
@@ -211,14 +206,14 @@ impl AgentFlags {
         let settings = kernel.settings();
         let dataplane = Arc::new(kernel.backend(&settings).await?);
         let connection = client::connect(&kubeconfig.map_or(Source::Usual, Source::File)).await?;
-        let http_listener = bind(http_address, "--http-address").await?;
-        let entries_listener = bind(entries_address, "--entries-address").await?;
+        let http_listener = listen::bind(http_address, "--http-address").await?;
+        let entries_listener = listen::bind(entries_address, "--entries-address").await?;
 
         let readiness = Readiness::new();
         let mut registry = metrics::registry();
         let metrics = AgentMetrics::register(&mut registry);
         let caches = readiness.require("caches", "waiting for the first lists from the API server");
-        let observer = observer(caches, WatchMetrics::register(&mut registry));
+        let observer = watching::observer(caches, Arc::default(), WatchMetrics::register(&mut registry));
         let in_sync = readiness.require("rules", "starting");
         let ended = CancellationToken::new();
         let admin = http::router(readiness, Arc::new(registry));
@@ -300,28 +295,6 @@ impl BrakeFlags {
     }
 }
 
-/// Keeps readiness up to date with the first lists, and counts. A watch that fails later is repeated, and what was
-/// programmed by then stays right for the pods that were known.
-fn observer(caches: Condition, metrics: WatchMetrics) -> Observer {
-    let synced = AtomicBool::new(false);
-    Arc::new(move |resource, sign| match sign {
-        Sign::Listed { waiting } => {
-            metrics.listed(resource.plural());
-            if waiting.is_empty() {
-                synced.store(true, Ordering::Release);
-                caches.met();
-            }
-        }
-        Sign::Changed => metrics.changed(resource.plural()),
-        Sign::Failed(reason) => {
-            metrics.failed(resource.plural());
-            if !synced.load(Ordering::Acquire) {
-                caches.missing(format!("listing {} fails: {reason}", resource.plural()));
-            }
-        }
-    })
-}
-
 fn write_events(
     connection: &Connection,
     node_name: &str,
@@ -350,12 +323,6 @@ fn default_node_name() -> anyhow::Result<String> {
     let name = fs::read_to_string("/proc/sys/kernel/hostname");
     let name = name.context("--node-name is not given, and the host's name cannot be read")?;
     Ok(name.trim().to_lowercase())
-}
-
-async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
-        format!("{flag} {address}: cannot listen there; is another process using the port, or is it not ours to use?")
-    })
 }
 
 fn network(text: &str) -> Result<IpNet, String> {

@@ -4,6 +4,9 @@ use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
 
+use anyhow::Context;
+use tokio::net::TcpListener;
+
 /// Reads `ADDRESS:PORT`, or a bare port, which listens on every IPv4 address.
 pub(crate) fn parse(text: &str) -> Result<SocketAddr, String> {
     if let Ok(port) = text.trim_start_matches(':').parse::<u16>() {
@@ -11,6 +14,16 @@ pub(crate) fn parse(text: &str) -> Result<SocketAddr, String> {
     }
     text.parse().map_err(|_| {
         format!("{text:?} is not an address to listen on; write a port, ADDRESS:PORT or [IPV6]:PORT, as in 8484, 127.0.0.1:8484 or [::]:8484")
+    })
+}
+
+/// Listens on `address`, which `flag` gave.
+///
+/// # Errors
+/// When the address is taken or not this machine's; the message names flag and address.
+pub(crate) async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("{flag} {address}: cannot listen there; is another process using the port, or is it not ours to use?")
     })
 }
 

@@ -9,7 +9,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::RwLock;
 use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 use std::time::SystemTime;
@@ -19,7 +18,6 @@ use clap::ArgAction;
 use clap::ArgGroup;
 use clap::Args;
 use clap::ValueEnum;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 use tracing::warn;
@@ -30,11 +28,10 @@ use crate::cli::authority::AuthorityFlags;
 use crate::cli::duration;
 use crate::cli::listen;
 use crate::cli::policy::PolicyFlags;
+use crate::cli::watching;
 use crate::cluster::client;
 use crate::cluster::client::Source;
 use crate::cluster::informers::Informers;
-use crate::cluster::informers::Observer;
-use crate::cluster::informers::Sign;
 use crate::cluster::live::ApiServer;
 use crate::shutdown;
 use crate::telemetry::http;
@@ -43,7 +40,6 @@ use crate::telemetry::metrics::authority::AuthorityMetrics;
 use crate::telemetry::metrics::watch::WatchMetrics;
 use crate::telemetry::metrics::webhook::WebhookMetrics;
 use crate::telemetry::metrics::webhook::register_index;
-use crate::telemetry::readiness::Condition;
 use crate::telemetry::readiness::Readiness;
 use crate::webhook;
 use crate::webhook::CertificateSource;
@@ -222,8 +218,8 @@ impl Webhook {
                 CertificateSource::SelfManaged(Box::new(Parts { store, names, times, provider, metrics }))
             }
         };
-        let listener = bind(listen, "--listen").await?;
-        let http_listener = bind(http_address, "--http-address").await?;
+        let listener = listen::bind(listen, "--listen").await?;
+        let http_listener = listen::bind(http_address, "--http-address").await?;
 
         let readiness = Readiness::new();
         let synced = Arc::new(AtomicBool::new(false));
@@ -238,7 +234,7 @@ impl Webhook {
         info!(server = connection.server, "Watching the cluster");
         let live = Arc::new(ApiServer::new(connection.client.clone()));
         let caches = readiness.require("caches", "waiting for the first lists from the API server");
-        let observer = observer(caches, Arc::clone(&synced), watch_metrics);
+        let observer = watching::observer(caches, Arc::clone(&synced), watch_metrics);
         let informers = Informers::new(connection, Arc::clone(&policy), Arc::clone(&index), observer);
         let watching = tokio::spawn(informers.run());
 
@@ -340,36 +336,6 @@ impl LimitFlags {
             ..Limits::default()
         }
     }
-}
-
-/// Keeps readiness up to date with the first lists, and counts. A watch that fails later is repeated and no reason to
-/// stop answering: what is refused is confirmed by live reads anyway.
-fn observer(caches: Condition, synced: Arc<AtomicBool>, metrics: WatchMetrics) -> Observer {
-    Arc::new(move |resource, sign| match sign {
-        Sign::Listed { waiting } => {
-            metrics.listed(resource.plural());
-            if waiting.is_empty() {
-                synced.store(true, Ordering::Release);
-                caches.met();
-            } else {
-                let waiting: Vec<_> = waiting.iter().map(|resource| resource.plural()).collect();
-                caches.missing(format!("waiting for the first list of {}", waiting.join(", ")));
-            }
-        }
-        Sign::Changed => metrics.changed(resource.plural()),
-        Sign::Failed(reason) => {
-            metrics.failed(resource.plural());
-            if !synced.load(Ordering::Acquire) {
-                caches.missing(format!("listing {} fails: {reason}", resource.plural()));
-            }
-        }
-    })
-}
-
-async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
-        format!("{flag} {address}: cannot listen there; is another process using the port, or is it not ours to use?")
-    })
 }
 
 fn server_name(text: &str) -> Result<String, String> {

@@ -1,0 +1,35 @@
+//! What the watches on the cluster tell, as metrics and readiness: the same for every process that keeps lists.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+
+use crate::cluster::informers::Observer;
+use crate::cluster::informers::Sign;
+use crate::telemetry::metrics::watch::WatchMetrics;
+use crate::telemetry::readiness::Condition;
+
+/// Counts every sign of the watches. `synced` becomes true, and `caches` met, once every resource was listed for the
+/// first time; until then `caches` says which lists are missing, or why one fails. A watch that fails later is repeated and
+/// no reason to be unready: a refusal is confirmed by live reads, and what is programmed stays right for the known pods.
+pub(crate) fn observer(caches: Condition, synced: Arc<AtomicBool>, metrics: WatchMetrics) -> Observer {
+    Arc::new(move |resource, sign| match sign {
+        Sign::Listed { waiting } => {
+            metrics.listed(resource.plural());
+            if waiting.is_empty() {
+                synced.store(true, Ordering::Release);
+                caches.met();
+            } else {
+                let waiting: Vec<_> = waiting.iter().map(|resource| resource.plural()).collect();
+                caches.missing(format!("waiting for the first list of {}", waiting.join(", ")));
+            }
+        }
+        Sign::Changed => metrics.changed(resource.plural()),
+        Sign::Failed(reason) => {
+            metrics.failed(resource.plural());
+            if !synced.load(Ordering::Acquire) {
+                caches.missing(format!("listing {} fails: {reason}", resource.plural()));
+            }
+        }
+    })
+}
