@@ -2,8 +2,8 @@
 
 .PHONY: manifests test-chart
 
-manifests: ## Render webhook-config/rendered/ from the chart
-	@helm=$$(tests/chart/build-helm) && chart/render-manifests $$helm/helm webhook-config/rendered
+manifests: ## Render webhook-config/ from the chart
+	@helm=$$(tests/chart/build-helm) && chart/render-manifests $$helm/helm webhook-config
 
 test-chart: ## Test the Helm chart against the program and a real API server (as root, 1 min; 4 min more the first time)
 	@helm=$$(tests/chart/build-helm) && control_plane=$$(e2e/build-control-plane) && cargo build --locked && cd tests/chart && \

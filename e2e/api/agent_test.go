@@ -67,7 +67,7 @@ func TestTheAgentProgramsThePodsOfItsNodeAndTellsTheirOwners(t *testing.T) {
 			continue
 		}
 		if event.ResponseStatus.Code == http.StatusForbidden {
-			t.Errorf("the agent was forbidden to %s %s: webhook-config/rbac.yaml lacks that", event.Verb, event.ObjectRef.Resource)
+			t.Errorf("the agent was forbidden to %s %s: chart/templates/rbac.yaml lacks that", event.Verb, event.ObjectRef.Resource)
 		}
 		isCreatedEvent := event.Verb == "create" && event.ObjectRef.Resource == "events"
 		if event.Verb != "get" && event.Verb != "list" && event.Verb != "watch" && !isCreatedEvent {

@@ -17,7 +17,7 @@ import (
 )
 
 // Where the webhook manages its own certificate authority.
-const selfManaged = "../../webhook-config/rendered/self.yaml"
+const selfManaged = "../../webhook-config/self.yaml"
 
 // The times are those of a test: each stands to the others as in the
 // defaults.

@@ -347,7 +347,7 @@ func TestTheWebhookHasTheRightsItNeedsAndOnlyLooks(t *testing.T) {
 		}
 		used[event.ObjectRef.Resource] = true
 		if event.ResponseStatus.Code == http.StatusForbidden {
-			t.Errorf("it was forbidden to %s %s: webhook-config/rbac.yaml lacks that", event.Verb, event.ObjectRef.Resource)
+			t.Errorf("it was forbidden to %s %s: chart/templates/rbac.yaml lacks that", event.Verb, event.ObjectRef.Resource)
 		}
 		switch event.Verb {
 		case "get", "list", "watch":

@@ -10,7 +10,7 @@ pub(super) fn describe(error: &kube::Error) -> String {
         kube::Error::Api(status) => {
             let advice = match status.code {
                 401 => "; the credentials are not accepted: renew the token or the kubeconfig",
-                403 => "; grant it as webhook-config/rbac.yaml does",
+                403 => "; grant it as webhook-config/self.yaml does",
                 404 => "; the API server does not serve this resource",
                 _ => "",
             };

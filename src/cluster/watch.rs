@@ -276,7 +276,7 @@ mod tests {
         assert_eq!(
             reason,
             "HTTP 403: pods is forbidden: User \"pinhole\" cannot list resource \"pods\"; grant it as \
-             webhook-config/rbac.yaml does"
+             webhook-config/self.yaml does"
         );
         let mut pauses = Vec::new();
         for _ in 0..5 {

@@ -3,6 +3,8 @@ package chart
 import (
 	"encoding/json"
 	"fmt"
+	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -364,61 +366,40 @@ func TestTheRenderedManifestsAreThoseOfTheChart(t *testing.T) {
 	if output, err := exec.Command(chart+"/render-manifests", os.Getenv("PINHOLE_HELM"), directory).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, output)
 	}
-	const kept = "../../webhook-config/rendered"
-	for _, mode := range []string{"self", "cert-manager", "files"} {
-		fresh, err := os.ReadFile(filepath.Join(directory, mode+".yaml"))
-		if err != nil {
-			t.Fatal(err)
+	const kept = "../../webhook-config"
+	fresh, shipped := tree(t, directory), tree(t, kept)
+	for name, text := range fresh {
+		if shipped[name] != text {
+			t.Errorf("%s/%s is not what the chart renders: run `make manifests`", kept, name)
 		}
-		checkedIn, err := os.ReadFile(filepath.Join(kept, mode+".yaml"))
-		if err != nil || string(checkedIn) != string(fresh) {
-			t.Errorf("%s/%s.yaml is not what the chart renders (%v): run `make manifests`", kept, mode, err)
+	}
+	for name := range shipped {
+		if _, ok := fresh[name]; !ok {
+			t.Errorf("%s/%s is not rendered from the chart: remove it, or render it in chart/render-manifests", kept, name)
 		}
+	}
+	if len(fresh) < 3 {
+		t.Errorf("chart/render-manifests made only %v", slices.Collect(maps.Keys(fresh)))
 	}
 }
 
-// webhook-config/ is written by hand: it says the same as the chart about who is called for what, and who may do what.
-func TestTheManifestsWrittenByHandAgreeWithTheChart(t *testing.T) {
-	files, err := filepath.Glob("../../webhook-config/*.yaml")
-	if err != nil || len(files) < 5 {
-		t.Fatalf("webhook-config/ has %v: %v", files, err)
-	}
-	var byHand []object
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		byHand = append(byHand, objects(t, string(text))...)
-	}
-	rendered := objects(t, render(t, "certificates.mode=files"))
-	compared := 0
-	for _, object := range byHand {
-		for _, field := range []string{"webhooks", "rules"} {
-			want, ok := object.whole[field]
-			if !ok {
-				continue
-			}
-			compared++
-			got := find(t, rendered, object.Kind, object.Metadata.Name).whole[field]
-			if normal(t, got) != normal(t, want) {
-				t.Errorf("%s %s, %s: the chart has\n%s\nwebhook-config/ has\n%s", object.Kind, object.Metadata.Name, field, normal(t, got), normal(t, want))
-			}
-		}
-	}
-	if compared != 4 {
-		t.Errorf("%d objects were compared, expected both configurations and both roles", compared)
-	}
-}
-
-// normal is JSON in which the breaks of folded lines do not matter.
-func normal(t *testing.T, value any) string {
+// tree reads every file below a directory, by its path there.
+func tree(t *testing.T, directory string) map[string]string {
 	t.Helper()
-	text, err := json.Marshal(value)
+	files := map[string]string{}
+	err := filepath.WalkDir(directory, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		name, _ := filepath.Rel(directory, path)
+		files[name] = string(text)
+		return err
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return strings.ReplaceAll(string(text), " ", "")
+	return files
 }
 
 func plain(t *testing.T, value any) string {

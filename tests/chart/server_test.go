@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 // A cluster in which the chart's plain manifests are installed; nothing runs in it.
 var cluster = sync.OnceValues(func() (*lab.Cluster, error) {
 	return lab.StartCluster(lab.Options{
-		Name: "chart", Network: 9, APIServers: 1, Manifests: "../../webhook-config/rendered/self.yaml",
+		Name: "chart", Network: 9, APIServers: 1, Manifests: "../../webhook-config/self.yaml",
 	})
 })
 

@@ -23,7 +23,7 @@ import (
 
 const (
 	adminToken = "admin-token"
-	// WebhookNamespace and webhookService name what webhook-config/ installs.
+	// WebhookNamespace and webhookService name what each file of webhook-config/ installs.
 	WebhookNamespace = "pinhole-system"
 	webhookService   = "pinhole-webhook"
 	webhookHost      = webhookService + "." + WebhookNamespace + ".svc"
@@ -45,7 +45,7 @@ type Options struct {
 	BeforeWebhook string
 }
 
-// Cluster is a Kubernetes control plane with Pinhole's webhook-config/ applied as it is shipped.
+// Cluster is a Kubernetes control plane with Pinhole's webhook-config/files.yaml applied as it is shipped.
 type Cluster struct {
 	Options
 	Authority *Authority
@@ -62,7 +62,7 @@ type Cluster struct {
 	started  int
 }
 
-// StartCluster brings up a control plane and installs webhook-config/; no replica of the webhook runs yet.
+// StartCluster brings up a control plane and installs webhook-config/files.yaml; no replica of the webhook runs yet.
 func StartCluster(options Options) (*Cluster, error) {
 	cluster, err := startCluster(options)
 	if err != nil {
@@ -280,7 +280,7 @@ func (c *Cluster) waitFor(process *Process, url string) error {
 	return nil
 }
 
-// installWebhook applies webhook-config/ as it is shipped, then injects the CA as its comments tell users to.
+// installWebhook applies webhook-config/files.yaml as it is shipped, then injects the CA as its comments tell users to.
 func (c *Cluster) installWebhook() error {
 	if c.Manifests != "" {
 		if err := c.admin("", "apply", "-f", c.Manifests); err != nil {

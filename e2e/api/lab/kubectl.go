@@ -11,7 +11,7 @@ import (
 )
 
 // Relative to the directory of the tests, in which `go test` runs them.
-const shippedManifests = "../../webhook-config"
+const shippedManifests = "../../webhook-config/files.yaml"
 
 // Result is what a user sees of a kubectl call.
 type Result struct {
