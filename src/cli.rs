@@ -15,6 +15,8 @@ pub mod policy;
 mod render;
 mod schema;
 mod terminal;
+#[cfg(test)]
+mod testing;
 mod watching;
 mod webhook;
 

@@ -343,19 +343,11 @@ fn resync(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
-
-    #[derive(Debug, Parser)]
-    struct Only {
-        #[command(flatten)]
-        agent: AgentFlags,
-    }
+    use crate::cli::testing;
 
     fn parse(arguments: &[&str]) -> Result<AgentFlags, String> {
-        let command_line = std::iter::once("test").chain(arguments.iter().copied());
-        Only::try_parse_from(command_line).map(|only| only.agent).map_err(|error| error.to_string())
+        testing::parse(arguments)
     }
 
     #[test]

@@ -62,15 +62,8 @@ impl AuthorityFlags {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
-
-    #[derive(Debug, Parser)]
-    struct Only {
-        #[command(flatten)]
-        authority: AuthorityFlags,
-    }
+    use crate::cli::testing;
 
     fn client() -> Client {
         let mut config = kube::Config::new("https://203.0.113.1:6443".parse().unwrap());
@@ -80,9 +73,8 @@ mod tests {
     }
 
     fn parts(arguments: &[&str]) -> Result<(CaStore, Times), String> {
-        let command_line = std::iter::once("test").chain(arguments.iter().copied());
-        let only = Only::try_parse_from(command_line).map_err(|error| error.to_string())?;
-        only.authority.into_parts(client()).map_err(|error| error.to_string())
+        let flags = testing::parse::<AuthorityFlags>(arguments)?;
+        flags.into_parts(client()).map_err(|error| error.to_string())
     }
 
     #[tokio::test]

@@ -99,21 +99,11 @@ fn namespace(text: &str) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
-
-    #[derive(Debug, Parser)]
-    struct Only {
-        #[command(flatten)]
-        policy: PolicyFlags,
-    }
+    use crate::cli::testing;
 
     fn policy(arguments: &[&str]) -> Result<Policy, String> {
-        let command_line = std::iter::once("test").chain(arguments.iter().copied());
-        Only::try_parse_from(command_line)
-            .map(|only| only.policy.into_policy())
-            .map_err(|error| error.to_string())
+        testing::parse::<PolicyFlags>(arguments).map(PolicyFlags::into_policy)
     }
 
     #[test]

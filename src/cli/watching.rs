@@ -33,3 +33,33 @@ pub(crate) fn observer(caches: Condition, synced: Arc<AtomicBool>, metrics: Watc
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::cluster::resource::Resource;
+    use crate::telemetry::readiness::Readiness;
+
+    #[test]
+    fn readiness_names_what_is_missing_until_all_lists_are_there_and_keeps_what_was_reached() {
+        let readiness = Readiness::new();
+        let synced = Arc::new(AtomicBool::new(false));
+        let caches = readiness.require("caches", "starting");
+        let observer = observer(caches, Arc::clone(&synced), WatchMetrics::default());
+        let missing = || readiness.report().remove(0).missing;
+
+        observer(Resource::Namespace, Sign::Listed { waiting: &BTreeSet::from([Resource::Node]) });
+        assert_eq!(missing().unwrap(), "waiting for the first list of nodes");
+        observer(Resource::Node, Sign::Failed("forbidden"));
+        assert_eq!(missing().unwrap(), "listing nodes fails: forbidden");
+        assert!(!synced.load(Ordering::Acquire));
+
+        observer(Resource::Node, Sign::Listed { waiting: &BTreeSet::new() });
+        assert_eq!(missing(), None);
+        assert!(synced.load(Ordering::Acquire));
+        observer(Resource::Node, Sign::Failed("connection refused"));
+        assert_eq!(missing(), None, "a watch that fails later is repeated");
+    }
+}

@@ -357,19 +357,11 @@ fn server_name(text: &str) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
-
-    #[derive(Debug, Parser)]
-    struct Only {
-        #[command(flatten)]
-        webhook: Webhook,
-    }
+    use crate::cli::testing;
 
     fn parse(arguments: &[&str]) -> Result<Webhook, String> {
-        let command_line = std::iter::once("test").chain(arguments.iter().copied());
-        Only::try_parse_from(command_line).map(|only| only.webhook).map_err(|error| error.to_string())
+        testing::parse(arguments)
     }
 
     #[test]
