@@ -101,6 +101,7 @@ pub fn decide(request: &Request, world: &World<'_>) -> Decision {
     };
     judge_alone(&subject, &request.namespace, &wanted.entries, world, &mut decision);
     conflict::judge(&subject, &request.namespace, &wanted.entries, world, &mut decision);
+    violation::sort(&mut decision.violations);
     decision.warnings.extend(warning::shared_by_replicas(&subject, &wanted.entries));
     decision
 }

@@ -13,7 +13,7 @@ import (
 const repository = "../.."
 
 // When somebody got a port, and through which pod: the controllers may be quicker than the next refusal.
-var since = regexp.MustCompile(`\((pod \S+, not on a node yet, )?since [^)]*\)`)
+var since = regexp.MustCompile(`\((pod \S+, created [^)]*, not on a node yet|since [^)]*)\)`)
 
 // What the README shows below each `kubectl apply`, without the lines that explain it.
 func shownInReadme(t *testing.T) map[string]string {

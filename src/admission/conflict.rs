@@ -119,13 +119,13 @@ impl Judge<'_> {
         Violation {
             field: entry.port_field.clone(),
             value: mapping.to_string(),
-            problem: format!("{shared}is held{place} by {}; {}", self.describe(held), advice(held)),
+            problem: format!("{shared}is held{place} by {}; {}", self.describe(held, scope), advice(held)),
             rule: Rule::Conflict,
         }
     }
 
-    /// Who holds it, as far as the reader may know.
-    fn describe(&self, held: &Holding) -> String {
+    /// Who holds it, as far as the reader may know. The node is named where `scope` has not named it already.
+    fn describe(&self, held: &Holding, scope: &Scope) -> String {
         if !self.world.policy.disclose_holder && &*held.object.name.namespace != self.namespace {
             return "an object in another namespace".to_owned();
         }
@@ -138,14 +138,16 @@ impl Judge<'_> {
         if holder != object {
             details.push(format!("{} {}", held.object.kind.name().to_lowercase(), held.object.name.name));
         }
-        if held.object.kind == Kind::Pod {
-            match &held.node {
-                Some(node) => details.push(format!("on node {node}")),
-                None => details.push("not on a node yet".to_owned()),
-            }
+        let waits_for_a_node = held.object.kind == Kind::Pod && held.node.is_none();
+        if let (Some(node), Kind::Pod, Scope::Address(_)) = (&held.node, held.object.kind, scope) {
+            details.push(format!("on node {node}"));
         }
         if !held.since.is_empty() {
-            details.push(format!("since {}", held.since));
+            let word = if waits_for_a_node { "created" } else { "since" };
+            details.push(format!("{word} {}", held.since));
+        }
+        if waits_for_a_node {
+            details.push("not on a node yet".to_owned());
         }
         if held.terminating {
             details.push("being deleted".to_owned());

@@ -48,11 +48,21 @@ pub(crate) fn read(text: &str, path: &str) -> Wanted {
                 wanted.entries.push(Located { mapping, port_field: field.clone(), address_field: field });
             }
             Err((rule, problem)) => {
-                wanted.violations.push(Violation { field, value: shown(item), problem, rule });
+                wanted.violations.push(Violation {
+                    field,
+                    value: shown(item),
+                    problem: about(item, problem),
+                    rule,
+                });
             }
         }
     }
     wanted
+}
+
+/// A problem as it reads after the item: one with the whole item does not name it again.
+fn about(item: &str, problem: String) -> String {
+    problem.strip_prefix(&format!("{item:?} ")).map(str::to_owned).unwrap_or(problem)
 }
 
 fn parse(item: &str) -> Result<Mapping, (Rule, String)> {

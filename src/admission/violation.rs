@@ -80,6 +80,32 @@ impl fmt::Display for Violation {
     }
 }
 
+/// Puts violations in the order in which a reader goes through the object: what concerns all of it, then entry by entry,
+/// each by field. Rules that concern one field keep their order.
+pub(crate) fn sort(violations: &mut [Violation]) {
+    violations.sort_by(|a, b| place(&a.field).cmp(&place(&b.field)));
+}
+
+fn place(path: &str) -> (Option<u64>, Vec<(u64, &str)>) {
+    (entry(path), natural(path))
+}
+
+/// Which entry of an annotation a path lies in: `[KEY].entries[N]`, or `[KEY][N]` in the short form.
+fn entry(path: &str) -> Option<u64> {
+    let (_, within) = path.split_once("annotations[")?.1.split_once(']')?;
+    let position = within.strip_prefix(".entries").unwrap_or(within).strip_prefix('[')?;
+    position.split_once(']')?.0.parse().ok()
+}
+
+/// A path that compares as people count: item 10 after item 9.
+fn natural(path: &str) -> Vec<(u64, &str)> {
+    let parts = path.split_inclusive('[').map(|part| {
+        let rest = part.trim_start_matches(|first: char| first.is_ascii_digit());
+        (part[..part.len() - rest.len()].parse().unwrap_or(0), rest)
+    });
+    parts.collect()
+}
+
 /// How many violations one message spells out. Controllers copy it into Events, which hold 1 KiB.
 const SPELLED_OUT: usize = 10;
 
@@ -126,6 +152,30 @@ mod tests {
             "2 problems: (1) a: 1: is bad; (2) b: 1: is bad"
         );
         assert!(summary(&vec![violation("a"); 12]).ends_with("(10) a: 1: is bad; and 2 more"));
+    }
+
+    #[test]
+    fn violations_are_read_in_the_order_of_the_entries_and_their_fields() {
+        let in_order = [
+            "metadata.namespace",
+            "spec.hostNetwork",
+            "metadata.annotations[k].entries[0].proto",
+            "metadata.annotations[k].entries[2].allowedSources[9]",
+            "metadata.annotations[k].entries[2].allowedSources[10]",
+            "metadata.annotations[k].entries[2].srcPort",
+            "spec.template.metadata.annotations[k][9]",
+            "spec.template.metadata.annotations[k][10]",
+        ];
+        let mut sorted: Vec<_> = in_order.iter().rev().map(|field| violation(field)).collect();
+        sort(&mut sorted);
+        assert_eq!(sorted.iter().map(|violation| violation.field.as_str()).collect::<Vec<_>>(), in_order);
+
+        let mut of_one_field = [
+            Violation { rule: Rule::Restricted, ..violation("a") },
+            Violation { rule: Rule::Conflict, ..violation("a") },
+        ];
+        sort(&mut of_one_field);
+        assert_eq!(of_one_field.map(|violation| violation.rule), [Rule::Restricted, Rule::Conflict]);
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub(crate) fn ignored_keys(subject: &Subject<'_>, policy: &Policy) -> Vec<String
         }
         if key == keys::PODNAT {
             return Some(format!(
-                "annotation {key} is not read here; use {} or start with --annotation-key {key}",
+                "{key} is not read here: rename it to {}, or ask the operator to enable it (--annotation-key)",
                 keys::NAT
             ));
         }

@@ -41,7 +41,7 @@ impl fmt::Display for Port {
 
 /// Why a text is not a port.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a port: write a number from 1 to 65535")]
+#[error("{0:?} is not a port; write a number from 1 to 65535")]
 pub struct PortError(pub String);
 
 impl FromStr for Port {
@@ -127,7 +127,7 @@ pub enum PortRangeError {
     #[error(transparent)]
     Port(#[from] PortError),
     /// The range runs backwards.
-    #[error("\"{0}-{1}\" runs backwards: write \"{1}-{0}\"")]
+    #[error("\"{0}-{1}\" runs backwards; write \"{1}-{0}\"")]
     Backwards(Port, Port),
 }
 
@@ -215,7 +215,7 @@ mod tests {
         assert_eq!(range("10-20").intersection(range("15-30")), Some(range("15-20")));
         assert_eq!(range("10-20").intersection(range("21-30")), None);
         let error = "20-10".parse::<PortRange>().unwrap_err().to_string();
-        assert_eq!(error, "\"20-10\" runs backwards: write \"10-20\"");
+        assert_eq!(error, "\"20-10\" runs backwards; write \"10-20\"");
     }
 
     #[test]

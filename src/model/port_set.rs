@@ -135,11 +135,11 @@ mod tests {
         let cases = [
             ("22,,53", "item 2 of the list is empty: remove the extra comma"),
             ("22,", "item 2 of the list is empty: remove the extra comma"),
-            ("22,65558", "item 2 of the list: \"65558\" is not a port: write a number from 1 to 65535"),
-            ("0", "item 1 of the list: \"0\" is not a port: write a number from 1 to 65535"),
-            ("22,25-20", "item 2 of the list: \"25-20\" runs backwards: write \"20-25\""),
+            ("22,65558", "item 2 of the list: \"65558\" is not a port; write a number from 1 to 65535"),
+            ("0", "item 1 of the list: \"0\" is not a port; write a number from 1 to 65535"),
+            ("22,25-20", "item 2 of the list: \"25-20\" runs backwards; write \"20-25\""),
             ("53/dns", "item 1 of the list: \"dns\" is not a protocol: write tcp, udp or sctp"),
-            ("22 53", "item 1 of the list: \"22 53\" is not a port: write a number from 1 to 65535"),
+            ("22 53", "item 1 of the list: \"22 53\" is not a port; write a number from 1 to 65535"),
         ];
         for (text, expected) in cases {
             assert_eq!(text.parse::<PortSet>().unwrap_err().to_string(), expected, "{text}");

@@ -50,8 +50,8 @@ fn a_holder_in_another_namespace_is_hidden_where_the_operator_says_so() {
     );
     assert_refused(
         &cluster.create(exposing("web", "203.0.113.7:587")),
-        "metadata.annotations[pinhole.dev/expose][0]: 203.0.113.7:587/tcp: is held by Pod default/mta (not on a node yet, \
-         since 2026-11-22T10:00:00Z); choose another external port, or remove it there first",
+        "metadata.annotations[pinhole.dev/expose][0]: 203.0.113.7:587/tcp: is held by Pod default/mta (created \
+         2026-11-22T10:00:00Z, not on a node yet); choose another external port, or remove it there first",
     );
 }
 
@@ -112,7 +112,7 @@ fn ranges_conflict_where_they_overlap_and_name_the_shared_ports() {
     assert_refused(
         &cluster.create(exposing("web", "203.0.113.7:7005-7020/udp")),
         "metadata.annotations[pinhole.dev/expose][0]: 203.0.113.7:7005-7020/udp: 203.0.113.7:7005-7010/udp is held by Pod \
-         default/game (not on a node yet, since 2026-11-22T10:00:00Z); choose another external port, or remove it there first",
+         default/game (created 2026-11-22T10:00:00Z, not on a node yet); choose another external port, or remove it there first",
     );
     assert!(!cluster.create(exposing("web", "203.0.113.7:7010/udp")).is_granted());
     assert_granted(&cluster.create(exposing("web", "203.0.113.7:7011-7020/udp")));
@@ -123,8 +123,8 @@ fn a_port_of_a_node_s_own_address_is_unique_on_that_node() {
     let cluster = Cluster::new().store(on_node(exposing("postfix", "25"), "node-1"));
     assert_refused(
         &cluster.create(on_node(exposing("web", "25"), "node-1")),
-        "metadata.annotations[pinhole.dev/expose][0]: 25/tcp: is held on node node-1 by Pod default/postfix (on node node-1, \
-         since 2026-11-22T10:00:00Z); choose another external port, or remove it there first",
+        "metadata.annotations[pinhole.dev/expose][0]: 25/tcp: is held on node node-1 by Pod default/postfix (since \
+         2026-11-22T10:00:00Z); choose another external port, or remove it there first",
     );
     assert_granted(&cluster.create(on_node(exposing("web", "25"), "node-2")));
 }
@@ -142,8 +142,8 @@ fn finished_and_deleted_objects_hold_nothing_and_terminating_ones_still_do() {
     let terminating = with(pod, &[("/metadata/deletionTimestamp", json!("2026-11-22T11:00:00Z"))]);
     assert_refused(
         &Cluster::new().store(terminating).create(exposing("web", PORT)),
-        "metadata.annotations[pinhole.dev/expose][0]: 203.0.113.7:25/tcp: is held by Pod default/postfix (not on a node yet, \
-         since 2026-11-22T10:00:00Z, being deleted); try again when it is gone, or choose another external port",
+        "metadata.annotations[pinhole.dev/expose][0]: 203.0.113.7:25/tcp: is held by Pod default/postfix (created \
+         2026-11-22T10:00:00Z, not on a node yet, being deleted); try again when it is gone, or choose another external port",
     );
 }
 

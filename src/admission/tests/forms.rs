@@ -239,9 +239,9 @@ fn a_wrong_annotation_as_a_whole_is_told_how_to_write_it() {
 fn a_wrong_item_of_the_short_form_is_told_what_to_write() {
     let cases = [
         ("80,", "[1]: is an empty item; remove the extra comma"),
-        ("http", "[0]: http: \"http\" is not a port: write a number from 1 to 65535"),
+        ("http", "[0]: http: is not a port; write a number from 1 to 65535"),
         ("80/tpc", "[0]: 80/tpc: \"tpc\" is not a protocol; write /tcp, /udp or /sctp; did you mean tcp?"),
-        ("90-80", "[0]: 90-80: \"90-80\" runs backwards: write \"80-90\""),
+        ("90-80", "[0]: 90-80: runs backwards; write \"80-90\""),
         (
             "80:80:80:80",
             "[0]: 80:80:80:80: has too many colons; put an IPv6 address in brackets, as in [2001:db8::1]:443",
@@ -288,8 +288,8 @@ fn all_problems_of_all_entries_come_at_once_and_the_good_entries_still_count() {
     assert_refused(
         &decision,
         "3 problems: \
-         (1) metadata.annotations[pinhole.dev/nat].entries[0].srcPort: 0: is not a port; ports are 1 to 65535; \
-         (2) metadata.annotations[pinhole.dev/nat].entries[0].dstPort: \"x\": is not a port; write a whole number from 1 to 65535; \
+         (1) metadata.annotations[pinhole.dev/nat].entries[0].dstPort: \"x\": is not a port; write a whole number from 1 to 65535; \
+         (2) metadata.annotations[pinhole.dev/nat].entries[0].srcPort: 0: is not a port; ports are 1 to 65535; \
          (3) metadata.annotations[pinhole.dev/nat].entries[2].srcPort: 22/tcp: is restricted in this cluster \
          (restricted: 22, 53, 6443); choose another external port",
     );
@@ -304,8 +304,8 @@ fn a_broken_key_hides_nothing_else_in_its_entry() {
         (
             r#"{"srcIP":"nowhere","srcPort":99999,"dstPort":80}"#,
             format!(
-                "2 problems: (1) {field}.srcPort: 99999: {not_a_port}; (2) {field}.srcIP: nowhere: is not an IP address; \
-                 write one such as 203.0.113.7 or 2001:db8::7 (names are not looked up)"
+                "2 problems: (1) {field}.srcIP: nowhere: is not an IP address; write one such as 203.0.113.7 or 2001:db8::7 \
+                 (names are not looked up); (2) {field}.srcPort: 99999: {not_a_port}"
             ),
         ),
         (
@@ -323,8 +323,8 @@ fn a_broken_key_hides_nothing_else_in_its_entry() {
         (
             r#"{"srcPort":80,"dstPort":80,"proto":"tpc","allowedSources":[7]}"#,
             format!(
-                "2 problems: (1) {field}.proto: \"tpc\": is not a protocol; write tcp, udp or sctp; did you mean \"tcp\"?; \
-                 (2) {field}.allowedSources[0]: 7: is not text; write the network in quotes, as in \"192.0.2.0/24\""
+                "2 problems: (1) {field}.allowedSources[0]: 7: is not text; write the network in quotes, as in \"192.0.2.0/24\"; \
+                 (2) {field}.proto: \"tpc\": is not a protocol; write tcp, udp or sctp; did you mean \"tcp\"?"
             ),
         ),
     ];

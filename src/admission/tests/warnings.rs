@@ -41,7 +41,7 @@ fn annotations_that_only_look_like_requests_are_pointed_out() {
         ),
         (
             "bln.space/podnat",
-            "annotation bln.space/podnat is not read here; use pinhole.dev/nat or start with --annotation-key bln.space/podnat",
+            "bln.space/podnat is not read here: rename it to pinhole.dev/nat, or ask the operator to enable it (--annotation-key)",
         ),
         (
             "k8s.aliyun.com/pod-dnat-expose-port",
