@@ -204,6 +204,7 @@ impl Reader<'_> {
         let mut object: Object = match serde_json::from_value(value) {
             Ok(object) => object,
             Err(error) => {
+                let kind = tree.get("kind").and_then(Tree::as_str).unwrap_or(kind);
                 let message = format!("this {} is not what the API server takes: {error}", shown(kind));
                 return self.refuse(file, Some(offset + start), message);
             }
@@ -358,6 +359,8 @@ mod tests {
         let manifests = read_text("# pod\nkind: Pod\nmetadata: {name: [a]}\n");
         assert_eq!(manifests.unreadable[0].place.to_string(), "<stdin>:2");
         assert!(manifests.unreadable[0].message.contains("expected a string"), "{manifests:?}");
+        let manifests = read_text("kind: List\nitems:\n- kind: Pod\n  metadata: {name: [a]}\n");
+        assert!(manifests.unreadable[0].message.starts_with("this Pod is not"), "{manifests:?}");
     }
 
     #[test]

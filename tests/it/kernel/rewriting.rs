@@ -70,6 +70,40 @@ fn r45_changing_neighbours_lose_no_connection(lab: &mut Lab) {
     });
 }
 
+/// What podnat-controller leaves on a node that it served port 80 on, in its own order and words.
+fn podnat_controller_programs(lab: &Lab) {
+    for rule in [
+        "-N PODNAT_FORWARD",
+        "-t nat -N PODNAT_PRE",
+        "-t nat -N PODNAT_POST",
+        "-I FORWARD 1 -m comment --comment 'podnat[jump_to_chain]' -j PODNAT_FORWARD",
+        "-t nat -I PREROUTING 1 -m comment --comment 'podnat[jump_to_chain]' -j PODNAT_PRE",
+        "-t nat -I POSTROUTING 1 -m comment --comment 'podnat[jump_to_chain]' -j PODNAT_POST",
+        "-t nat -A PODNAT_POST -d 10.0.0.0/8 -m comment --comment 'podnat[no_snat_for_internal]' -j RETURN",
+        "-A PODNAT_FORWARD -d 10.244.1.9/32 -p tcp -m conntrack --ctstate NEW -m tcp --dport 80 -m comment --comment default:a -j ACCEPT",
+        "-t nat -A PODNAT_PRE -d 203.0.113.7/32 -p tcp -m tcp --dport 80 -m comment --comment default:a -j DNAT --to-destination 10.244.1.9:80",
+        "-t nat -A PODNAT_POST -s 10.244.1.9/32 -p tcp -m comment --comment default:a -j SNAT --to-source 203.0.113.7",
+    ] {
+        lab.iptables(rule);
+    }
+}
+
+fn r40_a_node_moves_over_from_podnat_controller_without_a_lost_connection(lab: &mut Lab) {
+    let _a = lab.a.serve("a", "[::]:80");
+    podnat_controller_programs(lab);
+    let mut established = lab.client.connect("203.0.113.7:80").unwrap();
+    assert_eq!(established.ask().unwrap(), "a 198.51.100.9");
+    let leftovers = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/podnat-controller-leftovers.rules");
+    while_connecting(lab, |lab| {
+        lab.apply(&[endpoint("80/tcp", "a", A)]);
+        thread::sleep(Duration::from_millis(100));
+        lab.node.sh(&format!("{} < {leftovers}", lab.command("iptables", "-restore --noflush -w 5")));
+        thread::sleep(Duration::from_millis(100));
+    });
+    assert!(!lab.saved().to_lowercase().contains("podnat"), "{}", lab.saved());
+    assert_eq!(established.ask().unwrap(), "a 198.51.100.9");
+}
+
 fn r43_an_established_connection_survives_the_removal_of_the_last_entry(lab: &mut Lab) {
     let _a = lab.a.serve("a", "[::]:80");
     lab.apply(&[endpoint("80/tcp", "a", A)]);
@@ -191,6 +225,7 @@ fn r24_only_flows_through_our_ports_are_ended(lab: &mut Lab) {
 with_both_flavors!(
     r34_a_moving_jump_loses_no_connection,
     r45_changing_neighbours_lose_no_connection,
+    r40_a_node_moves_over_from_podnat_controller_without_a_lost_connection,
     r43_an_established_connection_survives_the_removal_of_the_last_entry,
     r44_a_connection_to_a_reserved_port_waits_for_the_pod,
     r10_an_edited_or_removed_entry_closes_its_old_port_at_once,
