@@ -15,6 +15,7 @@ mod generated;
 mod golden;
 mod kernel;
 mod layering;
+mod links;
 mod program;
 mod render;
 mod webhook;
