@@ -7,6 +7,7 @@ mod agent;
 mod authority;
 mod check;
 mod cleanup;
+mod crd;
 mod demo;
 mod duration;
 mod listen;
@@ -29,6 +30,7 @@ use clap::Subcommand;
 use crate::cli::agent::AgentFlags;
 use crate::cli::check::Check;
 use crate::cli::cleanup::Cleanup;
+use crate::cli::crd::Crd;
 use crate::cli::demo::Demo;
 use crate::cli::render::Render;
 use crate::cli::schema::Schema;
@@ -82,6 +84,9 @@ enum Command {
 
     /// Print the JSON Schema of the pinhole.dev/nat annotation.
     Schema(Schema),
+
+    /// Print the definitions of the custom resources, for kubectl apply -f -.
+    Crd(Crd),
 }
 
 impl Command {
@@ -89,7 +94,7 @@ impl Command {
     const fn default_log_level(&self) -> &'static str {
         match self {
             Self::Webhook(_) | Self::Agent(_) | Self::Cleanup(_) => "info",
-            Self::Check(_) | Self::Render(_) | Self::Demo(_) | Self::Schema(_) => "warn",
+            Self::Check(_) | Self::Render(_) | Self::Demo(_) | Self::Schema(_) | Self::Crd(_) => "warn",
         }
     }
 }
@@ -108,6 +113,7 @@ impl Cli {
             Command::Render(command) => command.run(),
             Command::Demo(command) => command.run(),
             Command::Schema(command) => command.run(),
+            Command::Crd(command) => command.run(),
         }
     }
 }

@@ -43,6 +43,26 @@ fn the_annotation_reference_has_the_keys_and_words_of_the_schema() {
 }
 
 #[test]
+fn the_definitions_of_the_chart_and_of_the_manifests_are_those_of_the_program() {
+    let output = Program::new(&["crd"]).run();
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    let mut documents = 0;
+    for document in output.stdout.split("---\n").filter(|document| !document.is_empty()) {
+        let name = document.lines().find_map(|line| line.strip_prefix("  name: ")).unwrap();
+        golden(&format!("chart/files/crds/{name}.yaml"), document);
+        documents += 1;
+    }
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/chart/files/crds");
+    assert_eq!(
+        std::fs::read_dir(directory).unwrap().count(),
+        documents,
+        "{directory} has a file of no definition"
+    );
+    let head = "# Written by `make generate` from src/api/crd; the same as what `pinhole crd` prints.\n";
+    golden("webhook-config/crds.yaml", &format!("{head}{}", output.stdout));
+}
+
+#[test]
 fn every_alert_of_the_chart_has_its_place_in_the_runbook() {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/");
     let rules = fs::read_to_string(format!("{root}chart/files/rules.yaml")).unwrap();

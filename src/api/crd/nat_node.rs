@@ -1,0 +1,197 @@
+//! `NatNode`: what an agent knows of its node and has programmed there.
+
+use k8s_openapi::jiff::Timestamp;
+use kube::CustomResource;
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::api::crd::condition::Condition;
+use crate::api::crd::shared::Transport;
+
+/// What an operator asks of a node.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[kube(
+    group = "pinhole.dev",
+    version = "v1alpha1",
+    kind = "NatNode",
+    plural = "natnodes",
+    singular = "natnode",
+    shortname = "nn",
+    category = "pinhole",
+    status = "NatNodeStatus",
+    derive = "PartialEq",
+    doc = "A node, or a gateway outside the cluster, that programs external ports: its addresses, what is taken on it, and what its agent has programmed. Written by the agent, under the node's name and with the node's labels.",
+    printcolumn(
+        name = "Address",
+        type_ = "string",
+        json_path = ".status.address",
+        description = "The own addresses that ports are published on"
+    ),
+    printcolumn(
+        name = "Backend",
+        type_ = "string",
+        json_path = ".status.backend",
+        description = "How the kernel is programmed"
+    ),
+    printcolumn(
+        name = "Entries",
+        type_ = "integer",
+        json_path = ".status.programmed.entries",
+        description = "Entries in the kernel"
+    ),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status",
+        description = "Whether the kernel has what it should"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
+        description = "Why"
+    ),
+    printcolumn(
+        name = "Paused",
+        type_ = "boolean",
+        json_path = ".spec.paused",
+        priority = 1,
+        description = "Whether nothing is changed on the node"
+    ),
+    printcolumn(
+        name = "Version",
+        type_ = "string",
+        json_path = ".status.agentVersion",
+        priority = 1,
+        description = "The agent's version"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+pub struct NatNodeSpec {
+    /// Whether the agent leaves the kernel as it is, until this is false again: for work on the node. Default: false.
+    #[serde(default)]
+    pub paused: bool,
+    /// Releases the brake of a mass removal: the agent removes what it holds back once this names the generation that
+    /// `status.brake` asks for. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub resume: Option<String>,
+}
+
+/// What the agent found and did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NatNodeStatus {
+    /// The generation of the spec that the rest is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// The own addresses that ports are published on, one of each family, joined by a comma: for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub address: String,
+    /// Every address of the node that the outside could connect to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["address".into()]))]
+    pub addresses: Vec<NodeAddress>,
+    /// Ports that programs and other parts of Kubernetes have on the node, so that nobody is granted one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4096))]
+    pub ports_in_use: Vec<PortInUse>,
+    /// How the kernel is programmed: nftables, iptables-nft or iptables-legacy.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub backend: String,
+    /// The version of the program behind it, as it says itself.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub backend_version: String,
+    /// The kernel's release.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub kernel_version: String,
+    /// The agent's version.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub agent_version: String,
+    /// What is in the kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub programmed: Option<ProgrammedEntries>,
+    /// A mass removal that is held back, and the value of `spec.resume` that releases it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub brake: Option<String>,
+    /// When the agent last reported, in UTC. It does so every minute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", extend("format" = "date-time"))]
+    pub last_report: Option<Timestamp>,
+    /// Ready: whether the kernel has what it should. ForwardBlocked: something on the node drops what is forwarded. Braked: a
+    /// mass removal is held back. Paused: nothing is changed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// An address of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+pub struct NodeAddress {
+    /// The address.
+    #[schemars(length(min = 2, max = 39))]
+    pub address: String,
+    /// The network card that has it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub interface: String,
+    /// Whether the internet can route to it.
+    #[serde(default)]
+    pub public: bool,
+    /// Whether it is the node's own address of its family: the one that `ifaceAuto` stands for.
+    #[serde(default)]
+    pub own: bool,
+}
+
+/// Ports that are taken on a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+pub struct PortInUse {
+    /// The protocol.
+    pub protocol: Transport,
+    /// The first port.
+    #[schemars(range(min = 1))]
+    pub first: u16,
+    /// The last port.
+    #[schemars(range(min = 1))]
+    pub last: u16,
+    /// The addresses where they are taken. Absent: on every address of the node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub addresses: Vec<String>,
+    /// Socket: a program listens. HostPort: a pod has it. NodePort: Services get theirs from here.
+    pub by: PortUser,
+    /// The program, or the pod as namespace/name.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 320))]
+    pub name: String,
+}
+
+/// What has a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PortUser {
+    /// A listening program.
+    Socket,
+    /// A pod's `hostPort`.
+    HostPort,
+    /// The range of NodePorts.
+    NodePort,
+}
+
+/// What is in a node's kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProgrammedEntries {
+    /// Entries that lead somewhere.
+    pub entries: u64,
+    /// Entries that should be there and are not.
+    #[serde(default)]
+    pub missing: u64,
+    /// When the kernel was last changed, in UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", extend("format" = "date-time"))]
+    pub since: Option<Timestamp>,
+}

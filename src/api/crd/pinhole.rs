@@ -1,0 +1,400 @@
+//! `Pinhole`: external ports that lead to a Service, to pods by label, or to one pod.
+
+use kube::CustomResource;
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::api::crd::condition::Condition;
+use crate::api::crd::rules;
+use crate::api::crd::shared::HolderReference;
+use crate::api::crd::shared::LabelSelector;
+use crate::api::crd::shared::Retention;
+use crate::api::crd::shared::Transport;
+
+/// Which external ports lead where, and for whom.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[kube(
+    group = "pinhole.dev",
+    version = "v1alpha1",
+    kind = "Pinhole",
+    plural = "pinholes",
+    singular = "pinhole",
+    shortname = "ph",
+    category = "pinhole",
+    namespaced,
+    status = "PinholeStatus",
+    derive = "PartialEq",
+    doc = "External ports that lead to a Service, to pods by label, or to one pod. You write one for a Service or a group of pods; for an annotated pod the controller writes one with the pod's name.",
+    selectable = ".spec.target.service",
+    selectable = ".spec.target.pod",
+    printcolumn(
+        name = "External",
+        type_ = "string",
+        json_path = ".status.external",
+        description = "What the outside connects to"
+    ),
+    printcolumn(
+        name = "Target",
+        type_ = "string",
+        json_path = ".status.target",
+        description = "Where it leads"
+    ),
+    printcolumn(
+        name = "Node",
+        type_ = "string",
+        json_path = ".status.node",
+        description = "The nodes that serve it"
+    ),
+    printcolumn(
+        name = "Holder",
+        type_ = "string",
+        json_path = ".status.holder",
+        description = "Who holds the ports"
+    ),
+    printcolumn(
+        name = "Programmed",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Programmed\")].status",
+        description = "Whether connections are let through"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Programmed\")].reason",
+        description = "Why"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[x_kube(
+    validation = Rule::new("!has(self.addresses) || size(self.addresses) == 0 || !self.ports.exists(port, !has(port.port)) || size(self.addresses) == 1")
+        .message("a port without a number is found on one address: leave addresses out, or name one"),
+    validation = Rule::new("self.ports.all(port, !has(port.port) || self.ports.filter(other, has(other.port) && other.protocol == port.protocol && other.port <= (has(port.portEnd) ? port.portEnd : port.port) && port.port <= (has(other.portEnd) ? other.portEnd : other.port)).size() <= 1)")
+        .message("two entries of ports ask for the same external port and protocol"),
+    validation = Rule::new("self.ports.all(port, !has(port.name) || self.ports.filter(other, has(other.name) && other.name == port.name).size() == 1)")
+        .message("two entries of ports have the same name"),
+    validation = Rule::new("has(self.target.pod) == has(oldSelf.target.pod) && (!has(self.target.pod) || self.target.pod == oldSelf.target.pod)")
+        .message("target.pod belongs to the controller and cannot change")
+)]
+pub struct PinholeSpec {
+    /// Where connections lead: a Service, pods by label, or one pod, all in this namespace.
+    pub target: PinholeTarget,
+
+    /// The external addresses; each gets all of `ports`, served by the nodes that carry it. An address that no node has yet is
+    /// served as soon as one has. Default: one from the pool, or the own address of the pod's node if the pool has only those.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(max = 39)))]
+    #[x_kube(validation = Rule::new(rules::ADDRESSES).message(rules::ADDRESS_MESSAGE))]
+    pub addresses: Vec<String>,
+
+    /// The NatPool that must grant the ports. Default: the first that grants them to this namespace, by priority and name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub pool: Option<String>,
+
+    /// The ports, at least one and at most 64.
+    #[schemars(length(min = 1, max = 64))]
+    pub ports: Vec<PinholePort>,
+
+    /// The networks (CIDRs) that may connect; everybody else is dropped. Default: everybody.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(max = 43)))]
+    #[x_kube(validation = Rule::new(rules::NETWORKS).message(rules::NETWORK_MESSAGE))]
+    pub allowed_sources: Vec<String>,
+
+    /// Which address of the client the target sees. Preserve: the client's own. Masquerade: the node's, as a target needs that
+    /// does not reply by way of the node. Default: Preserve where the target's node serves the address, else Masquerade.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "SourceAddress")]
+    pub source_address: Option<SourceAddress>,
+
+    /// How connections that the target itself opens to the outside leave. Cluster: as the cluster does it. External: with the
+    /// external address, by its link. Default: Cluster.
+    #[serde(default)]
+    pub egress: Egress,
+
+    /// Whether one pod serves at a time. Exclusive: only one pod may hold the ports. ActiveStandby: further pods stand by and
+    /// take over. Only for pods. Default: Exclusive.
+    #[serde(default)]
+    pub sharing: Sharing,
+
+    /// When a newer pod of the same holder takes over. WhenReady: as soon as its containers are ready. WhenGone: when the old
+    /// pod is gone. Immediate: as soon as it has an address. Default: WhenReady.
+    #[serde(default)]
+    pub handover: Handover,
+
+    /// What happens to UDP flows of the old pod at a handover. Drain: they stay until they end. Cut: they move at once.
+    /// Default: Drain.
+    #[serde(default)]
+    pub udp_handover: UdpHandover,
+
+    /// When the ports are given back. Default: with this object, or with the last pod of a controller-written one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Retention>,
+
+    /// Whether nothing is let through although the ports stay claimed. Default: false.
+    #[serde(default)]
+    pub suspended: bool,
+
+    /// For a Pinhole that the controller wrote for a pod: who holds the ports. Absent in yours, which hold them themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<HolderReference>,
+}
+
+/// Where connections lead: one of the three.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("[has(self.service), has(self.podSelector), has(self.pod)].filter(given, given).size() == 1")
+        .message("target needs exactly one of service, podSelector and pod"),
+    validation = Rule::new("!has(self.via) || has(self.service)")
+        .message("via goes with service")
+)]
+pub struct PinholeTarget {
+    /// The name of a Service. It may come later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub service: Option<String>,
+    /// For a Service: Endpoints goes straight to its ready pods, without kube-proxy, and works for headless ones. ClusterIP
+    /// goes to the Service's address and leaves balancing and affinity to the cluster. Default: Endpoints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Via")]
+    pub via: Option<Via>,
+    /// Labels of pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_selector: Option<LabelSelector>,
+    /// The name of a pod. Only in what the controller writes; ask with the pod's annotation instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub pod: Option<String>,
+}
+
+/// One external port or a range of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.portEnd) || (has(self.port) && self.port <= self.portEnd)")
+        .message("portEnd goes with port, and must not lie below it"),
+    validation = Rule::new("!has(self.portEnd) || !has(self.targetPort) || type(self.targetPort) == int")
+        .message("a range leads to ports by number: targetPort is the first of them"),
+    validation = Rule::new("has(self.port) || has(self.targetPort)")
+        .message("targetPort is needed where port is left to be found")
+)]
+pub struct PinholePort {
+    /// A name of your choice, shown in the status. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: Option<String>,
+    /// TCP, UDP or SCTP. Default: TCP.
+    #[serde(default)]
+    pub protocol: Transport,
+    /// The external port, 1-65535; the first one where portEnd is given. Default: one is found in the pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub port: Option<u16>,
+    /// The last external port of a range, 1-65535. Default: `port`, a single port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub port_end: Option<u16>,
+    /// The target's port: for a Service the number or name of one of its ports, for pods a number or the name of a container
+    /// port. In a range the n-th external port leads to the n-th port from here on. Default: `port`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_port: Option<TargetPort>,
+}
+
+/// A port of the target, by number or by name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TargetPort {
+    /// By number, 1-65535.
+    Number(u16),
+    /// By name.
+    Name(String),
+}
+
+impl JsonSchema for TargetPort {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "TargetPort".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "x-kubernetes-int-or-string": true,
+            "maxLength": 63,
+            "x-kubernetes-validations": [{
+                "rule": "type(self) == int ? self >= 1 && self <= 65535 : size(self) > 0",
+                "message": "must be a port, 1-65535, or the name of one",
+            }],
+        })
+    }
+}
+
+/// How a Service is reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Via {
+    /// Straight to its ready pods.
+    #[default]
+    Endpoints,
+    /// By its own address.
+    #[serde(rename = "ClusterIP")]
+    ClusterIp,
+}
+
+/// Which address of a client the target sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SourceAddress {
+    /// The client's.
+    Preserve,
+    /// The node's.
+    Masquerade,
+}
+
+/// How the target's own connections leave.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Egress {
+    /// As the cluster does it.
+    #[default]
+    Cluster,
+    /// With the external address.
+    External,
+}
+
+/// Whether one pod serves at a time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Sharing {
+    /// One pod holds the ports.
+    #[default]
+    Exclusive,
+    /// Others stand by.
+    ActiveStandby,
+}
+
+/// When a newer pod takes over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Handover {
+    /// Its containers are ready.
+    #[default]
+    WhenReady,
+    /// The old pod is gone.
+    WhenGone,
+    /// It has an address.
+    Immediate,
+}
+
+/// What happens to UDP flows at a handover.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum UdpHandover {
+    /// They end where they are.
+    #[default]
+    Drain,
+    /// They move.
+    Cut,
+}
+
+/// What was granted, and where it is programmed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PinholeStatus {
+    /// The generation of the spec that the rest is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// What the outside connects to, in short, for people: `203.0.113.7:443/tcp +2`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub external: String,
+    /// Where it leads, in short: `Service web:8443` or `10.244.1.7:8443`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub target: String,
+    /// The nodes that serve it, in short.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub node: String,
+    /// Who holds the ports, in short: `Deployment postfix`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub holder: String,
+    /// The granted external ports.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024))]
+    pub endpoints: Vec<Endpoint>,
+    /// The pods behind them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024))]
+    pub targets: Vec<TargetReport>,
+    /// What each serving node says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub nodes: Vec<NodeReport>,
+    /// Accepted: whether the ports are granted. Programmed: whether every serving node lets connections through.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// A granted external port or range.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    /// The name of the entry of `spec.ports`, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The external address that packets arrive with.
+    pub address: String,
+    /// The address that the outside connects to, where that is another (1:1 NAT).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advertised_address: Option<String>,
+    /// The protocol.
+    pub protocol: Transport,
+    /// The external port; the first of a range.
+    pub port: u16,
+    /// The last external port of a range.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port_end: Option<u16>,
+    /// The port behind `port`.
+    pub target_port: u16,
+    /// The pool that granted it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+}
+
+/// A pod behind a pinhole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TargetReport {
+    /// The pod's name.
+    pub pod: String,
+    /// The pod's UID, so that one of the same name that follows it is not taken for it.
+    #[serde(rename = "podUID")]
+    pub pod_uid: String,
+    /// The pod's addresses, the primary one first.
+    #[serde(default)]
+    #[schemars(length(max = 2))]
+    pub addresses: Vec<String>,
+    /// The node that it runs on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Whether new connections go to it.
+    #[serde(default)]
+    pub active: bool,
+}
+
+/// What a node has made of a pinhole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeReport {
+    /// The node's name.
+    pub name: String,
+    /// Whether every endpoint that the node serves is in its kernel.
+    pub programmed: bool,
+    /// One word: why.
+    #[schemars(length(min = 1, max = 128))]
+    pub reason: String,
+    /// A sentence for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 1024))]
+    pub message: String,
+    /// The generation that this is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+}
