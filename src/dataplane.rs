@@ -10,11 +10,14 @@ pub mod conntrack;
 pub mod counters;
 pub mod dry_run;
 pub mod iptables;
+pub(crate) mod isolation;
+pub mod nftables;
 pub mod probe;
 pub mod settings;
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::io;
 
 use crate::dataplane::command::CommandError;
 use crate::dataplane::condition::Condition;
@@ -22,6 +25,9 @@ use crate::dataplane::counters::Counters;
 use crate::dataplane::dry_run::DryRun;
 use crate::dataplane::iptables::Iptables;
 use crate::dataplane::iptables::table::Tables;
+use crate::dataplane::nftables::Nftables;
+use crate::dataplane::nftables::plan::Table;
+use crate::dataplane::settings::Flavor;
 use crate::model::address::Family;
 use crate::ruleset::Ruleset;
 use crate::ruleset::diff::Change;
@@ -61,8 +67,12 @@ pub struct Observed {
     pub ruleset: Ruleset,
     /// New connections per entry.
     pub counters: BTreeMap<Key, Counters>,
-    /// The rules themselves, per family.
+    /// The rules of iptables, when they are ours, per family.
     pub(crate) tables: BTreeMap<Family, Tables>,
+    /// Our tables of nftables, per family.
+    pub(crate) nftables: BTreeMap<Family, Table>,
+    /// The rules of iptables that stand beside our tables of nftables.
+    pub(crate) beside: BTreeMap<(Flavor, Family), Tables>,
 }
 
 /// What an `apply` did.
@@ -100,15 +110,17 @@ pub struct KernelRefused {
     pub error: String,
 }
 
-/// The input of one run of a restore program.
+/// A change that was made together, as text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transaction {
     /// The family.
     pub family: Family,
-    /// What was given to the program.
+    /// What was given to the program, or would have been.
     pub input: String,
     /// How many chains it rewrites, adds or removes.
     pub chains: usize,
+    /// How many elements of sets and maps it adds or removes.
+    pub elements: usize,
 }
 
 /// Why the kernel could not be read or changed.
@@ -138,6 +150,30 @@ pub enum DataplaneError {
         /// The line.
         line: String,
     },
+    /// The kernel cannot be asked about nf_tables.
+    #[error(
+        "the kernel cannot be asked about nf_tables: {0}; it takes the right NET_ADMIN, and a kernel with nf_tables (`modprobe nf_tables`), or use --firewall iptables"
+    )]
+    Netlink(#[source] io::Error),
+    /// The kernel did not take a change.
+    #[error("the kernel refused a change of {table}: {error}")]
+    Refused {
+        /// The table.
+        table: String,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+    /// What was made is not what was found afterwards.
+    #[error(
+        "the table {table} was made anew, and yet {difference}; does another program change it? (`nft monitor` shows)"
+    )]
+    NotAsMade {
+        /// The table.
+        table: String,
+        /// What is different.
+        difference: String,
+    },
     /// No flavour of iptables is installed.
     #[error("{0}")]
     NoIptables(String),
@@ -148,20 +184,32 @@ impl DataplaneError {
     pub const fn is_busy(&self) -> bool {
         matches!(self, Self::Busy(_))
     }
+
+    /// Whether the kernel said no: trying the same again will not help.
+    pub const fn is_refusal(&self) -> bool {
+        match self {
+            Self::Command(error) => error.is_refusal(),
+            Self::Refused { .. } => true,
+            _ => false,
+        }
+    }
 }
 
 /// The backends that exist.
 #[derive(Debug)]
 pub enum Backend {
+    /// Real rules, by nftables.
+    Nftables(Nftables),
     /// Real rules, by iptables.
     Iptables(Iptables),
     /// Printed rules.
-    DryRun(DryRun),
+    DryRun(Box<DryRun>),
 }
 
 impl Dataplane for Backend {
     async fn read(&self) -> Result<Observed, DataplaneError> {
         match self {
+            Self::Nftables(backend) => backend.read().await,
             Self::Iptables(backend) => backend.read().await,
             Self::DryRun(backend) => backend.read().await,
         }
@@ -169,6 +217,7 @@ impl Dataplane for Backend {
 
     async fn apply(&self, desired: &Ruleset, observed: &Observed) -> Applied {
         match self {
+            Self::Nftables(backend) => backend.apply(desired, observed).await,
             Self::Iptables(backend) => backend.apply(desired, observed).await,
             Self::DryRun(backend) => backend.apply(desired, observed).await,
         }
@@ -176,6 +225,7 @@ impl Dataplane for Backend {
 
     async fn conditions(&self, desired: &Ruleset) -> Vec<Condition> {
         match self {
+            Self::Nftables(backend) => backend.conditions(desired).await,
             Self::Iptables(backend) => backend.conditions(desired).await,
             Self::DryRun(backend) => backend.conditions(desired).await,
         }

@@ -68,14 +68,10 @@ impl Ruleset {
         cluster_cidrs: impl IntoIterator<Item = IpNet>,
         families: impl IntoIterator<Item = Family>,
     ) -> Self {
-        let pod_cidrs: BTreeSet<_> = pod_cidrs.into_iter().map(|net| net.trunc()).collect();
-        let cluster_cidrs = cluster_cidrs.into_iter().map(|net| net.trunc());
-        Self {
-            cluster_cidrs: cluster_cidrs.filter(|net| !pod_cidrs.contains(net)).collect(),
-            pod_cidrs,
-            families: families.into_iter().collect(),
-            ..Self::default()
-        }
+        let pod_cidrs = shortest(pod_cidrs);
+        let mut cluster_cidrs = shortest(cluster_cidrs);
+        cluster_cidrs.retain(|net| !pod_cidrs.contains(net));
+        Self { cluster_cidrs, pod_cidrs, families: families.into_iter().collect(), ..Self::default() }
     }
 
     /// The entries, ordered by key.
@@ -154,6 +150,12 @@ impl Ruleset {
     pub fn families(&self) -> &BTreeSet<Family> {
         &self.families
     }
+}
+
+/// The same addresses in as few networks as possible: a set of networks in the kernel takes no two that overlap.
+fn shortest(nets: impl IntoIterator<Item = IpNet>) -> BTreeSet<IpNet> {
+    let nets: Vec<_> = nets.into_iter().map(|net| net.trunc()).collect();
+    IpNet::aggregate(&nets).into_iter().collect()
 }
 
 /// What a node should have, and what it cannot.
@@ -326,6 +328,16 @@ mod tests {
         );
         let single = endpoint("80/tcp", "web", &["fd00:244:1::9"]);
         assert_eq!(entries(&ruleset(&[single], &node())), ["[2001:db8::7]:80/tcp -> [fd00:244:1::9]:80"]);
+    }
+
+    #[test]
+    fn networks_that_overlap_or_belong_together_are_one() {
+        let nets = ["10.0.0.0/8", "10.244.0.0/16", "172.16.0.0/13", "172.24.0.0/13", "fd00::/8"].map(net);
+        let ruleset = Ruleset::new([net("10.244.1.7/24")], nets, []);
+        let v4: Vec<_> = ruleset.cluster_cidrs(Family::V4).map(ToString::to_string).collect();
+        assert_eq!(v4, ["10.0.0.0/8", "172.16.0.0/12"]);
+        let pods: Vec<_> = ruleset.pod_cidrs(Family::V4).map(ToString::to_string).collect();
+        assert_eq!(pods, ["10.244.1.0/24"]);
     }
 
     #[test]

@@ -78,7 +78,8 @@ impl Dataplane for Kernel {
         self.refusals.fetch_add(refused.len(), Ordering::SeqCst);
         let changes = diff(&ruleset, &taken);
         *ruleset = taken.clone();
-        let transaction = Transaction { family: Family::V4, input: String::new(), chains: changes.len() };
+        let transaction =
+            Transaction { family: Family::V4, input: String::new(), chains: changes.len(), elements: 0 };
         let transactions: Vec<_> = (!changes.is_empty()).then_some(transaction).into_iter().collect();
         self.transactions.fetch_add(transactions.len(), Ordering::SeqCst);
         let observed = Observed { ruleset: taken, ..Observed::default() };

@@ -39,8 +39,10 @@ use crate::cluster::node_pods::NodePods;
 use crate::dataplane::Backend;
 use crate::dataplane::command::Tools;
 use crate::dataplane::conntrack::Handover;
+use crate::dataplane::dry_run::Dialect;
 use crate::dataplane::dry_run::DryRun;
 use crate::dataplane::iptables::Iptables;
+use crate::dataplane::nftables::Nftables;
 use crate::dataplane::probe;
 use crate::dataplane::settings::FlavorChoice;
 use crate::dataplane::settings::MarkBit;
@@ -135,7 +137,7 @@ struct KernelFlags {
     #[arg(long, value_enum, default_value_t = Firewall::Iptables, env = "PINHOLE_FIREWALL")]
     firewall: Firewall,
 
-    /// Print the exact input of iptables-restore and change nothing; the same as --firewall dry-run.
+    /// Print the exact input of iptables-restore, or of nft with --firewall nftables, and change nothing.
     #[arg(long, env = "PINHOLE_DRY_RUN")]
     dry_run: bool,
 
@@ -174,9 +176,11 @@ struct BrakeFlags {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Firewall {
-    /// Real rules.
+    /// Tables of our own in nf_tables.
+    Nftables,
+    /// Chains in the tables of iptables.
     Iptables,
-    /// Printed rules.
+    /// Printed rules of iptables.
     DryRun,
 }
 
@@ -280,7 +284,14 @@ impl KernelFlags {
     async fn backend(&self, settings: &Settings) -> anyhow::Result<Backend> {
         if self.dry_run || self.firewall == Firewall::DryRun {
             info!("Dry run: the rules are printed, and nothing on the node or in the cluster is changed");
-            return Ok(Backend::DryRun(DryRun::new(settings.clone(), Box::new(std::io::stdout()))));
+            let is_nftables = self.firewall == Firewall::Nftables;
+            let dialect = if is_nftables { Dialect::Nftables } else { Dialect::Iptables };
+            let printing = DryRun::new(settings.clone(), dialect, Box::new(std::io::stdout()));
+            return Ok(Backend::DryRun(Box::new(printing)));
+        }
+        if self.firewall == Firewall::Nftables {
+            info!(firewall = "nftables", because = "chosen by the operator", "Programming the node");
+            return Ok(Backend::Nftables(Nftables::new(settings.clone())));
         }
         let found = probe::flavor(self.iptables_flavor, &settings.tools).await?;
         info!(flavor = %found.flavor, version = found.version, because = found.reason, "Programming the node");
@@ -367,7 +378,7 @@ mod tests {
             ("--brake-threshold=101", "101 is not in 0..=100"),
             ("--brake-grace=10", "15s or 1h30m"),
             ("--resync=10ms", "1s or more"),
-            ("--firewall=ipvs", "iptables, dry-run"),
+            ("--firewall=ipvs", "nftables, iptables, dry-run"),
         ];
         for (argument, expected) in cases {
             let error = parse(&[argument]).unwrap_err();

@@ -35,16 +35,18 @@ impl Cleanup {
 
 fn report(removed: &[Removed], prefix: &Prefix) -> String {
     if removed.is_empty() {
-        return format!("Nothing to remove: no chain of this node starts with {prefix}-.\n");
+        return format!(
+            "Nothing to remove: no chain of this node starts with {prefix}-, and no table is named so.\n"
+        );
     }
     let mut text = String::new();
-    for Removed { flavor, transaction } in removed {
+    for Removed { firewall, transaction } in removed {
         let (chains, family) = (transaction.chains, transaction.family);
         let noun = if chains == 1 { "chain" } else { "chains" };
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
-            "Removed {chains} {noun} of {prefix} and the jumps to them: {family}, iptables-{flavor}."
+            "Removed {chains} {noun} of {prefix} and what leads to them: {family}, {firewall}."
         );
     }
     text.push_str("Published ports are closed. Rules of others are as they were.\n");
@@ -55,18 +57,27 @@ fn report(removed: &[Removed], prefix: &Prefix) -> String {
 mod tests {
     use super::*;
     use crate::dataplane::Transaction;
+    use crate::dataplane::settings::Firewall;
     use crate::dataplane::settings::Flavor;
     use crate::model::address::Family;
 
     #[test]
     fn it_says_what_was_removed_and_what_was_not() {
         let prefix = Prefix::default();
-        assert_eq!(report(&[], &prefix), "Nothing to remove: no chain of this node starts with PINHOLE-.\n");
-        let transaction = Transaction { family: Family::V4, input: String::new(), chains: 7 };
-        let removed = [Removed { flavor: Flavor::Nft, transaction }];
+        assert_eq!(
+            report(&[], &prefix),
+            "Nothing to remove: no chain of this node starts with PINHOLE-, and no table is named so.\n"
+        );
+        let removed =
+            [(Firewall::Iptables(Flavor::Nft), 7), (Firewall::Nftables, 6)].map(|(firewall, chains)| {
+                let transaction =
+                    Transaction { family: Family::V4, input: String::new(), chains, elements: 0 };
+                Removed { firewall, transaction }
+            });
         assert_eq!(
             report(&removed, &prefix),
-            "Removed 7 chains of PINHOLE and the jumps to them: IPv4, iptables-nft.\n\
+            "Removed 7 chains of PINHOLE and what leads to them: IPv4, iptables-nft.\n\
+             Removed 6 chains of PINHOLE and what leads to them: IPv4, nftables.\n\
              Published ports are closed. Rules of others are as they were.\n"
         );
     }

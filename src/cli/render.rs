@@ -1,4 +1,5 @@
-//! `pinhole render`: the rules that a node would get for these manifests, as the text that `iptables-restore` takes.
+//! `pinhole render`: the rules that a node would get for these manifests, as the text that `iptables-restore` or
+//! `nft -f` takes.
 //!
 //! The same admission, the same ruleset and the same renderer as on a node; only the pods' addresses, which
 //! manifests do not have, are made up.
@@ -13,6 +14,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 
 use clap::Args;
+use clap::ValueEnum;
 use ipnet::IpNet;
 
 use crate::cli::check;
@@ -24,6 +26,7 @@ use crate::cli::terminal;
 use crate::cli::terminal::Palette;
 use crate::dataplane::Observed;
 use crate::dataplane::dry_run;
+use crate::dataplane::dry_run::Dialect;
 use crate::dataplane::settings::Prefix;
 use crate::dataplane::settings::Settings;
 use crate::model::address::ExternalAddress;
@@ -65,7 +68,11 @@ pub(crate) struct Render {
     #[arg(long, value_name = "CIDR", value_delimiter = ',', env = "PINHOLE_CLUSTER_CIDR")]
     cluster_cidr: Vec<IpNet>,
 
-    /// What the names of the node's chains start with.
+    /// What the rules are for.
+    #[arg(long, value_enum, default_value_t = Firewall::Iptables, env = "PINHOLE_FIREWALL")]
+    firewall: Firewall,
+
+    /// What the names of the node's chains start with, and its tables are named.
     #[arg(long, value_name = "NAME", default_value_t, env = "PINHOLE_RESOURCE_PREFIX")]
     resource_prefix: Prefix,
 
@@ -75,6 +82,14 @@ pub(crate) struct Render {
 
     #[command(flatten)]
     policy: PolicyFlags,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Firewall {
+    /// The input of nft.
+    Nftables,
+    /// The input of iptables-restore.
+    Iptables,
 }
 
 /// The own addresses of a node, at most one of each family.
@@ -116,8 +131,17 @@ impl NodeIps {
 impl Render {
     /// Prints the rules.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let Self { files, node_ip, include_net, pod_cidr, cluster_cidr, resource_prefix, namespace, policy } =
-            self;
+        let Self {
+            files,
+            node_ip,
+            include_net,
+            pod_cidr,
+            cluster_cidr,
+            firewall,
+            resource_prefix,
+            namespace,
+            policy,
+        } = self;
         let manifests = manifest::read(&files, &namespace, io::stdin());
         let report = check::judge(&manifests, policy.into_policy());
         let is_complete = report.refused() == 0 && report.unreadable.is_empty();
@@ -150,9 +174,13 @@ impl Render {
             eprintln!("{label}: {} for {}: {}", refused.mapping, refused.pod, refused.reason);
         }
         let settings = Settings { prefix: resource_prefix, ..Settings::default() };
-        let transactions = dry_run::transactions(&desired.ruleset, &Observed::default(), &settings);
+        let dialect = match firewall {
+            Firewall::Nftables => Dialect::Nftables,
+            Firewall::Iptables => Dialect::Iptables,
+        };
+        let transactions = dry_run::transactions(&desired.ruleset, &Observed::default(), &settings, dialect);
         let texts = transactions.iter().map(|transaction| {
-            format!("# {}\n{}", dry_run::command_line(transaction.family), transaction.input)
+            format!("# {}\n{}", dry_run::command_line(dialect, transaction.family), transaction.input)
         });
         terminal::print(&texts.collect::<Vec<_>>().join("\n"))?;
         Ok(if is_complete { ExitCode::SUCCESS } else { ExitCode::from(REFUSED) })

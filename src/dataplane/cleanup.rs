@@ -1,4 +1,4 @@
-//! Takes everything of ours out of a node: from the kernel as it is, not from memory, in both flavours and families.
+//! Takes everything of ours out of a node: from the kernel as it is, not from memory, whatever put it there.
 
 use crate::dataplane::DataplaneError;
 use crate::dataplane::Transaction;
@@ -6,21 +6,23 @@ use crate::dataplane::iptables::names::Names;
 use crate::dataplane::iptables::plan::removal;
 use crate::dataplane::iptables::restore;
 use crate::dataplane::iptables::save;
+use crate::dataplane::nftables;
+use crate::dataplane::settings::Firewall;
 use crate::dataplane::settings::Flavor;
 use crate::dataplane::settings::Settings;
 use crate::model::address::Family;
 
-/// What was removed in one flavour.
+/// What was removed of one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Removed {
-    /// The flavour.
-    pub flavor: Flavor,
+    /// Where it was.
+    pub firewall: Firewall,
     /// The transaction that removed it.
     pub transaction: Transaction,
 }
 
-/// Removes jumps and chains with our prefix; rules of others stay. Nothing there is no error, and neither is a flavour
-/// that is not installed.
+/// Removes jumps and chains with our prefix, and our tables; rules of others stay. Nothing there is no error, and
+/// neither is a flavour that is not installed or a kernel without nf_tables.
 ///
 /// Established connections through entries break when no other program on the node tracks connections.
 pub async fn cleanup(settings: &Settings) -> Result<Vec<Removed>, DataplaneError> {
@@ -34,8 +36,15 @@ pub async fn cleanup(settings: &Settings) -> Result<Vec<Removed>, DataplaneError
             };
             let Some(plan) = removal(&tables, Names(&settings.prefix)) else { continue };
             restore(settings, flavor, family, &plan.text).await?;
-            let transaction = Transaction { family, input: plan.text, chains: plan.chains };
-            removed.push(Removed { flavor, transaction });
+            let transaction = Transaction { family, input: plan.text, chains: plan.chains, elements: 0 };
+            removed.push(Removed { firewall: Firewall::Iptables(flavor), transaction });
+        }
+    }
+    for family in Family::ALL {
+        match nftables::remove(settings, family).await {
+            Ok(None) | Err(DataplaneError::Netlink(_)) => {}
+            Ok(Some(transaction)) => removed.push(Removed { firewall: Firewall::Nftables, transaction }),
+            Err(error) => return Err(error),
         }
     }
     Ok(removed)

@@ -1,5 +1,5 @@
-//! Programs nothing: prints the exact input that `iptables-restore` would get, and remembers it as if it had been
-//! applied.
+//! Programs nothing: prints the exact input that `nft` or `iptables-restore` would get, and remembers it as if it had
+//! been applied.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -18,14 +18,28 @@ use crate::dataplane::iptables::layout::layout;
 use crate::dataplane::iptables::memory;
 use crate::dataplane::iptables::names::Names;
 use crate::dataplane::iptables::plan::plan;
+use crate::dataplane::nftables;
+use crate::dataplane::nftables::layout::layout as nftables_layout;
+use crate::dataplane::nftables::plan::plan as nftables_plan;
+use crate::dataplane::nftables::skeleton::Skeleton;
 use crate::dataplane::settings::Settings;
 use crate::model::address::Family;
 use crate::ruleset::Ruleset;
 use crate::ruleset::diff::diff;
 
+/// What is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// The input of `nft -f`.
+    Nftables,
+    /// The input of `iptables-restore`.
+    Iptables,
+}
+
 /// A node in memory that starts without any rules.
 pub struct DryRun {
     settings: Settings,
+    dialect: Dialect,
     state: Mutex<State>,
 }
 
@@ -36,8 +50,26 @@ struct State {
 
 impl DryRun {
     /// Prints to `out`.
-    pub fn new(settings: Settings, out: Box<dyn Write + Send>) -> Self {
-        Self { settings, state: Mutex::new(State { observed: Observed::default(), out }) }
+    pub fn new(settings: Settings, dialect: Dialect, out: Box<dyn Write + Send>) -> Self {
+        Self { settings, dialect, state: Mutex::new(State { observed: Observed::default(), out }) }
+    }
+}
+
+impl DryRun {
+    fn remember(&self, family: Family, input: &str, desired: &Ruleset, observed: &mut Observed) {
+        match self.dialect {
+            Dialect::Nftables => {
+                let table = observed.nftables.entry(family).or_default();
+                if let Some(plan) = nftables_plan(table, &nftables_layout(desired, family)) {
+                    plan.make(table);
+                }
+            }
+            Dialect::Iptables => {
+                let tables = observed.tables.entry(family).or_default();
+                // What plan() writes for these tables, these tables take; a property test holds that.
+                let _ = memory::restore(tables, input, Names(&self.settings.prefix));
+            }
+        }
     }
 }
 
@@ -54,18 +86,18 @@ impl Dataplane for DryRun {
 
     async fn apply(&self, desired: &Ruleset, observed: &Observed) -> Applied {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let names = Names(&self.settings.prefix);
         let mut applied = Applied { observed: observed.clone(), ..Applied::default() };
-        for transaction in transactions(desired, observed, &self.settings) {
+        for transaction in transactions(desired, observed, &self.settings, self.dialect) {
             let Transaction { family, input, .. } = &transaction;
-            let tables = applied.observed.tables.entry(*family).or_default();
-            // What plan() writes for these tables, these tables take; a property test holds that.
-            let _ = memory::restore(tables, input, names);
             // Nobody can be told that nobody listens.
-            let _ = writeln!(state.out, "# {}\n{input}", command_line(*family));
+            let _ = writeln!(state.out, "# {}\n{input}", command_line(self.dialect, *family));
+            self.remember(*family, input, desired, &mut applied.observed);
             applied.transactions.push(transaction);
         }
-        let (ruleset, counters) = decode(&applied.observed.tables, names);
+        let (ruleset, counters) = match self.dialect {
+            Dialect::Nftables => nftables::decode(&applied.observed.nftables),
+            Dialect::Iptables => decode(&applied.observed.tables, Names(&self.settings.prefix)),
+        };
         applied.changes = diff(&observed.ruleset, &ruleset);
         applied.observed.ruleset = ruleset;
         applied.observed.counters = counters;
@@ -79,21 +111,36 @@ impl Dataplane for DryRun {
 }
 
 /// The command that a transaction is the input of.
-pub const fn command_line(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "iptables-restore --noflush --counters -w 5",
-        Family::V6 => "ip6tables-restore --noflush --counters -w 5",
+pub const fn command_line(dialect: Dialect, family: Family) -> &'static str {
+    match (dialect, family) {
+        (Dialect::Nftables, _) => "nft -f -",
+        (Dialect::Iptables, Family::V4) => "iptables-restore --noflush --counters -w 5",
+        (Dialect::Iptables, Family::V6) => "ip6tables-restore --noflush --counters -w 5",
     }
 }
 
 /// The transactions that lead from `observed` to `desired`; from an empty [`Observed`], the whole rules of a node.
-pub fn transactions(desired: &Ruleset, observed: &Observed, settings: &Settings) -> Vec<Transaction> {
-    let names = Names(&settings.prefix);
+pub fn transactions(
+    desired: &Ruleset,
+    observed: &Observed,
+    settings: &Settings,
+    dialect: Dialect,
+) -> Vec<Transaction> {
     let families: BTreeSet<Family> = desired.families().union(observed.ruleset.families()).copied().collect();
-    let transaction = |family: Family| {
-        let tables = observed.tables.get(&family).cloned().unwrap_or_default();
-        let plan = plan(&tables, &layout(desired, family, settings), names)?;
-        Some(Transaction { family, input: plan.text, chains: plan.chains })
+    let transaction = |family: Family| match dialect {
+        Dialect::Nftables => {
+            let skeleton = Skeleton::new(family, settings);
+            let table = observed.nftables.get(&family).cloned().unwrap_or_default();
+            let plan = nftables_plan(&table, &nftables_layout(desired, family))?;
+            let chains = if plan.rebuilds { skeleton.chains.len() } else { 0 };
+            let (input, elements) = (plan.text(&skeleton), plan.steps.len());
+            Some(Transaction { family, input, chains, elements })
+        }
+        Dialect::Iptables => {
+            let tables = observed.tables.get(&family).cloned().unwrap_or_default();
+            let plan = plan(&tables, &layout(desired, family, settings), Names(&settings.prefix))?;
+            Some(Transaction { family, input: plan.text, chains: plan.chains, elements: 0 })
+        }
     };
     families.into_iter().filter_map(transaction).collect()
 }
@@ -124,7 +171,7 @@ mod tests {
     #[tokio::test]
     async fn it_prints_what_would_be_run_and_remembers_it() {
         let page = Page::default();
-        let backend = DryRun::new(Settings::default(), Box::new(page.clone()));
+        let backend = DryRun::new(Settings::default(), Dialect::Iptables, Box::new(page.clone()));
         let web = ruleset(&[endpoint("80/tcp", "web", &["10.244.1.9"])], &v4_node());
         let applied = backend.apply(&web, &Observed::default()).await;
         let changes: Vec<_> = applied.changes.iter().map(ToString::to_string).collect();

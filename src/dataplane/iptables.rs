@@ -25,31 +25,31 @@ use crate::dataplane::Applied;
 use crate::dataplane::Dataplane;
 use crate::dataplane::DataplaneError;
 use crate::dataplane::Failure;
-use crate::dataplane::KernelRefused;
 use crate::dataplane::Observed;
 use crate::dataplane::Transaction;
 use crate::dataplane::command::CommandError;
 use crate::dataplane::command::Tools;
 use crate::dataplane::condition::Condition;
 use crate::dataplane::iptables::decode::decode;
+use crate::dataplane::iptables::layout::Layout;
 use crate::dataplane::iptables::layout::layout;
 use crate::dataplane::iptables::names::Names;
 use crate::dataplane::iptables::parse::ParseError;
 use crate::dataplane::iptables::plan::Plan;
 use crate::dataplane::iptables::plan::plan;
 use crate::dataplane::iptables::table::Tables;
+use crate::dataplane::isolation;
+use crate::dataplane::isolation::Work as _;
+use crate::dataplane::isolation::isolate;
+use crate::dataplane::settings::Firewall;
 use crate::dataplane::settings::Flavor;
 use crate::dataplane::settings::Settings;
 use crate::model::address::Family;
 use crate::ruleset::Ruleset;
-use crate::ruleset::diff::Change;
-use crate::ruleset::diff::change;
 use crate::ruleset::diff::diff;
 
 /// How often jumps are put right in one apply when somebody else edits the same chains meanwhile.
 const JUMP_ATTEMPTS: usize = 3;
-/// How many restores may be spent on finding the entries that the kernel refuses.
-const ISOLATION_ATTEMPTS: usize = 128;
 /// Up to this many chains, reading their counters one by one is cheaper than reading all tables.
 const LISTED_CHAINS: usize = 4;
 
@@ -85,16 +85,16 @@ impl Iptables {
             Some(tables) => tables.clone(),
             None => save(&self.settings, self.flavor, family).await?,
         };
-        let mut work = Work { backend: self, family, tables, transactions: Vec::new() };
+        let mut work = Work::new(&self.settings, self.flavor, family, tables);
         let mut refused = Vec::new();
         let mut outcome = work.bring_to(desired).await;
-        if refused_by_kernel(&outcome) {
+        if outcome.as_ref().is_err_and(DataplaneError::is_refusal) {
             // The usual reason is that the chains are no longer what they were when they were read.
             work.tables = save(&self.settings, self.flavor, family).await?;
             outcome = work.bring_to(desired).await;
         }
-        if refused_by_kernel(&outcome) {
-            outcome = work.isolate(desired, &mut refused).await;
+        if outcome.as_ref().is_err_and(DataplaneError::is_refusal) {
+            outcome = isolate(&mut work, desired, &mut refused).await;
         }
         applied.observed.tables.insert(family, work.tables);
         applied.transactions.append(&mut work.transactions);
@@ -115,7 +115,7 @@ impl Dataplane for Iptables {
             }
         }
         let (ruleset, counters) = decode(&tables, self.names());
-        Ok(Observed { ruleset, counters, tables })
+        Ok(Observed { ruleset, counters, tables, ..Observed::default() })
     }
 
     async fn apply(&self, desired: &Ruleset, observed: &Observed) -> Applied {
@@ -141,140 +141,79 @@ impl Dataplane for Iptables {
     }
 
     async fn conditions(&self, desired: &Ruleset) -> Vec<Condition> {
-        blockers::conditions(&self.settings, self.flavor, desired).await
+        blockers::conditions(&self.settings, Firewall::Iptables(self.flavor), desired).await
     }
 }
 
 /// One family on its way to its wanted state.
-struct Work<'a> {
-    backend: &'a Iptables,
+pub(crate) struct Work<'a> {
+    settings: &'a Settings,
+    flavor: Flavor,
     family: Family,
-    tables: Tables,
-    transactions: Vec<Transaction>,
+    /// What there is.
+    pub(crate) tables: Tables,
+    /// What was done.
+    pub(crate) transactions: Vec<Transaction>,
 }
 
-impl Work<'_> {
-    /// Makes one transaction, if anything is to be done, and more only when jumps came out wrong.
+impl isolation::Work for Work<'_> {
+    fn family(&self) -> Family {
+        self.family
+    }
+
+    fn present(&self) -> Ruleset {
+        let here = BTreeMap::from([(self.family, self.tables.clone())]);
+        decode(&here, Names(&self.settings.prefix)).0
+    }
+
     async fn bring_to(&mut self, desired: &Ruleset) -> Result<(), DataplaneError> {
-        let settings = &self.backend.settings;
-        let names = self.backend.names();
-        let wanted = layout(desired, self.family, settings);
+        self.lay_out(&layout(desired, self.family, self.settings)).await
+    }
+}
+
+impl<'a> Work<'a> {
+    pub(crate) const fn new(settings: &'a Settings, flavor: Flavor, family: Family, tables: Tables) -> Self {
+        Self { settings, flavor, family, tables, transactions: Vec::new() }
+    }
+
+    /// Makes one transaction, if anything is to be done, and more only when jumps came out wrong.
+    pub(crate) async fn lay_out(&mut self, wanted: &Layout) -> Result<(), DataplaneError> {
+        let Self { settings, flavor, family, .. } = *self;
+        let names = Names(&settings.prefix);
         for _ in 0..JUMP_ATTEMPTS {
-            let Some(mut next) = plan(&self.tables, &wanted, names) else { break };
+            let Some(mut next) = plan(&self.tables, wanted, names) else { break };
             if !next.rewritten.is_empty() {
                 self.refresh_counters(&next).await?;
-                next = plan(&self.tables, &wanted, names).unwrap_or(next);
+                next = plan(&self.tables, wanted, names).unwrap_or(next);
             }
-            restore(settings, self.backend.flavor, self.family, &next.text).await?;
+            restore(settings, flavor, family, &next.text).await?;
             // A position counts rules of others, who may have changed them since.
             let known = next.jumps == 0 && memory::restore(&mut self.tables, &next.text, names).is_ok();
-            self.transactions.push(Transaction {
-                family: self.family,
-                input: next.text,
-                chains: next.chains,
-            });
+            let Plan { text: input, chains, .. } = next;
+            self.transactions.push(Transaction { family, input, chains, elements: 0 });
             if known {
                 break;
             }
-            self.tables = save(settings, self.backend.flavor, self.family).await?;
+            self.tables = save(settings, flavor, family).await?;
         }
         Ok(())
     }
 
     async fn refresh_counters(&mut self, plan: &Plan) -> Result<(), DataplaneError> {
-        let settings = &self.backend.settings;
+        let settings = self.settings;
         if LISTED_CHAINS < plan.rewritten.len() {
-            self.tables = save(settings, self.backend.flavor, self.family).await?;
+            self.tables = save(settings, self.flavor, self.family).await?;
             return Ok(());
         }
-        let program = program(self.backend.flavor, self.family, "");
+        let program = program(self.flavor, self.family, "");
         for name in &plan.rewritten {
             let arguments = ["-w", "5", "-t", "nat", "-v", "-S", name];
             let listed = settings.tools.run(&program, &arguments, "").await.map_err(told)?;
             let unreadable = || DataplaneError::Unreadable { program: program.clone(), line: listed.clone() };
-            let rules = parse::parse_listed(&listed, self.backend.names()).ok_or_else(unreadable)?;
+            let rules = parse::parse_listed(&listed, Names(&settings.prefix)).ok_or_else(unreadable)?;
             self.tables.nat.chain_mut(name).rules = rules;
         }
         Ok(())
-    }
-
-    /// Programs everything but the entries that the kernel refuses, by halving.
-    async fn isolate(
-        &mut self,
-        desired: &Ruleset,
-        refused: &mut Vec<KernelRefused>,
-    ) -> Result<(), DataplaneError> {
-        let here = BTreeMap::from([(self.family, self.tables.clone())]);
-        let (present, _) = decode(&here, self.backend.names());
-        let mut good = Ruleset::new(
-            Family::ALL.into_iter().flat_map(|family| desired.pod_cidrs(family).copied().collect::<Vec<_>>()),
-            Family::ALL
-                .into_iter()
-                .flat_map(|family| desired.cluster_cidrs(family).copied().collect::<Vec<_>>()),
-            desired.families().iter().copied(),
-        );
-        for present in diff(&good, &present) {
-            // Read from one kernel, entries do not overlap.
-            let _ = change(&mut good, &present);
-        }
-        // Without this, it is not an entry that is refused.
-        self.bring_to(&good).await?;
-        let changes = diff(&good, desired).into_iter().filter(|change| family_of(change) == self.family);
-        let mut sets: Vec<Vec<Change>> = vec![changes.collect()];
-        let (mut attempts, mut progress, mut whole, mut stuck) = (0, false, None, None);
-        while let Some(mut set) = sets.pop() {
-            let mut candidate = good.clone();
-            // Ports stay taken when the entry that holds them could not be removed, which is told as the failure.
-            let outcome = match set.iter().try_for_each(|next| change(&mut candidate, next)) {
-                Ok(()) => self.bring_to(&candidate).await.map_err(Some),
-                Err(_) => Err(None),
-            };
-            attempts += 1;
-            let error = match outcome {
-                Ok(()) => {
-                    good = candidate;
-                    progress = true;
-                    continue;
-                }
-                Err(Some(DataplaneError::Command(error)))
-                    if error.is_refusal() && attempts < ISOLATION_ATTEMPTS =>
-                {
-                    Some(error)
-                }
-                Err(Some(error)) => return Err(error),
-                Err(None) => None,
-            };
-            match (set.as_slice(), error) {
-                ([Change::Added(entry) | Change::Replaced { after: entry, .. }], Some(error)) => {
-                    refused.push(KernelRefused { entry: entry.clone(), error: error.to_string() });
-                }
-                ([_], error) => stuck = stuck.or(error),
-                (_, error) => {
-                    let second = set.split_off(set.len() / 2);
-                    sets.extend([second, set]);
-                    whole = whole.or(error);
-                }
-            }
-        }
-        // When nothing at all can be changed, it is not for what the entries are.
-        if let Some(error) = stuck.or(whole.filter(|_| !progress)) {
-            refused.clear();
-            return Err(error.into());
-        }
-        Ok(())
-    }
-}
-
-const fn refused_by_kernel(outcome: &Result<(), DataplaneError>) -> bool {
-    matches!(outcome, Err(DataplaneError::Command(error)) if error.is_refusal())
-}
-
-const fn family_of(change: &Change) -> Family {
-    match change {
-        Change::Removed(entry) | Change::Added(entry) | Change::Replaced { after: entry, .. } => {
-            entry.key.family()
-        }
-        Change::Egress { pod, .. } => Family::of(*pod),
     }
 }
 

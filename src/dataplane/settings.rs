@@ -128,6 +128,25 @@ impl fmt::Display for Flavor {
     }
 }
 
+/// What rules are in the kernel by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Firewall {
+    /// Tables of our own in nf_tables.
+    Nftables,
+    /// Chains in the tables of iptables.
+    Iptables(Flavor),
+}
+
+impl fmt::Display for Firewall {
+    /// `nftables`, `iptables-legacy`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nftables => f.write_str("nftables"),
+            Self::Iptables(flavor) => write!(f, "iptables-{flavor}"),
+        }
+    }
+}
+
 /// Which flavour to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FlavorChoice {

@@ -9,6 +9,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use proptest::prelude::*;
 
 use crate::model::address::ExternalAddress;
 use crate::model::holder::ObjectName;
@@ -105,4 +106,45 @@ pub(crate) fn ruleset(endpoints: &[Endpoint], node: &NodeFacts) -> Ruleset {
 /// The entries as text.
 pub(crate) fn entries(ruleset: &Ruleset) -> Vec<String> {
     ruleset.entries().map(Entry::to_string).collect()
+}
+
+/// Any endpoints: the node serves those that it can.
+pub(crate) fn any_endpoints() -> impl Strategy<Value = Vec<Endpoint>> {
+    let external = prop::sample::select(vec![
+        "",
+        "203.0.113.7:",
+        "203.0.113.8:",
+        "203.0.113.65:",
+        "[2001:db8::7]:",
+        "8.8.8.8:",
+    ]);
+    let protocol = prop::sample::select(vec!["tcp", "udp", "sctp"]);
+    let first = prop_oneof![1_u16..200, 1_u16..60000, 65400_u16..65500];
+    let span = prop_oneof![Just(0_u16), 0_u16..30, 60_u16..80];
+    let pod = 1_u8..130;
+    let target = prop_oneof![Just(0_u16), 1_u16..60000];
+    let sources = prop::sample::subsequence(
+        vec!["198.51.100.0/24", "192.0.2.1/32", "2001:db8:9::/48", "0.0.0.0/0"],
+        0..3,
+    );
+    let parts = (external, protocol, first, span, pod, target, sources, 0_u8..4);
+    let endpoint = parts.prop_map(|(external, protocol, first, span, pod, target, sources, ips)| {
+        let last = first.saturating_add(span);
+        let (v4, v6) = (format!("10.244.1.{pod}"), format!("fd00:244:1::{pod:x}"));
+        let ips: &[&str] = match ips {
+            0 => &[],
+            1 => &[&v4],
+            2 => &[&v6],
+            _ => &[&v4, &v6],
+        };
+        let endpoint = endpoint(&format!("{external}{first}-{last}/{protocol}"), &format!("pod-{pod}"), ips);
+        let endpoint = endpoint.from(&sources);
+        if target == 0 { endpoint } else { endpoint.at(target.min(65535 - span)) }
+    });
+    prop::collection::vec(endpoint, 0..12)
+}
+
+/// What the node serves of these.
+pub(crate) fn served_of(endpoints: &[Endpoint]) -> Ruleset {
+    desired(endpoints, &node()).ruleset
 }

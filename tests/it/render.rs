@@ -22,6 +22,20 @@ fn the_rules_of_the_examples_are_those_written_down() {
 }
 
 #[test]
+fn the_rules_of_the_examples_for_nftables_are_those_written_down() {
+    let output = Program::new(&[
+        "render",
+        "--firewall=nftables",
+        "--node-ip=203.0.113.7,2001:db8::7",
+        "examples/mail-server.yaml",
+        "examples/game-server.yaml",
+    ])
+    .run();
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    golden("tests/golden/render-examples-nftables.txt", &output.stdout);
+}
+
+#[test]
 fn a_pod_s_own_address_is_used_where_the_manifest_has_it() {
     let pod = "kind: Pod\nmetadata: {name: a, annotations: {pinhole.dev/expose: '80:8080'}}\n\
                status: {podIPs: [{ip: 10.9.8.7}]}\n";

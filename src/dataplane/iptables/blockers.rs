@@ -14,6 +14,7 @@ use crate::dataplane::iptables::names::Names;
 use crate::dataplane::iptables::save;
 use crate::dataplane::iptables::table::Table;
 use crate::dataplane::iptables::table::Tables;
+use crate::dataplane::settings::Firewall;
 use crate::dataplane::settings::Flavor;
 use crate::dataplane::settings::Settings;
 use crate::model::address::Family;
@@ -23,24 +24,24 @@ use crate::ruleset::Ruleset;
 const DEPTH: usize = 16;
 
 /// Everything that is found for the families that the rules serve.
-pub async fn conditions(settings: &Settings, flavor: Flavor, desired: &Ruleset) -> Vec<Condition> {
+pub async fn conditions(settings: &Settings, firewall: Firewall, desired: &Ruleset) -> Vec<Condition> {
     let names = Names(&settings.prefix);
-    let other = match flavor {
-        Flavor::Nft => Flavor::Legacy,
-        Flavor::Legacy => Flavor::Nft,
-    };
     let mut conditions = Vec::new();
     for family in desired.families() {
-        // What cannot be read is told by whoever reads it to change it.
-        if let Ok(tables) = save(settings, flavor, *family).await {
-            conditions.extend(own_flavor(&tables, flavor, *family, names));
-        }
-        // A flavour that is not installed or not in the kernel holds nothing.
-        if let Ok(tables) = save(settings, other, *family).await {
-            conditions.extend(other_flavor(&tables, other, *family, names));
+        for flavor in Flavor::ALL {
+            // A flavour that is not installed or not in the kernel holds nothing. What else cannot be read is told by
+            // whoever reads it to change it.
+            let Ok(tables) = save(settings, flavor, *family).await else { continue };
+            match firewall {
+                Firewall::Iptables(other) if other != flavor => {
+                    conditions.extend(other_flavor(&tables, flavor, *family, names));
+                }
+                // Beside tables of nftables an accept of ours stands in either flavour that needs one.
+                _ => conditions.extend(own_flavor(&tables, flavor, *family, names)),
+            }
         }
     }
-    conditions.extend(nft_tables(&settings.tools, flavor, desired).await);
+    conditions.extend(nft_tables(settings, firewall, desired).await);
     conditions.extend(desired.families().iter().filter_map(|family| forwarding(*family)));
     conditions
 }
@@ -123,10 +124,14 @@ fn other_flavor(tables: &Tables, other: Flavor, family: Family, names: Names<'_>
 
 /// Chains of other nft tables that drop what nobody in them accepts. Nothing can be said where nft is missing;
 /// without it, other nft tables are rare.
-async fn nft_tables(tools: &Tools, flavor: Flavor, desired: &Ruleset) -> Vec<Condition> {
+async fn nft_tables(settings: &Settings, firewall: Firewall, desired: &Ruleset) -> Vec<Condition> {
+    let tools = &settings.tools;
     let mut conditions = Vec::new();
     let Some(listed) = nft(tools, &["list", "chains"]).await else { return conditions };
     for chain in forward_chains(&listed, desired) {
+        if chain.table == settings.prefix.as_str() {
+            continue;
+        }
         let NftChain { family, table, name, drops } = &chain;
         let what = if *drops {
             "has the policy drop"
@@ -139,7 +144,7 @@ async fn nft_tables(tools: &Tools, flavor: Flavor, desired: &Ruleset) -> Vec<Con
         };
         conditions.push(Condition {
             kind: ConditionKind::ForwardBlocked,
-            message: format!("the nft chain {family} {table} {name} {what}, and iptables-{flavor} cannot accept for it"),
+            message: format!("the nft chain {family} {table} {name} {what}, and rules of {firewall} cannot accept for it"),
             fix: format!(
                 "accept our connections there: `nft insert rule {family} {table} {name} ct status dnat accept`, or configure the firewall that owns it to forward to pods"
             ),

@@ -20,11 +20,13 @@ use ipnet::Ipv6Net;
 use crate::dataplane::iptables::names::Bucket;
 use crate::dataplane::iptables::names::Names;
 use crate::dataplane::iptables::names::egress_net;
+use crate::dataplane::iptables::position::rejects_everything;
 use crate::dataplane::iptables::rule::Action;
 use crate::dataplane::iptables::rule::Match;
 use crate::dataplane::iptables::rule::Rule;
 use crate::dataplane::iptables::rule::State;
 use crate::dataplane::iptables::table::TableName;
+use crate::dataplane::iptables::table::Tables;
 use crate::dataplane::settings::Settings;
 use crate::model::address::Family;
 use crate::model::port::PortRange;
@@ -67,6 +69,21 @@ pub fn layout(ruleset: &Ruleset, family: Family, settings: &Settings) -> Layout 
     layout.filter.insert(names.accept(), vec![ours(mark, Rule::new(Action::Accept))]);
     ingress(&mut layout.nat, ruleset, family, names, mark);
     egress(&mut layout.nat, ruleset, family, names, mark);
+    layout
+}
+
+/// The one chain that the nftables backend needs of iptables: an accept in another table does not end what iptables
+/// refuses. Nothing where iptables lets forwarded packets pass anyway.
+pub fn shim(tables: &Tables, settings: &Settings) -> Layout {
+    let forward = tables.filter.chains.get("FORWARD");
+    let refuses = forward.is_some_and(|forward| {
+        forward.policy.as_deref() == Some("DROP") || forward.rules.iter().any(rejects_everything)
+    });
+    let mut layout = Layout::default();
+    if refuses {
+        let accept = ours(settings.mark.get(), Rule::new(Action::Accept));
+        layout.filter.insert(Names(&settings.prefix).accept(), vec![accept]);
+    }
     layout
 }
 

@@ -39,13 +39,14 @@ pub struct Plan {
 /// How to get from `observed` to `wanted`; `None` when nothing is to be done.
 pub fn plan(observed: &Tables, wanted: &Layout, names: Names<'_>) -> Option<Plan> {
     let mut plan = Plan::default();
-    let current = is_current(observed, names, SKELETON);
+    // What has no skeleton has no version.
+    let current = !wanted.filter.contains_key(&names.forward()) || is_current(observed, names, SKELETON);
     for name in TableName::ALL {
         let table = observed.get(name);
         let wanted = wanted.get(name);
         let changed: Vec<_> =
             wanted.iter().filter(|(chain, rules)| !current || !table.holds(chain, rules)).collect();
-        let edits = position::edits(name, table, names);
+        let edits = position::edits(name, table, wanted, names);
         write(&mut plan, name, table, &Work { changed, stale: stale(table, names, wanted), edits }, names);
     }
     (!plan.text.is_empty()).then_some(plan)

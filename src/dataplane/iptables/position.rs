@@ -7,6 +7,8 @@
 //!
 //! A jump that stands well is not touched, wherever it stands.
 
+use std::collections::BTreeMap;
+
 use crate::dataplane::iptables::names::Names;
 use crate::dataplane::iptables::rule::Action;
 use crate::dataplane::iptables::rule::Rule;
@@ -78,9 +80,16 @@ fn hooks(table: TableName, names: Names<'_>) -> Vec<Hook> {
     }
 }
 
-/// The changes that bring every jump to a place where it works; none when all stand well.
-pub fn edits(name: TableName, table: &Table, names: Names<'_>) -> Vec<Edit> {
-    let hooks = hooks(name, names);
+/// The changes that bring every jump to a wanted chain to a place where it works, and take others out; none when all
+/// stand well.
+pub fn edits(
+    name: TableName,
+    table: &Table,
+    wanted: &BTreeMap<String, Vec<Rule>>,
+    names: Names<'_>,
+) -> Vec<Edit> {
+    let mut hooks = hooks(name, names);
+    hooks.retain(|hook| wanted.contains_key(&hook.chain));
     let built_in =
         table.chains.iter().filter(|(_, chain)| chain.policy.is_some()).map(|(name, _)| name.as_str());
     let mut edits = Vec::new();
@@ -166,7 +175,8 @@ fn stands_well(hook: &Hook, rules: &[SavedRule], table: &Table, names: Names<'_>
         }
 }
 
-fn rejects_everything(rule: &SavedRule) -> bool {
+/// Whether nothing comes past this rule.
+pub fn rejects_everything(rule: &SavedRule) -> bool {
     rule.unconditional && matches!(rule.target.as_str(), "DROP" | "REJECT")
 }
 

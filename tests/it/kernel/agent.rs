@@ -18,9 +18,9 @@ use pinhole::api::object::Object;
 use pinhole::cluster::node_pods::NodePods;
 use pinhole::cluster::resource::Resource;
 use pinhole::cluster::watch::News;
+use pinhole::dataplane::Backend;
 use pinhole::dataplane::Dataplane;
 use pinhole::dataplane::conntrack::Handover;
-use pinhole::dataplane::iptables::Iptables;
 use pinhole::ruleset::brake::Brake;
 use pinhole::telemetry::metrics;
 use pinhole::telemetry::metrics::agent::AgentMetrics;
@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use crate::kernel::lab::A;
 use crate::kernel::lab::B;
 use crate::kernel::lab::Lab;
-use crate::kernel::with_both_flavors;
+use crate::kernel::with_every_backend;
 
 const POD: Resource = Resource::Holder(Kind::Pod);
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -40,7 +40,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// An agent that runs on the lab's node.
 struct Running {
     pods: Arc<NodePods>,
-    kernel: Arc<Iptables>,
+    kernel: Arc<Backend>,
     readiness: Readiness,
     stop: CancellationToken,
     tasks: [JoinHandle<()>; 2],
@@ -237,7 +237,7 @@ fn the_brake_keeps_ports_open_while_the_cluster_seems_empty(lab: &mut Lab) {
     });
 }
 
-with_both_flavors! {
+with_every_backend! {
     r05_r10_r11_rules_follow_the_pods_and_connections_survive_the_agent,
     r24_a_rollout_keeps_udp_flows_with_the_old_pod_until_it_is_gone,
     the_brake_keeps_ports_open_while_the_cluster_seems_empty,

@@ -15,6 +15,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use pinhole::dataplane::Applied;
+use pinhole::dataplane::Backend;
 use pinhole::dataplane::Dataplane;
 use pinhole::dataplane::Observed;
 use pinhole::dataplane::command::Tools;
@@ -23,6 +24,8 @@ use pinhole::dataplane::conntrack;
 use pinhole::dataplane::conntrack::CleanUp;
 use pinhole::dataplane::conntrack::Handover;
 use pinhole::dataplane::iptables::Iptables;
+use pinhole::dataplane::nftables::Nftables;
+use pinhole::dataplane::settings::Firewall;
 use pinhole::dataplane::settings::Flavor;
 use pinhole::dataplane::settings::Settings;
 use pinhole::model::address::ExternalAddress;
@@ -49,7 +52,11 @@ pub(crate) struct Lab {
     pub(crate) a: Namespace,
     pub(crate) b: Namespace,
     pub(crate) client: Namespace,
+    pub(crate) firewall: Firewall,
+    /// The flavour of the programs that play the node's other software.
     pub(crate) flavor: Flavor,
+    /// Lets elements of nftables be changed by the program too.
+    pub(crate) by_program: bool,
     pub(crate) settings: Settings,
     observed: Observed,
     directory: TempDir,
@@ -57,7 +64,7 @@ pub(crate) struct Lab {
 
 impl Lab {
     /// Builds everything; nothing is programmed yet.
-    pub(crate) fn new(flavor: Flavor) -> Self {
+    pub(crate) fn new(firewall: Firewall) -> Self {
         let [node, a, b, client] = [(); 4].map(|()| Namespace::new());
         let mut links = String::from("link add cni0 type bridge\n");
         for (name, namespace) in [("port-a", &a), ("port-b", &b), ("eth0", &client)] {
@@ -90,7 +97,12 @@ impl Lab {
         let directory = TempDir::new().unwrap();
         let tools = Tools { directory: None, lock_file: Some(directory.path().join("xtables.lock")) };
         let settings = Settings { tools, ..Settings::default() };
-        let lab = Self { node, a, b, client, flavor, settings, observed: Observed::default(), directory };
+        let flavor = match firewall {
+            Firewall::Iptables(flavor) => flavor,
+            Firewall::Nftables => Flavor::Nft,
+        };
+        let (by_program, observed) = (false, Observed::default());
+        let lab = Self { node, a, b, client, firewall, flavor, by_program, settings, observed, directory };
         lab.bridge_calls_iptables(false);
         lab
     }
@@ -169,6 +181,17 @@ impl Lab {
         self.observed.clone()
     }
 
+    /// Reads and puts right whatever others did, by a backend that goes on from what it knows.
+    pub(crate) fn repair(&self, backend: &Backend, endpoints: &[Endpoint]) -> Applied {
+        let wanted = desired(endpoints, &Self::facts()).ruleset;
+        let applied = self.on_node(async || {
+            let observed = backend.read().await.unwrap();
+            backend.apply(&wanted, &observed).await
+        });
+        assert!(applied.failures.is_empty(), "{:?}", applied.failures);
+        applied
+    }
+
     /// What keeps entries from working.
     pub(crate) fn conditions(&self) -> Vec<Condition> {
         let backend = self.backend();
@@ -193,8 +216,18 @@ impl Lab {
     }
 
     /// The backend under test.
-    pub(crate) fn backend(&self) -> Iptables {
-        Iptables::new(self.flavor, self.settings.clone())
+    pub(crate) fn backend(&self) -> Backend {
+        let settings = self.settings.clone();
+        match self.firewall {
+            Firewall::Nftables if self.by_program => Backend::Nftables(Nftables::by_program(settings)),
+            Firewall::Nftables => Backend::Nftables(Nftables::new(settings)),
+            Firewall::Iptables(flavor) => Backend::Iptables(Iptables::new(flavor, settings)),
+        }
+    }
+
+    /// Whether the backend under test is nftables.
+    pub(crate) fn is_nftables(&self) -> bool {
+        self.firewall == Firewall::Nftables
     }
 
     /// Runs `iptables` of the lab's flavour on the node.
@@ -217,6 +250,11 @@ impl Lab {
 
     /// Everything in both families' tables but comments.
     pub(crate) fn saved(&self) -> String {
+        if self.is_nftables() {
+            // A table that was made anew comes last.
+            let list = "nft list tables | sort | while read -r table; do nft list $table; done";
+            return self.node.sh(&format!("{list} | sed -E 's/packets [0-9]+ bytes [0-9]+//'"));
+        }
         let saved = self.iptables("-save") + &self.ip6tables("-save");
         // Counters of built-in chains are printed with their policies.
         let kept = saved.lines().filter(|line| !line.starts_with('#'));

@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 
 use pinhole::dataplane::condition::ConditionKind;
+use pinhole::dataplane::settings::Firewall;
 use pinhole::dataplane::settings::Flavor;
 
 use crate::kernel::lab::A;
@@ -10,7 +11,7 @@ use crate::kernel::lab::B;
 use crate::kernel::lab::Lab;
 use crate::kernel::lab::endpoint;
 use crate::kernel::lab::to_port;
-use crate::kernel::with_both_flavors;
+use crate::kernel::with_every_backend;
 
 /// A default-deny for pod a, as kube-router writes it.
 const KUBE_ROUTER: &str = "*filter
@@ -136,6 +137,9 @@ fn a_drop_out_of_reach_is_told_with_what_to_do(lab: &mut Lab) {
     );
     lab.node.sh("nft delete table inet strict");
 
+    if lab.is_nftables() {
+        return;
+    }
     let other = if lab.flavor == Flavor::Nft { "legacy" } else { "nft" };
     let program =
         format!("XTABLES_LOCKFILE={} iptables-{other}", lab.directory().join("other.lock").display());
@@ -143,6 +147,36 @@ fn a_drop_out_of_reach_is_told_with_what_to_do(lab: &mut Lab) {
     assert_eq!(lab.conditions()[0].kind, ConditionKind::ForwardBlocked);
     lab.node.sh(&format!("{program} -P FORWARD ACCEPT; {program} -A FORWARD -i none0 -j ACCEPT"));
     assert_eq!(lab.conditions()[0].kind, ConditionKind::MixedFlavors);
+}
+
+/// iptables cannot be overruled from nftables, so one chain of iptables does, in each flavour that refuses.
+#[test]
+fn r39_nftables_is_accepted_for_by_either_flavour_of_iptables_and_only_where_it_must_be() {
+    let mut lab = Lab::new(Firewall::Nftables);
+    let _a = lab.a.serve("a", "[::]:80");
+    let wanted = [endpoint("80/tcp", "a", A)];
+    lab.apply(&wanted);
+    assert!(!lab.iptables("-save").contains("PINHOLE"), "nothing refuses");
+    let lock = lab.directory().join("xtables.lock");
+    let legacy = format!("XTABLES_LOCKFILE={} iptables-legacy -w 5", lock.display());
+    lab.iptables("-P FORWARD DROP");
+    lab.node.sh(&format!("{legacy} -A FORWARD -j REJECT"));
+    assert!(lab.client.tcp("203.0.113.7:80").is_err());
+    lab.read();
+    lab.apply(&wanted);
+    assert_eq!(lab.client.tcp("203.0.113.7:80"), Ok("a 198.51.100.9".into()));
+    assert_eq!(lab.conditions(), []);
+    let forward = lab.node.sh(&format!("{legacy} -S FORWARD"));
+    let jump = forward.find("-j PINHOLE-ACCEPT").unwrap();
+    assert!(jump < forward.find("-j REJECT").unwrap(), "{forward}");
+
+    lab.iptables("-P FORWARD ACCEPT");
+    lab.node.sh(&format!("{legacy} -D FORWARD -j REJECT"));
+    lab.read();
+    lab.apply(&wanted);
+    let left = lab.iptables("-save") + &lab.node.sh("iptables-legacy-save");
+    assert!(!left.contains("PINHOLE"), "{left}");
+    assert_eq!(lab.client.tcp("203.0.113.7:80"), Ok("a 198.51.100.9".into()));
 }
 
 fn a_chain_that_rejects_whatever_it_gets_is_told_and_not_stood_before(lab: &mut Lab) {
@@ -175,7 +209,7 @@ fn a_kernel_that_does_not_forward_is_told(lab: &mut Lab) {
     assert!(conditions[0].fix.contains("sysctl -w net.ipv4.ip_forward=1"));
 }
 
-with_both_flavors!(
+with_every_backend!(
     a_default_deny_holds_and_other_pods_are_reached,
     r22_both_directions_are_forwarded_under_a_policy_of_drop,
     a_final_reject_is_stood_before,

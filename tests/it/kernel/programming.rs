@@ -7,6 +7,7 @@ use pinhole::dataplane::DataplaneError;
 use pinhole::dataplane::cleanup::cleanup;
 use pinhole::dataplane::counters::Counters;
 use pinhole::dataplane::probe;
+use pinhole::dataplane::settings::Firewall;
 use pinhole::dataplane::settings::Flavor;
 use pinhole::dataplane::settings::FlavorChoice;
 use pinhole::model::holder::ObjectName;
@@ -18,7 +19,9 @@ use crate::kernel::lab::B;
 use crate::kernel::lab::Lab;
 use crate::kernel::lab::endpoint;
 use crate::kernel::lab::to_port;
-use crate::kernel::with_both_flavors;
+use crate::kernel::with_backend;
+use crate::kernel::with_every_backend;
+use crate::kernel::with_iptables;
 
 fn web() -> [Endpoint; 3] {
     [to_port("80/tcp", "a", A, 8080), endpoint("53/udp", "b", B), endpoint("7000-7100/tcp", "a", A)]
@@ -43,11 +46,11 @@ fn r08_an_entry_that_the_kernel_refuses_blocks_no_other(lab: &mut Lab) {
     let mut wanted = web().to_vec();
     wanted.push(endpoint("666/tcp", "cursed", B));
     wanted.extend((1000..1020).map(|port| endpoint(&format!("{port}/tcp"), "b", B)));
+    let cursed =
+        if lab.is_nftables() { "ip PINHOLE.* tcp . 666 |^\t203.* tcp . 666 " } else { "--dport 666 " };
     replace_program(
         lab,
-        "iptables",
-        "-restore",
-        "grep -q -- '--dport 666 ' \"$input\" && { echo 'RULE_APPEND failed' >&2; exit 1; }",
+        &format!("grep -Eq -- '{cursed}' \"$input\" && {{ echo 'RULE_APPEND failed' >&2; exit 1; }}"),
     );
     let applied = lab.apply_ruleset(&desired(&wanted, &Lab::facts()).ruleset);
     assert!(applied.failures.is_empty(), "{:?}", applied.failures);
@@ -64,7 +67,7 @@ fn r08_an_entry_that_the_kernel_refuses_blocks_no_other(lab: &mut Lab) {
 fn r13_a_failed_removal_is_made_up_for(lab: &mut Lab) {
     lab.apply(&web());
     let tools = lab.settings.tools.clone();
-    replace_program(lab, "iptables", "-restore", "echo 'no memory' >&2; exit 1");
+    replace_program(lab, "grep -q 'ip6 PINHOLE' \"$input\" || { echo 'no memory' >&2; exit 1; }");
     let applied = lab.apply_ruleset(&desired(&[], &Lab::facts()).ruleset);
     assert_eq!(applied.failures.len(), 1, "IPv6 is not kept from being emptied");
     assert!(applied.failures[0].to_string().contains("exit status 1: no memory"), "{}", applied.failures[0]);
@@ -74,7 +77,7 @@ fn r13_a_failed_removal_is_made_up_for(lab: &mut Lab) {
     lab.read();
     lab.apply(&[]);
     assert!(lab.read().ruleset.is_empty());
-    assert!(!lab.saved().contains("DNAT --to"), "{}", lab.saved());
+    assert!(!lab.saved().contains("10.244.1.9"), "{}", lab.saved());
 }
 
 fn r26_what_a_third_party_flushes_is_restored_whole(lab: &mut Lab) {
@@ -130,7 +133,8 @@ fn r37_a_node_that_cannot_be_programmed_says_so(lab: &mut Lab) {
     let applied = lab.apply_ruleset(&desired(&web(), &Lab::facts()).ruleset);
     assert_eq!(applied.failures.len(), 2);
     let text = applied.failures[0].to_string();
-    assert!(text.contains("/nonexistent/iptables-") && text.contains("not found; install it"), "{text}");
+    let program = if lab.is_nftables() { "/nonexistent/nft" } else { "/nonexistent/iptables-" };
+    assert!(text.contains(program) && text.contains("not found; install it"), "{text}");
     assert!(applied.observed.ruleset.is_empty());
 }
 
@@ -165,7 +169,7 @@ fn r40_cleanup_leaves_what_was_there_before(lab: &mut Lab) {
     assert_ne!(lab.saved(), before);
     let settings = lab.settings.clone();
     let removed = lab.on_node(async || cleanup(&settings).await).unwrap();
-    assert_eq!(removed.len(), 2, "one flavour, two families");
+    assert_eq!(removed.len(), 2, "one backend, two families");
     assert_eq!(lab.saved(), before);
     assert_eq!(lab.on_node(async || cleanup(&settings).await).unwrap(), []);
 }
@@ -173,12 +177,7 @@ fn r40_cleanup_leaves_what_was_there_before(lab: &mut Lab) {
 fn r46_a_table_that_failed_is_unchanged_and_finished_by_the_next_attempt(lab: &mut Lab) {
     let _a = lab.a.serve("a", "[::]:8080");
     let tools = lab.settings.tools.clone();
-    replace_program(
-        lab,
-        "iptables",
-        "-restore",
-        "sed -i 's/^-I PREROUTING.*/-I PREROUTING -j NOWHERE/' \"$input\"",
-    );
+    replace_program(lab, "sed -i 's/^-I PREROUTING.*/-I PREROUTING -j NOWHERE/' \"$input\"");
     let applied = lab.apply_ruleset(&desired(&web(), &Lab::facts()).ruleset);
     assert_eq!(applied.failures.len(), 1, "{applied:?}");
     let saved = lab.iptables("-save");
@@ -192,6 +191,23 @@ fn r46_a_table_that_failed_is_unchanged_and_finished_by_the_next_attempt(lab: &m
     lab.read();
     lab.apply(&web());
     assert_eq!(lab.client.tcp("203.0.113.7:80"), Ok("a 198.51.100.9".into()));
+}
+
+fn r46_a_batch_that_failed_has_changed_nothing(lab: &mut Lab) {
+    let _a = lab.a.serve("a", "[::]:8080");
+    let tools = lab.settings.tools.clone();
+    replace_program(lab, "echo 'add element ip PINHOLE nowhere { 1 }' >> \"$input\"");
+    for wanted in [web().to_vec(), Vec::new()] {
+        let before = lab.saved();
+        let applied = lab.apply_ruleset(&desired(&wanted, &Lab::facts()).ruleset);
+        assert!(!applied.failures.is_empty(), "{applied:?}");
+        assert_eq!(lab.saved(), before);
+        lab.settings.tools = tools.clone();
+        lab.read();
+        lab.apply(&web());
+        assert_eq!(lab.client.tcp("203.0.113.7:80"), Ok("a 198.51.100.9".into()));
+        lab.settings.tools.directory = Some(lab.directory().join("programs"));
+    }
 }
 
 fn r47_edits_since_the_last_look_do_not_keep_a_change_from_being_made(lab: &mut Lab) {
@@ -214,7 +230,73 @@ fn r47_edits_since_the_last_look_do_not_keep_a_change_from_being_made(lab: &mut 
     assert_eq!(lab.client.tcp("203.0.113.7:80"), Ok("a 198.51.100.9".into()));
 }
 
-fn r51_counters_go_on_when_their_chain_is_rewritten(lab: &mut Lab) {
+fn r47_elements_that_others_added_or_removed_do_not_keep_a_change_from_being_made(lab: &mut Lab) {
+    let _a = lab.a.serve("a", "[::]:8080");
+    lab.apply(&web());
+    // What is to be removed is gone.
+    lab.node.sh("nft delete element ip PINHOLE m_ports { 203.0.113.7 . tcp . 80 }");
+    lab.apply(&[endpoint("53/udp", "b", B)]);
+    // What is to be added is there already, and leads elsewhere.
+    lab.node.sh("nft add element ip PINHOLE m_ports { 203.0.113.7 . tcp . 80 : 10.244.1.10 . 1 }");
+    lab.apply(&web());
+    assert_eq!(lab.client.tcp("203.0.113.7:80"), Ok("a 198.51.100.9".into()));
+    // The table is gone altogether.
+    lab.node.sh("nft delete table ip PINHOLE");
+    lab.apply(&[endpoint("53/udp", "b", B)]);
+    lab.apply(&web());
+    assert_eq!(lab.client.tcp("203.0.113.7:80"), Ok("a 198.51.100.9".into()));
+}
+
+fn r26_whatever_a_third_party_does_to_the_table_is_put_right(lab: &mut Lab) {
+    let _client = lab.client.serve("client", "[::]:9000");
+    let wanted = [endpoint("203.0.113.8:80/tcp", "a", A), endpoint("203.0.113.8:90/tcp", "later", &[])];
+    let backend = lab.backend();
+    lab.repair(&backend, &wanted);
+    let intact = lab.saved();
+    let altered = "h=$(nft -a list chain ip PINHOLE c_forward | sed -n 's/.*\\(comment.*\\) # handle \\(.*\\)/\\2 \\1/p'); \
+                   nft replace rule ip PINHOLE c_forward handle ${h%% *} ip saddr 192.0.2.1 drop \"${h#* }\"";
+    for damage in [
+        "nft flush ruleset",
+        "nft delete table ip PINHOLE",
+        "nft flush table ip PINHOLE",
+        "nft flush chain ip PINHOLE c_ingress",
+        "nft insert rule ip PINHOLE c_prerouting accept",
+        "nft add rule ip PINHOLE c_forward drop",
+        "nft 'chain ip PINHOLE c_forward { policy drop; }'",
+        "nft 'table ip PINHOLE { flags dormant; }'",
+        altered,
+        "nft flush map ip PINHOLE m_ports",
+        "nft flush set ip PINHOLE s_addresses",
+        "nft flush set ip PINHOLE s_pods",
+        "nft add element ip PINHOLE m_ports { 203.0.113.8 . tcp . 82 : 10.244.1.10 . 82 }",
+        "nft add element ip PINHOLE s_pods { 10.9.9.1-10.9.9.2 }",
+        "nft add element ip PINHOLE m_egress { 10.244.1.10 : 203.0.113.8 }",
+        "nft delete element ip PINHOLE s_closed { 203.0.113.8 . tcp . 90 }",
+    ] {
+        lab.node.sh(damage);
+        assert_ne!(lab.saved(), intact, "{damage}");
+        let repaired = lab.repair(&backend, &wanted);
+        assert!(repaired.transactions.len() <= 2, "{damage}: one per family");
+        assert_eq!(lab.saved(), intact, "{damage}");
+    }
+    assert_eq!(lab.a.tcp("198.51.100.9:9000"), Ok("client 203.0.113.8".into()));
+}
+
+fn r08_a_range_that_nftables_cannot_shift_blocks_no_other(lab: &mut Lab) {
+    let _a = lab.a.serve("a", "[::]:8080");
+    let mut wanted = web().to_vec();
+    wanted.push(to_port("20000-25000/udp", "b", B, 30000));
+    wanted.push(to_port("30000-34095/udp", "b", B, 40000));
+    let applied = lab.apply_ruleset(&desired(&wanted, &Lab::facts()).ruleset);
+    assert!(applied.failures.is_empty(), "{:?}", applied.failures);
+    let refused: Vec<_> = applied.refused.iter().map(|refused| refused.entry.to_string()).collect();
+    assert_eq!(refused.len(), 2, "one family each: {refused:?}");
+    assert!(applied.refused[0].error.contains("4096; use the same ports"), "{}", applied.refused[0].error);
+    assert_eq!(lab.client.tcp("203.0.113.7:80"), Ok("a 198.51.100.9".into()));
+    assert_eq!(lab.read().ruleset.len(), 2 * (wanted.len() - 1));
+}
+
+fn r51_counters_go_on_when_their_neighbours_change(lab: &mut Lab) {
     let _a = lab.a.serve("a", "[::]:8080");
     lab.apply(&web());
     let count = |lab: &mut Lab| {
@@ -231,39 +313,49 @@ fn r51_counters_go_on_when_their_chain_is_rewritten(lab: &mut Lab) {
     let mut more = web().to_vec();
     more.push(endpoint("81/tcp", "b", B));
     let applied = lab.apply(&more);
-    assert_eq!(applied.observed.counters.values().map(|counters| counters.packets).max(), Some(4));
+    if !lab.is_nftables() {
+        assert_eq!(applied.observed.counters.values().map(|counters| counters.packets).max(), Some(4));
+    }
     let Counters { packets, bytes } = count(lab);
     assert_eq!((packets, bytes), (4, 240));
 }
 
-fn r41_one_change_rewrites_one_chain_and_no_change_starts_no_program(lab: &mut Lab) {
+fn r41_one_change_rewrites_one_chain_or_element_and_no_change_starts_no_program(lab: &mut Lab) {
     let many: Vec<_> = (1000..1500).map(|port| endpoint(&format!("{port}/tcp"), "a", &A[..1])).collect();
     lab.apply(&many);
     lab.settings.tools.directory = Some("/nonexistent".into());
     assert!(lab.apply(&many).transactions.is_empty(), "there is nothing to start");
-    lab.settings.tools.directory = None;
+    if !lab.is_nftables() {
+        lab.settings.tools.directory = None;
+    }
     let applied = lab.apply(&many[1..]);
+    if lab.is_nftables() {
+        let elements: Vec<_> = applied.transactions.iter().map(|made| (made.chains, made.elements)).collect();
+        assert_eq!(elements, [(0, 1)], "and no program for a change either");
+        return;
+    }
     let chains: Vec<_> = applied.transactions.iter().map(|transaction| transaction.chains).collect();
     assert_eq!(chains, [1]);
     assert!(applied.transactions[0].input.lines().count() < 70, "{}", applied.transactions[0].input);
 }
 
-/// Puts a script in front of a program of the lab's flavour; `$input` names a file with what it is given.
-fn replace_program(lab: &mut Lab, base: &str, action: &str, script: &str) {
+/// Puts a script in front of the program that changes IPv4 rules; `$input` names a file with what it is given.
+fn replace_program(lab: &mut Lab, script: &str) {
     let directory = lab.directory().join("programs");
     fs::create_dir(&directory).unwrap();
-    for program in ["iptables", "ip6tables"] {
-        for suffix in ["", "-save", "-restore"] {
-            let name = format!("{program}-{}{suffix}", lab.flavor);
-            std::os::unix::fs::symlink(
-                lab.node.sh(&format!("command -v {name}")).trim(),
-                directory.join(name),
-            )
-            .unwrap();
-        }
+    let mut names: Vec<String> = ["iptables", "ip6tables"]
+        .into_iter()
+        .flat_map(|program| {
+            ["", "-save", "-restore"].map(|suffix| format!("{program}-{}{suffix}", lab.flavor))
+        })
+        .collect();
+    names.push("nft".into());
+    for name in names {
+        let real = lab.node.sh(&format!("command -v {name}"));
+        std::os::unix::fs::symlink(real.trim(), directory.join(name)).unwrap();
     }
-    let name = format!("{base}-{}{action}", lab.flavor);
-    let path = directory.join(&name);
+    let name = if lab.is_nftables() { "nft".to_owned() } else { format!("iptables-{}-restore", lab.flavor) };
+    let path = directory.join(name);
     let real = fs::read_link(&path).unwrap();
     fs::remove_file(&path).unwrap();
     let script = format!(
@@ -274,28 +366,51 @@ fn replace_program(lab: &mut Lab, base: &str, action: &str, script: &str) {
     fs::write(&path, script).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     lab.settings.tools.directory = Some(directory);
+    lab.by_program = true;
 }
 
-with_both_flavors!(
+with_every_backend!(
     r05_a_restarted_agent_finds_everything_and_changes_nothing,
     r08_an_entry_that_the_kernel_refuses_blocks_no_other,
     r13_a_failed_removal_is_made_up_for,
-    r26_what_a_third_party_flushes_is_restored_whole,
     r32_names_of_300_bytes_are_read_back_as_they_were_written,
-    r33_the_longest_prefix_gives_names_that_the_kernel_takes,
     r37_a_node_that_cannot_be_programmed_says_so,
-    r39_finding_the_flavour_out_has_no_side_effects,
     r40_cleanup_leaves_what_was_there_before,
-    r46_a_table_that_failed_is_unchanged_and_finished_by_the_next_attempt,
-    r47_edits_since_the_last_look_do_not_keep_a_change_from_being_made,
-    r51_counters_go_on_when_their_chain_is_rewritten,
-    r41_one_change_rewrites_one_chain_and_no_change_starts_no_program,
+    r41_one_change_rewrites_one_chain_or_element_and_no_change_starts_no_program,
+    r51_counters_go_on_when_their_neighbours_change,
 );
+
+/// What is about chains and jumps.
+mod iptables {
+    use super::*;
+
+    with_iptables!(
+        r26_what_a_third_party_flushes_is_restored_whole,
+        r33_the_longest_prefix_gives_names_that_the_kernel_takes,
+        r39_finding_the_flavour_out_has_no_side_effects,
+        r46_a_table_that_failed_is_unchanged_and_finished_by_the_next_attempt,
+        r47_edits_since_the_last_look_do_not_keep_a_change_from_being_made,
+    );
+}
+
+/// What is about sets and maps.
+mod elements {
+    use super::*;
+
+    with_backend!(
+        nftables,
+        pinhole::dataplane::settings::Firewall::Nftables,
+        r08_a_range_that_nftables_cannot_shift_blocks_no_other,
+        r26_whatever_a_third_party_does_to_the_table_is_put_right,
+        r46_a_batch_that_failed_has_changed_nothing,
+        r47_elements_that_others_added_or_removed_do_not_keep_a_change_from_being_made,
+    );
+}
 
 /// A lock that another program holds, which only the legacy flavour has.
 #[test]
 fn r38_a_held_lock_is_waited_for_and_then_told_as_busy() {
-    let mut lab = Lab::new(Flavor::Legacy);
+    let mut lab = Lab::new(Firewall::Iptables(Flavor::Legacy));
     let _a = lab.a.serve("a", "[::]:8080");
     let lock = lab.settings.tools.lock_file.clone().unwrap();
     let file = fs::File::create(&lock).unwrap();
@@ -319,7 +434,7 @@ fn r38_a_held_lock_is_waited_for_and_then_told_as_busy() {
 /// Programs that share the lock file lose no update to each other.
 #[test]
 fn r38_writers_that_share_the_lock_lose_no_update() {
-    let mut lab = Lab::new(Flavor::Legacy);
+    let mut lab = Lab::new(Firewall::Iptables(Flavor::Legacy));
     lab.apply(&[]);
     let other = lab.command("iptables", "-t nat -A OTHER -s 192.0.2.$i -j RETURN");
     lab.iptables("-t nat -N OTHER");

@@ -1,0 +1,94 @@
+//! Finds the entries that the kernel refuses, by halving, so that they keep no other from being programmed (R08).
+
+use std::future::Future;
+
+use crate::dataplane::DataplaneError;
+use crate::dataplane::KernelRefused;
+use crate::model::address::Family;
+use crate::ruleset::Ruleset;
+use crate::ruleset::diff::Change;
+use crate::ruleset::diff::change;
+use crate::ruleset::diff::diff;
+
+/// How many transactions may be spent on finding the entries that the kernel refuses.
+const ATTEMPTS: usize = 128;
+
+/// One family on its way to its wanted state.
+pub(crate) trait Work {
+    /// The family.
+    fn family(&self) -> Family;
+
+    /// What it serves now.
+    fn present(&self) -> Ruleset;
+
+    /// Brings it to another state by one transaction, or changes nothing.
+    fn bring_to(&mut self, desired: &Ruleset) -> impl Future<Output = Result<(), DataplaneError>> + Send;
+}
+
+/// Programs everything but the entries that the kernel refuses.
+pub(crate) async fn isolate(
+    work: &mut (impl Work + Send),
+    desired: &Ruleset,
+    refused: &mut Vec<KernelRefused>,
+) -> Result<(), DataplaneError> {
+    let family = work.family();
+    let mut good = Ruleset::new(
+        Family::ALL.into_iter().flat_map(|family| desired.pod_cidrs(family).copied().collect::<Vec<_>>()),
+        Family::ALL.into_iter().flat_map(|family| desired.cluster_cidrs(family).copied().collect::<Vec<_>>()),
+        desired.families().iter().copied(),
+    );
+    for present in diff(&good, &work.present()) {
+        // Read from one kernel, entries do not overlap.
+        let _ = change(&mut good, &present);
+    }
+    // Without this, it is not an entry that is refused.
+    work.bring_to(&good).await?;
+    let changes = diff(&good, desired).into_iter().filter(|change| family_of(change) == family);
+    let mut sets: Vec<Vec<Change>> = vec![changes.collect()];
+    let (mut attempts, mut progress, mut whole, mut stuck) = (0, false, None, None);
+    while let Some(mut set) = sets.pop() {
+        let mut candidate = good.clone();
+        // Ports stay taken when the entry that holds them could not be removed, which is told as the failure.
+        let outcome = match set.iter().try_for_each(|next| change(&mut candidate, next)) {
+            Ok(()) => work.bring_to(&candidate).await.map_err(Some),
+            Err(_) => Err(None),
+        };
+        attempts += 1;
+        let error = match outcome {
+            Ok(()) => {
+                good = candidate;
+                progress = true;
+                continue;
+            }
+            Err(Some(error)) if error.is_refusal() && attempts < ATTEMPTS => Some(error),
+            Err(Some(error)) => return Err(error),
+            Err(None) => None,
+        };
+        match (set.as_slice(), error) {
+            ([Change::Added(entry) | Change::Replaced { after: entry, .. }], Some(error)) => {
+                refused.push(KernelRefused { entry: entry.clone(), error: error.to_string() });
+            }
+            ([_], error) => stuck = stuck.or(error),
+            (_, error) => {
+                let second = set.split_off(set.len() / 2);
+                sets.extend([second, set]);
+                whole = whole.or(error);
+            }
+        }
+    }
+    // When nothing at all can be changed, it is not for what the entries are.
+    if let Some(error) = stuck.or(whole.filter(|_| !progress)) {
+        refused.clear();
+        return Err(error);
+    }
+    Ok(())
+}
+
+const fn family_of(change: &Change) -> Family {
+    match change {
+        Change::Removed(entry) | Change::Added(entry) | Change::Replaced { after: entry, .. } => {
+            entry.key.family()
+        }
+        Change::Egress { pod, .. } => Family::of(*pod),
+    }
+}

@@ -1,0 +1,401 @@
+//! Programs a node by nftables: one table per family, mappings as elements of its maps.
+//!
+//! The steps are pure and each has its module: [`skeleton`] is the table that all nodes have, [`mod@layout`] says which
+//! elements a [`Ruleset`] needs and reads it back from them, [`mod@plan`] finds the fewest changes. Elements are read and
+//! changed over one netlink socket that stays open; `nft -f` makes the table, and does what netlink cannot.
+//!
+//! iptables stays where it is needed: what it refuses in FORWARD, no table of nftables can accept, so one chain of
+//! iptables does where a policy drops.
+
+mod codec;
+pub mod element;
+#[cfg(test)]
+mod laws;
+pub mod layout;
+mod message;
+mod netlink;
+pub mod plan;
+mod read;
+pub mod skeleton;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+use crate::dataplane::Applied;
+use crate::dataplane::Dataplane;
+use crate::dataplane::DataplaneError;
+use crate::dataplane::Failure;
+use crate::dataplane::KernelRefused;
+use crate::dataplane::Observed;
+use crate::dataplane::Transaction;
+use crate::dataplane::condition::Condition;
+use crate::dataplane::counters::Counters;
+use crate::dataplane::iptables;
+use crate::dataplane::iptables::blockers;
+use crate::dataplane::iptables::layout::shim;
+use crate::dataplane::iptables::table::Tables;
+use crate::dataplane::isolation;
+use crate::dataplane::isolation::Work as _;
+use crate::dataplane::isolation::isolate;
+use crate::dataplane::nftables::element::Collection;
+use crate::dataplane::nftables::element::Elements;
+use crate::dataplane::nftables::layout::impossible;
+use crate::dataplane::nftables::layout::layout;
+use crate::dataplane::nftables::message::CREATE;
+use crate::dataplane::nftables::netlink::Batch;
+use crate::dataplane::nftables::netlink::Refusal;
+use crate::dataplane::nftables::netlink::Socket;
+use crate::dataplane::nftables::plan::Plan;
+use crate::dataplane::nftables::plan::State;
+use crate::dataplane::nftables::plan::Table;
+use crate::dataplane::nftables::plan::plan;
+use crate::dataplane::nftables::read::Reading;
+use crate::dataplane::nftables::skeleton::Skeleton;
+use crate::dataplane::settings::Firewall;
+use crate::dataplane::settings::Flavor;
+use crate::dataplane::settings::Settings;
+use crate::model::address::Family;
+use crate::ruleset::Ruleset;
+use crate::ruleset::diff::diff;
+use crate::ruleset::entry::Key;
+
+const NEW_ELEMENT: u16 = 12;
+const DELETE_ELEMENT: u16 = 14;
+const DELETE_TABLE: u16 = 2;
+const TABLE_NAME: u16 = 1;
+
+/// How often the tables are read again when somebody changes something between their parts.
+const READ_ATTEMPTS: usize = 5;
+
+/// Programs a node by nftables. Clones share the socket.
+#[derive(Clone, Debug)]
+pub struct Nftables {
+    settings: Settings,
+    by_program: bool,
+    shared: Arc<Mutex<Shared>>,
+}
+
+/// What is kept between calls: it saves work, and nothing is lost with it.
+#[derive(Debug, Default)]
+struct Shared {
+    socket: Option<Socket>,
+    /// How the kernel spells the rules of each table as it was made, to tell altered ones.
+    rules: BTreeMap<Family, u64>,
+}
+
+impl Shared {
+    fn ask<T>(&mut self, ask: impl FnOnce(&mut Socket) -> io::Result<T>) -> io::Result<T> {
+        let socket = match &mut self.socket {
+            Some(socket) => socket,
+            empty => empty.insert(Socket::open()?),
+        };
+        let answer = ask(socket);
+        if answer.is_err() {
+            // Whatever is still on its way must not be taken for the next answer.
+            self.socket = None;
+        }
+        answer
+    }
+
+    /// Reads a table, all parts of one state of it.
+    fn read(&mut self, skeleton: &Skeleton) -> io::Result<Table> {
+        let read = |socket: &mut Socket| {
+            let mut attempts = 0;
+            loop {
+                let before = socket.generation()?;
+                let reading = read::read(socket, skeleton)?;
+                attempts += 1;
+                // What changed may be anything of anybody: on a busy node the parts are as good as they get.
+                if socket.generation()? == before || attempts == READ_ATTEMPTS {
+                    return Ok(reading);
+                }
+            }
+        };
+        let Reading { mut table, rules } = self.ask(read)?;
+        if table.state == State::Intact && *self.rules.entry(skeleton.family).or_insert(rules) != rules {
+            table.state = State::Damaged("a rule was altered".to_owned());
+        }
+        Ok(table)
+    }
+}
+
+impl Nftables {
+    /// Uses the table named after the settings' prefix.
+    pub fn new(settings: Settings) -> Self {
+        Self { settings, by_program: false, shared: Arc::default() }
+    }
+
+    /// Changes elements by `nft -f` too, as it is done where netlink fails.
+    pub fn by_program(settings: Settings) -> Self {
+        Self { by_program: true, ..Self::new(settings) }
+    }
+
+    /// Lets a thread work that may wait for the kernel.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Shared) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let shared = Arc::clone(&self.shared);
+        let working = tokio::task::spawn_blocking(move || {
+            work(&mut shared.lock().unwrap_or_else(PoisonError::into_inner))
+        });
+        working.await.unwrap_or_else(|error| Err(io::Error::other(error)))
+    }
+
+    async fn read_family(&self, family: Family) -> Result<Table, DataplaneError> {
+        let skeleton = Skeleton::new(family, &self.settings);
+        self.blocking(move |shared| shared.read(&skeleton)).await.map_err(DataplaneError::Netlink)
+    }
+
+    async fn apply_family(
+        &self,
+        family: Family,
+        desired: &Ruleset,
+        applied: &mut Applied,
+    ) -> Result<(), DataplaneError> {
+        let table = match applied.observed.nftables.get(&family) {
+            Some(table) => table.clone(),
+            None => self.read_family(family).await?,
+        };
+        let skeleton = Skeleton::new(family, &self.settings);
+        let mut work = Work { backend: self, skeleton, table, transactions: Vec::new() };
+        let mut refused = Vec::new();
+        let mut outcome = work.bring_to(desired).await;
+        if outcome.as_ref().is_err_and(DataplaneError::is_refusal) {
+            // The usual reason is that the table is no longer what it was when it was read.
+            work.table = self.read_family(family).await?;
+            outcome = work.bring_to(desired).await;
+        }
+        if outcome.as_ref().is_err_and(DataplaneError::is_refusal) {
+            outcome = isolate(&mut work, desired, &mut refused).await;
+        }
+        applied.observed.nftables.insert(family, work.table);
+        applied.transactions.append(&mut work.transactions);
+        applied.refused.append(&mut refused);
+        outcome
+    }
+
+    /// Puts the accept where iptables refuses, and takes everything else of ours out of iptables: the table of
+    /// nftables serves by now.
+    async fn apply_shims(&self, family: Family, applied: &mut Applied) -> Result<(), DataplaneError> {
+        for flavor in Flavor::ALL {
+            let Some(tables) = applied.observed.beside.remove(&(flavor, family)) else { continue };
+            let wanted = shim(&tables, &self.settings);
+            let mut work = iptables::Work::new(&self.settings, flavor, family, tables);
+            let outcome = work.lay_out(&wanted).await;
+            applied.observed.beside.insert((flavor, family), work.tables);
+            applied.transactions.append(&mut work.transactions);
+            outcome?;
+        }
+        Ok(())
+    }
+}
+
+/// What tables serve, and how often each entry was used. What a damaged table still does, nobody knows.
+pub(crate) fn decode(tables: &BTreeMap<Family, Table>) -> (Ruleset, BTreeMap<Key, Counters>) {
+    let nothing = Elements::new();
+    let there = tables.iter().filter(|(_, table)| table.state != State::Missing);
+    layout::decode(there.map(|(family, table)| {
+        (*family, if table.state == State::Intact { &table.elements } else { &nothing })
+    }))
+}
+
+impl Dataplane for Nftables {
+    async fn read(&self) -> Result<Observed, DataplaneError> {
+        let mut nftables = BTreeMap::new();
+        for family in Family::ALL {
+            match self.read_family(family).await {
+                Ok(table) => drop(nftables.insert(family, table)),
+                // A kernel without IPv6 has no tables of it; if any are wanted, applying them tells.
+                Err(DataplaneError::Netlink(error))
+                    if family == Family::V6 && error.kind() == ErrorKind::Unsupported => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let beside = beside(&self.settings).await?;
+        let (ruleset, counters) = decode(&nftables);
+        Ok(Observed { ruleset, counters, nftables, beside, ..Observed::default() })
+    }
+
+    async fn apply(&self, desired: &Ruleset, observed: &Observed) -> Applied {
+        let mut applied = Applied { observed: observed.clone(), ..Applied::default() };
+        if observed.nftables.is_empty() {
+            match beside(&self.settings).await {
+                Ok(beside) => applied.observed.beside = beside,
+                Err(error) => {
+                    let family = desired.families().first().copied().unwrap_or(Family::V4);
+                    applied.failures.push(Failure { family, error });
+                    return applied;
+                }
+            }
+        }
+        let mut possible = desired.clone();
+        for entry in desired.entries() {
+            if let Some(error) = impossible(entry) {
+                possible.remove(&entry.key);
+                applied.refused.push(KernelRefused { entry: entry.clone(), error });
+            }
+        }
+        for family in Family::ALL {
+            // A family that the node does not have is left alone, unless something of ours is there to be emptied.
+            if !desired.families().contains(&family) && !observed.ruleset.families().contains(&family) {
+                continue;
+            }
+            let mut outcome = self.apply_family(family, &possible, &mut applied).await;
+            if outcome.is_ok() {
+                outcome = self.apply_shims(family, &mut applied).await;
+            }
+            if let Err(error) = outcome {
+                applied.failures.push(Failure { family, error });
+            }
+        }
+        if applied.observed.nftables == observed.nftables {
+            return applied;
+        }
+        let (ruleset, counters) = decode(&applied.observed.nftables);
+        applied.changes = diff(&observed.ruleset, &ruleset);
+        applied.observed.ruleset = ruleset;
+        applied.observed.counters = counters;
+        applied
+    }
+
+    async fn conditions(&self, desired: &Ruleset) -> Vec<Condition> {
+        blockers::conditions(&self.settings, Firewall::Nftables, desired).await
+    }
+}
+
+/// What iptables holds beside our tables. Where it is not installed, or cannot show its tables, it holds nothing that
+/// could be put right from here.
+async fn beside(settings: &Settings) -> Result<BTreeMap<(Flavor, Family), Tables>, DataplaneError> {
+    let mut beside = BTreeMap::new();
+    for flavor in Flavor::ALL {
+        for family in Family::ALL {
+            match iptables::save(settings, flavor, family).await {
+                Ok(tables) => drop(beside.insert((flavor, family), tables)),
+                Err(DataplaneError::Command(error)) if error.is_missing() || error.is_refusal() => {}
+                Err(DataplaneError::Incompatible { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(beside)
+}
+
+/// One family on its way to its wanted state.
+struct Work<'a> {
+    backend: &'a Nftables,
+    skeleton: Skeleton,
+    table: Table,
+    transactions: Vec<Transaction>,
+}
+
+impl isolation::Work for Work<'_> {
+    fn family(&self) -> Family {
+        self.skeleton.family
+    }
+
+    fn present(&self) -> Ruleset {
+        let here = BTreeMap::from([(self.skeleton.family, self.table.clone())]);
+        decode(&here).0
+    }
+
+    async fn bring_to(&mut self, desired: &Ruleset) -> Result<(), DataplaneError> {
+        let wanted = layout(desired, self.skeleton.family);
+        let Some(plan) = plan(&self.table, &wanted) else { return Ok(()) };
+        let input = plan.text(&self.skeleton);
+        if !self.by_netlink(&plan).await? {
+            let tools = &self.backend.settings.tools;
+            tools.run("nft", &["-f", "-"], &input).await?;
+        }
+        let (elements, rebuilds) = (plan.steps.len(), plan.rebuilds);
+        let chains = if rebuilds { self.skeleton.chains.len() } else { 0 };
+        self.transactions.push(Transaction { family: self.skeleton.family, input, chains, elements });
+        plan.make(&mut self.table);
+        if rebuilds { self.learn().await } else { Ok(()) }
+    }
+}
+
+impl Work<'_> {
+    /// Whether netlink made the change; what it cannot do is left to `nft`.
+    async fn by_netlink(&self, plan: &Plan) -> Result<bool, DataplaneError> {
+        // One network is two elements, and they rarely change.
+        let is_simple = |collection| !matches!(collection, Collection::Pods | Collection::Cluster);
+        let can = !plan.rebuilds && plan.steps.iter().all(|step| is_simple(step.collection));
+        if !can || self.backend.by_program {
+            return Ok(false);
+        }
+        let (family, table) = (self.skeleton.family, self.skeleton.table.as_str());
+        let mut batch = Batch::new();
+        for (index, step) in plan.steps.iter().enumerate() {
+            let (kind, flags) = if step.add.is_some() { (NEW_ELEMENT, CREATE) } else { (DELETE_ELEMENT, 0) };
+            batch.add(kind, family, flags, index + 1 == plan.steps.len(), |message| {
+                codec::write(message, table, family, step);
+            });
+        }
+        match self.backend.blocking(|shared| shared.ask(|socket| socket.commit(batch))).await {
+            Ok(Ok(())) => Ok(true),
+            Ok(Err(refusals)) => Err(refused(self.skeleton.table_name(), &refusals)),
+            // The program may still be able to, and says why if it is not.
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// Looks at the table that was just made, to know its rules again.
+    async fn learn(&mut self) -> Result<(), DataplaneError> {
+        let skeleton = self.skeleton.clone();
+        let reading = self.backend.blocking(move |shared| {
+            shared.rules.remove(&skeleton.family);
+            shared.read(&skeleton)
+        });
+        let table = reading.await.map_err(DataplaneError::Netlink)?;
+        match table.state {
+            State::Intact => {
+                self.table = table;
+                Ok(())
+            }
+            State::Missing => Err(self.not_as_made("it is gone")),
+            State::Damaged(difference) => Err(self.not_as_made(&difference)),
+        }
+    }
+
+    fn not_as_made(&self, difference: &str) -> DataplaneError {
+        DataplaneError::NotAsMade { table: self.skeleton.table_name(), difference: difference.to_owned() }
+    }
+}
+
+/// Removes our table of one family, if there is one.
+pub(crate) async fn remove(
+    settings: &Settings,
+    family: Family,
+) -> Result<Option<Transaction>, DataplaneError> {
+    let backend = Nftables::new(settings.clone());
+    let skeleton = Skeleton::new(family, settings);
+    let name = skeleton.table_name();
+    let chains = skeleton.chains.len();
+    let removing = backend.blocking(move |shared| {
+        shared.ask(|socket| {
+            let mut batch = Batch::new();
+            batch.add(DELETE_TABLE, family, 0, true, |message| {
+                message.text(TABLE_NAME, &skeleton.table);
+            });
+            socket.commit(batch)
+        })
+    });
+    match removing.await.map_err(DataplaneError::Netlink)? {
+        Ok(()) => {
+            let input = format!("delete table {name}\n");
+            Ok(Some(Transaction { family, input, chains, elements: 0 }))
+        }
+        Err(refusals) if refusals.iter().all(|refusal| refusal.code == libc::ENOENT) => Ok(None),
+        Err(refusals) => Err(refused(name, &refusals)),
+    }
+}
+
+fn refused(table: String, refusals: &[Refusal]) -> DataplaneError {
+    let code = refusals.first().map_or(libc::EINVAL, |refusal| refusal.code);
+    DataplaneError::Refused { table, error: io::Error::from_raw_os_error(code) }
+}

@@ -1,0 +1,51 @@
+//! Laws that hold for whatever a node is asked to serve.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use crate::dataplane::nftables::decode;
+use crate::dataplane::nftables::layout::layout;
+use crate::dataplane::nftables::plan::Table;
+use crate::dataplane::nftables::plan::plan;
+use crate::model::address::Family;
+use crate::ruleset::Ruleset;
+use crate::ruleset::fixtures::any_endpoints;
+use crate::ruleset::fixtures::served_of;
+
+/// Makes the changes that lead a table to these rules; how many elements they touch.
+fn bring(table: &mut Table, ruleset: &Ruleset, family: Family) -> usize {
+    let Some(plan) = plan(table, &layout(ruleset, family)) else { return 0 };
+    let steps = plan.steps.len();
+    plan.make(table);
+    steps
+}
+
+proptest! {
+    #[test]
+    fn applying_leads_there_and_once_there_nothing_is_left_to_do(
+        before in any_endpoints(),
+        after in any_endpoints(),
+    ) {
+        let (before, after) = (served_of(&before), served_of(&after));
+        for family in Family::ALL {
+            let mut table = Table::default();
+            bring(&mut table, &before, family);
+            bring(&mut table, &after, family);
+            let mut fresh = Table::default();
+            bring(&mut fresh, &after, family);
+            prop_assert_eq!(&table, &fresh);
+            prop_assert_eq!(bring(&mut table, &after, family), 0);
+        }
+    }
+
+    #[test]
+    fn what_is_laid_out_is_read_back(endpoints in any_endpoints()) {
+        let wanted = served_of(&endpoints);
+        let mut tables = BTreeMap::new();
+        for family in Family::ALL {
+            bring(tables.entry(family).or_default(), &wanted, family);
+        }
+        prop_assert_eq!(decode(&tables).0, wanted);
+    }
+}

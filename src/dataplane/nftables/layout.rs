@@ -1,0 +1,232 @@
+//! Lays a [`Ruleset`] out as elements, and reads it back from them.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::dataplane::counters::Counters;
+use crate::dataplane::nftables::element::Collection;
+use crate::dataplane::nftables::element::Data;
+use crate::dataplane::nftables::element::ElementKey;
+use crate::dataplane::nftables::element::Elements;
+use crate::dataplane::nftables::element::Held;
+use crate::dataplane::nftables::element::Value;
+use crate::dataplane::nftables::element::Wanted;
+use crate::model::address::Family;
+use crate::model::port::Port;
+use crate::model::port::PortRange;
+use crate::ruleset::Ruleset;
+use crate::ruleset::entry::Egress;
+use crate::ruleset::entry::Entry;
+use crate::ruleset::entry::Key;
+use crate::ruleset::entry::Target;
+use crate::ruleset::owner::Owner;
+
+/// The longest range that can lead to other ports: nft cannot add to a port, so each takes an element of its own.
+pub const LONGEST_SHIFTED_RANGE: u32 = 4096;
+
+/// The comment of every port of a shifted range but the first: it belongs to the same entry as the port before it.
+const CONTINUED: &str = "+";
+
+/// Why nft cannot serve an entry at all.
+pub fn impossible(entry: &Entry) -> Option<String> {
+    let ports = entry.key.ports.count();
+    (shifted(entry) && LONGEST_SHIFTED_RANGE < ports).then(|| {
+        format!(
+            "{ports} ports that lead to other ports are too many for nftables, which takes {LONGEST_SHIFTED_RANGE}; use the same ports on both sides, or split the range"
+        )
+    })
+}
+
+/// Whether the entry is a range that does not keep its ports.
+fn shifted(entry: &Entry) -> bool {
+    let ports = entry.key.ports;
+    !ports.is_single() && entry.target.is_some_and(|target| target.first != ports.first())
+}
+
+/// The elements of one family.
+pub fn layout(ruleset: &Ruleset, family: Family) -> Wanted {
+    let mut wanted = Wanted::new();
+    let mut add = |collection: Collection, key, data, comment: Option<Arc<str>>| {
+        wanted.entry(collection).or_default().insert(key, Value { data, comment });
+    };
+    for entry in ruleset.entries().filter(|entry| entry.key.family() == family) {
+        let Entry { key, target, allowed_sources, owner } = entry;
+        add(Collection::Addresses, ElementKey::Address(key.external), Data::None, None);
+        let (closed, restricted) = if key.ports.is_single() {
+            (Collection::Closed, Collection::Restricted)
+        } else {
+            (Collection::ClosedRanges, Collection::RestrictedRanges)
+        };
+        let Some(target) = target else {
+            add(closed, ElementKey::Ports(*key), Data::None, Some(owner.comment()));
+            continue;
+        };
+        if !allowed_sources.is_empty() {
+            add(restricted, ElementKey::Ports(*key), Data::None, None);
+        }
+        for source in allowed_sources {
+            add(Collection::Sources, ElementKey::Source(*key, *source), Data::None, None);
+        }
+        if key.ports.is_single() {
+            let data = Data::Target(*target);
+            add(Collection::Ports, ElementKey::Ports(*key), data, Some(owner.comment()));
+        } else if shifted(entry) {
+            for (offset, port) in (0..).zip(key.ports.ports()) {
+                let key = Key { ports: PortRange::single(port), ..*key };
+                let Some(first) = target.first.checked_add(offset) else { continue };
+                let comment = if offset == 0 { owner.comment() } else { CONTINUED.into() };
+                let data = Data::Target(Target { first, ..*target });
+                add(Collection::Ports, ElementKey::Ports(key), data, Some(comment));
+            }
+        } else {
+            let data = Data::Address(target.ip);
+            add(Collection::Ranges, ElementKey::Ports(*key), data, Some(owner.comment()));
+        }
+    }
+    for Egress { pod, external, owner } in ruleset.egress().filter(|egress| Family::of(egress.pod) == family)
+    {
+        let (key, data) = (ElementKey::Address(*pod), Data::Address(*external));
+        add(Collection::Egress, key, data, Some(owner.comment()));
+    }
+    for net in ruleset.pod_cidrs(family) {
+        add(Collection::Pods, ElementKey::Net(*net), Data::None, None);
+    }
+    for net in ruleset.cluster_cidrs(family) {
+        add(Collection::Cluster, ElementKey::Net(*net), Data::None, None);
+    }
+    wanted
+}
+
+/// What elements serve, and how often each entry was used.
+pub fn decode<'a>(
+    tables: impl Iterator<Item = (Family, &'a Elements)>,
+) -> (Ruleset, BTreeMap<Key, Counters>) {
+    let mut served = Served::default();
+    let (mut families, mut pods, mut cluster) = (Vec::new(), Vec::new(), Vec::new());
+    for (family, elements) in tables {
+        families.push(family);
+        served.add(elements);
+        pods.extend(nets(elements, Collection::Pods));
+        cluster.extend(nets(elements, Collection::Cluster));
+    }
+    let mut ruleset = Ruleset::new(pods, cluster, families);
+    let mut counters = BTreeMap::new();
+    for (entry, counted) in served.entries {
+        // Ports in two collections were not laid out by us; the kernel asks the collections in this order.
+        let (key, has_pod) = (entry.key, entry.target.is_some());
+        if ruleset.insert(entry).is_ok() && has_pod {
+            counters.insert(key, counted);
+        }
+    }
+    for egress in served.egress {
+        ruleset.set_egress(egress);
+    }
+    (ruleset, counters)
+}
+
+fn of(elements: &Elements, collection: Collection) -> impl Iterator<Item = (&ElementKey, &Held)> {
+    elements.get(&collection).into_iter().flatten()
+}
+
+fn nets(elements: &Elements, collection: Collection) -> impl Iterator<Item = IpNet> {
+    of(elements, collection)
+        .filter_map(|(key, _)| if let ElementKey::Net(net) = key { Some(*net) } else { None })
+}
+
+fn owner(held: &Held) -> Option<Owner> {
+    Owner::parse(held.value.comment.as_deref()?)
+}
+
+#[derive(Default)]
+struct Served {
+    entries: Vec<(Entry, Counters)>,
+    egress: Vec<Egress>,
+}
+
+impl Served {
+    fn add(&mut self, elements: &Elements) {
+        let addresses: BTreeSet<IpAddr> = of(elements, Collection::Addresses)
+            .filter_map(|(key, _)| if let ElementKey::Address(ip) = key { Some(*ip) } else { None })
+            .collect();
+        let ports = |collection| {
+            let reached = of(elements, collection).filter_map(|(key, held)| match key {
+                ElementKey::Ports(key) => Some((*key, held)),
+                _ => None,
+            });
+            reached.filter(|(key, _)| addresses.contains(&key.external)).collect::<Vec<_>>()
+        };
+        let closed = [Collection::Closed, Collection::ClosedRanges].into_iter().flat_map(ports);
+        for (key, held) in closed {
+            let Some(owner) = owner(held) else { continue };
+            let entry = Entry { key, target: None, allowed_sources: Vec::new(), owner };
+            self.entries.push((entry, Counters::default()));
+        }
+        let mut open: Vec<(Entry, Counters)> = Vec::new();
+        for (key, held) in ports(Collection::Ports) {
+            let Data::Target(target) = held.value.data else { continue };
+            if held.value.comment.as_deref() == Some(CONTINUED) {
+                open.last_mut().filter(|(entry, _)| continues(entry, key, target)).map(
+                    |(entry, counters)| {
+                        entry.key.ports = PortRange::new(entry.key.ports.first(), key.ports.last())?;
+                        *counters += held.counters;
+                        Some(())
+                    },
+                );
+            } else if let Some(owner) = owner(held) {
+                let entry = Entry { key, target: Some(target), allowed_sources: Vec::new(), owner };
+                open.push((entry, held.counters));
+            }
+        }
+        for (key, held) in ports(Collection::Ranges) {
+            let (Data::Address(ip), Some(owner)) = (held.value.data, owner(held)) else { continue };
+            let target = Some(Target { ip, first: key.ports.first() });
+            open.push((Entry { key, target, allowed_sources: Vec::new(), owner }, held.counters));
+        }
+        restrict(&mut open, elements, ports);
+        self.entries.extend(open);
+        self.egress.extend(of(elements, Collection::Egress).filter_map(|(key, held)| {
+            let (ElementKey::Address(pod), Data::Address(external)) = (key, held.value.data) else {
+                return None;
+            };
+            Some(Egress { pod: *pod, external, owner: owner(held)? })
+        }));
+    }
+}
+
+/// Tells entries who may connect to them; one that nobody may connect to leads nowhere.
+fn restrict<'a>(
+    open: &mut [(Entry, Counters)],
+    elements: &'a Elements,
+    ports: impl Fn(Collection) -> Vec<(Key, &'a Held)>,
+) {
+    let restricted = [Collection::Restricted, Collection::RestrictedRanges].into_iter().flat_map(ports);
+    let mut sources: BTreeMap<Key, Vec<IpNet>> = restricted.map(|(key, _)| (key, Vec::new())).collect();
+    for (key, _) in of(elements, Collection::Sources) {
+        let ElementKey::Source(key, net) = key else { continue };
+        if let Some(sources) = sources.get_mut(key) {
+            sources.push(*net);
+        }
+    }
+    for (entry, _) in open {
+        let Some(sources) = sources.remove(&entry.key) else { continue };
+        if sources.is_empty() {
+            entry.target = None;
+        }
+        entry.allowed_sources = sources;
+    }
+}
+
+/// Whether a port goes on where the entry's ports end, on both sides.
+fn continues(entry: &Entry, key: Key, target: Target) -> bool {
+    let follows = |before: Port, after: Port| before.checked_add(1) == Some(after);
+    let Some(last) = entry.target_ports().map(PortRange::last) else { return false };
+    entry.key.external == key.external
+        && entry.key.protocol == key.protocol
+        && entry.target.is_some_and(|known| known.ip == target.ip)
+        && follows(entry.key.ports.last(), key.ports.first())
+        && follows(last, target.first)
+}

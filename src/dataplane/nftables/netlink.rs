@@ -1,0 +1,246 @@
+//! Talks to the kernel's nf_tables over one netlink socket that stays open.
+//!
+//! The kernel works while it is asked, so every call returns with the answer. A socket belongs to the network
+//! namespace in which it was opened.
+
+use std::io;
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::AddressFamily;
+use rustix::net::RecvFlags;
+use rustix::net::SendFlags;
+use rustix::net::SocketFlags;
+use rustix::net::SocketType;
+use rustix::net::netlink;
+use rustix::net::sockopt;
+
+use crate::dataplane::nftables::message::ACKNOWLEDGE;
+use crate::dataplane::nftables::message::Attributes;
+use crate::dataplane::nftables::message::Builder;
+use crate::dataplane::nftables::message::DONE;
+use crate::dataplane::nftables::message::DUMP;
+use crate::dataplane::nftables::message::ERROR;
+use crate::dataplane::nftables::message::INTERRUPTED;
+use crate::dataplane::nftables::message::Message;
+use crate::dataplane::nftables::message::REQUEST;
+use crate::model::address::Family;
+
+/// nf_tables among netfilter's message kinds.
+const NF_TABLES: u16 = 10;
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+const GET_GENERATION: u16 = 16;
+const GENERATION_ID: u16 = 1;
+
+/// The kernel answers at once; this only keeps a surprise from becoming a hang.
+const PATIENCE: Duration = Duration::from_secs(5);
+const BUFFER: usize = 64 * 1024;
+/// Requests are numbered from here, so that they are not taken for messages of a batch, which are numbered from 1.
+const FIRST_SEQUENCE: u32 = 1 << 31;
+/// How often a list is asked for again that changed while it was read.
+const ATTEMPTS: usize = 10;
+
+/// A socket.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    fd: OwnedFd,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+/// Changes that the kernel makes together or not at all.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    bytes: Vec<u8>,
+    messages: u32,
+}
+
+/// A change of a batch that the kernel did not make; none of the batch was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// Which message of the batch, counted from 0.
+    pub(crate) message: usize,
+    /// The error number.
+    pub(crate) code: i32,
+}
+
+/// netfilter's header: a family, a version, and a resource in network order.
+const fn header(family: Option<Family>, resource: u16) -> [u8; 4] {
+    let family = match family {
+        None => libc::AF_UNSPEC,
+        Some(Family::V4) => libc::AF_INET,
+        Some(Family::V6) => libc::AF_INET6,
+    };
+    let [high, low] = resource.to_be_bytes();
+    #[expect(
+        clippy::cast_sign_loss,
+        clippy::cast_possible_truncation,
+        reason = "the two families fit a byte"
+    )]
+    [family as u8, 0, high, low]
+}
+
+impl Socket {
+    /// Opens a socket in the calling thread's network namespace.
+    pub(crate) fn open() -> io::Result<Self> {
+        let fd = rustix::net::socket_with(
+            AddressFamily::NETLINK,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC,
+            Some(netlink::NETFILTER),
+        )?;
+        rustix::net::bind(&fd, &netlink::SocketAddrNetlink::new(0, 0))?;
+        sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(PATIENCE))?;
+        Ok(Self { fd, sequence: FIRST_SEQUENCE, buffer: vec![0; BUFFER] })
+    }
+
+    /// What the kernel counts up with every change of any table in this namespace.
+    pub(crate) fn generation(&mut self) -> io::Result<u32> {
+        let mut generation = None;
+        self.ask(GET_GENERATION, None, 0, |_| {}, |attributes| generation = attributes.int(GENERATION_ID))?;
+        generation.ok_or_else(|| io::Error::other("the kernel did not tell nf_tables' generation"))
+    }
+
+    /// Asks for one object; false when it does not exist.
+    pub(crate) fn get(
+        &mut self,
+        kind: u16,
+        family: Family,
+        describe: impl Fn(&mut Builder<'_>),
+        found: impl FnMut(&Attributes<'_>),
+    ) -> io::Result<bool> {
+        match self.ask(kind, Some(family), 0, describe, found) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Asks for a list. It begins anew, by `again`, when it changed while it was read; false when it does not exist.
+    pub(crate) fn list<T>(
+        &mut self,
+        kind: u16,
+        family: Family,
+        describe: impl Fn(&mut Builder<'_>),
+        again: impl Fn() -> T,
+        mut found: impl FnMut(&mut T, &Attributes<'_>),
+    ) -> io::Result<Option<T>> {
+        for _ in 0..ATTEMPTS {
+            let mut list = again();
+            match self.ask(kind, Some(family), DUMP, &describe, |attributes| found(&mut list, attributes)) {
+                Ok(true) => return Ok(Some(list)),
+                Ok(false) => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::Error::other("nf_tables keeps changing while it is listed"))
+    }
+
+    /// Sends a request and reads its answers; false when they do not fit together.
+    fn ask(
+        &mut self,
+        kind: u16,
+        family: Option<Family>,
+        flags: u16,
+        describe: impl Fn(&mut Builder<'_>),
+        mut found: impl FnMut(&Attributes<'_>),
+    ) -> io::Result<bool> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut request = Vec::new();
+        let kind = NF_TABLES << 8 | kind;
+        let header = header(family, 0);
+        let mut message = Builder::new(&mut request, kind, REQUEST | flags, self.sequence, header);
+        describe(&mut message);
+        message.end();
+        rustix::net::send(&self.fd, &request, SendFlags::empty())?;
+        let mut is_consistent = true;
+        loop {
+            let (received, _) = rustix::net::recv(&self.fd, &mut self.buffer[..], RecvFlags::empty())?;
+            let mut rest = self.buffer.get(..received).unwrap_or_default();
+            while let Some(message) = Message::take(&mut rest) {
+                if message.sequence != self.sequence {
+                    continue;
+                }
+                is_consistent &= message.flags & INTERRUPTED == 0;
+                match message.kind {
+                    DONE => return Ok(is_consistent),
+                    ERROR if message.error() == 0 => return Ok(is_consistent),
+                    ERROR => return Err(io::Error::from_raw_os_error(message.error())),
+                    _ => found(&message.attributes()),
+                }
+                if flags & DUMP == 0 {
+                    return Ok(is_consistent);
+                }
+            }
+        }
+    }
+
+    /// Makes all changes of a batch.
+    pub(crate) fn commit(&mut self, batch: Batch) -> io::Result<Result<(), Vec<Refusal>>> {
+        let Batch { mut bytes, messages } = batch;
+        Builder::new(&mut bytes, BATCH_END, REQUEST, messages + 1, header(None, NF_TABLES)).end();
+        // A batch must be sent at once, whatever its length. Without the right to more, short ones still go through.
+        let _ = sockopt::set_socket_send_buffer_size_force(&self.fd, bytes.len().saturating_mul(2));
+        rustix::net::send(&self.fd, &bytes, SendFlags::empty())?;
+        let mut refused = Vec::new();
+        let mut is_done = false;
+        while !is_done {
+            // Everything that the kernel has to say is there when the sending returns.
+            let received = match rustix::net::recv(&self.fd, &mut self.buffer[..], RecvFlags::DONTWAIT) {
+                Ok((received, _)) => received,
+                Err(Errno::AGAIN) => break,
+                // So many refusals that not all of them could be told.
+                Err(Errno::NOBUFS) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let mut rest = self.buffer.get(..received).unwrap_or_default();
+            while let Some(message) = Message::take(&mut rest) {
+                match (message.kind, message.error()) {
+                    (ERROR, 0) => is_done |= message.sequence == messages,
+                    (ERROR, code) => {
+                        let index = usize::try_from(message.sequence).unwrap_or_default().saturating_sub(1);
+                        refused.push(Refusal { message: index, code });
+                    }
+                    _ => {}
+                }
+            }
+        }
+        if !refused.is_empty() {
+            return Ok(Err(refused));
+        }
+        if messages != 0 && !is_done {
+            return Err(io::Error::other("the kernel did not confirm a change of nf_tables"));
+        }
+        Ok(Ok(()))
+    }
+}
+
+impl Batch {
+    /// A batch without changes.
+    pub(crate) fn new() -> Self {
+        let mut bytes = Vec::new();
+        Builder::new(&mut bytes, BATCH_BEGIN, REQUEST, 0, header(None, NF_TABLES)).end();
+        Self { bytes, messages: 0 }
+    }
+
+    /// Adds a change; the last one tells that all were made.
+    pub(crate) fn add(
+        &mut self,
+        kind: u16,
+        family: Family,
+        flags: u16,
+        is_last: bool,
+        describe: impl FnOnce(&mut Builder<'_>),
+    ) {
+        self.messages += 1;
+        let flags = REQUEST | flags | if is_last { ACKNOWLEDGE } else { 0 };
+        let header = header(Some(family), 0);
+        let mut message = Builder::new(&mut self.bytes, NF_TABLES << 8 | kind, flags, self.messages, header);
+        describe(&mut message);
+        message.end();
+    }
+}

@@ -1,0 +1,226 @@
+//! From the elements that are there to those that should be: the shortest transaction that leads there.
+//!
+//! # Guarantees
+//! - Equal tables give no transaction at all.
+//! - An element that is as wanted is not mentioned, so its counter and the packets that look for it are not disturbed.
+//! - A table whose chains or rules are not ours any more is made anew, with the counters of elements that stay.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use crate::dataplane::counters::Counters;
+use crate::dataplane::nftables::element::Addition;
+use crate::dataplane::nftables::element::Collection;
+use crate::dataplane::nftables::element::ElementKey;
+use crate::dataplane::nftables::element::Elements;
+use crate::dataplane::nftables::element::Held;
+use crate::dataplane::nftables::element::Value;
+use crate::dataplane::nftables::element::Wanted;
+use crate::dataplane::nftables::skeleton::Skeleton;
+
+/// Our table as it was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    /// Its chains and rules.
+    pub state: State,
+    /// What its sets and maps hold, as far as it can be read.
+    pub elements: Elements,
+}
+
+/// Whether a table works as we made it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum State {
+    /// There is no table.
+    #[default]
+    Missing,
+    /// Chains or rules are others than ours, and what is different first.
+    Damaged(String),
+    /// Everything is as we made it.
+    Intact,
+}
+
+/// One change of one element.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// The set or map.
+    pub collection: Collection,
+    /// The element.
+    pub key: ElementKey,
+    /// What it should be, with the counter to go on from; `None` removes it.
+    pub add: Option<(Value, Counters)>,
+}
+
+/// A change of one family's table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Whether the whole table is made anew.
+    pub rebuilds: bool,
+    /// The changes of elements: removals first.
+    pub steps: Vec<Step>,
+}
+
+/// How to get from `observed` to `wanted`; `None` when nothing is to be done.
+pub fn plan(observed: &Table, wanted: &Wanted) -> Option<Plan> {
+    let rebuilds = observed.state != State::Intact;
+    let (nothing_held, nothing_wanted) = (BTreeMap::new(), BTreeMap::new());
+    let (mut removals, mut additions) = (Vec::new(), Vec::new());
+    for collection in Collection::ALL {
+        let held = observed.elements.get(&collection).unwrap_or(&nothing_held);
+        let wanted = wanted.get(&collection).unwrap_or(&nothing_wanted);
+        let stays = |key: &ElementKey, held: &Held| wanted.get(key) == Some(&held.value);
+        if !rebuilds {
+            let gone = held.iter().filter(|(key, held)| !stays(key, held));
+            removals.extend(gone.map(|(key, _)| Step { collection, key: *key, add: None }));
+        }
+        for (key, value) in wanted {
+            let kept = held.get(key).filter(|held| held.value == *value);
+            if rebuilds || kept.is_none() {
+                let counters = kept.map(|held| held.counters).unwrap_or_default();
+                additions.push(Step { collection, key: *key, add: Some((value.clone(), counters)) });
+            }
+        }
+    }
+    removals.append(&mut additions);
+    (rebuilds || !removals.is_empty()).then_some(Plan { rebuilds, steps: removals })
+}
+
+impl Plan {
+    /// The transaction as `nft -f` takes it.
+    pub fn text(&self, skeleton: &Skeleton) -> String {
+        let mut text = if self.rebuilds { skeleton.text() } else { String::new() };
+        let table = skeleton.table_name();
+        let same = |a: &Step, b: &Step| a.collection == b.collection && a.add.is_some() == b.add.is_some();
+        for steps in self.steps.chunk_by(same) {
+            let Some(Step { collection, add, .. }) = steps.first() else { continue };
+            let verb = if add.is_some() { "add" } else { "delete" };
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{verb} element {table} {} {{", collection.name());
+            for (index, Step { key, add, .. }) in steps.iter().enumerate() {
+                text.push_str(if index == 0 { " " } else { ",\n\t" });
+                let _ = match add {
+                    None => write!(text, "{key}"),
+                    Some((value, counters)) => {
+                        write!(text, "{}", Addition { key, value, counters: *counters })
+                    }
+                };
+            }
+            text.push_str(" }\n");
+        }
+        text
+    }
+
+    /// Does to a table in memory what the transaction does to the kernel's.
+    pub fn make(self, table: &mut Table) {
+        if self.rebuilds {
+            *table = Table { state: State::Intact, elements: Elements::new() };
+        }
+        for Step { collection, key, add } in self.steps {
+            let held = table.elements.entry(collection).or_default();
+            match add {
+                Some((value, counters)) => drop(held.insert(key, Held { value, counters })),
+                None => drop(held.remove(&key)),
+            }
+        }
+        table.elements.retain(|_, held| !held.is_empty());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::nftables::layout::layout;
+    use crate::dataplane::settings::Settings;
+    use crate::model::address::Family;
+    use crate::ruleset::endpoint::Endpoint;
+    use crate::ruleset::fixtures::endpoint;
+    use crate::ruleset::fixtures::ruleset;
+    use crate::ruleset::fixtures::v4_node;
+
+    fn bring(table: &mut Table, endpoints: &[Endpoint]) -> String {
+        let wanted = layout(&ruleset(endpoints, &v4_node()), Family::V4);
+        let Some(plan) = plan(table, &wanted) else { return String::new() };
+        let text = plan.text(&Skeleton::new(Family::V4, &Settings::default()));
+        plan.make(table);
+        text
+    }
+
+    fn change(before: &[Endpoint], after: &[Endpoint]) -> String {
+        let mut table = Table::default();
+        bring(&mut table, before);
+        bring(&mut table, after)
+    }
+
+    #[test]
+    fn r41_one_more_port_is_one_more_element() {
+        let web = endpoint("80/tcp", "web", &["10.244.1.9"]);
+        let more = endpoint("82/tcp", "web", &["10.244.1.9"]).at(8082);
+        assert_eq!(
+            change(std::slice::from_ref(&web), &[web.clone(), more]),
+            "add element ip PINHOLE m_ports { 203.0.113.7 . tcp . 82 comment \"default/web:3c8afc1a\" : 10.244.1.9 . 8082 }\n"
+        );
+        assert_eq!(change(std::slice::from_ref(&web), std::slice::from_ref(&web)), "");
+    }
+
+    #[test]
+    fn another_pod_replaces_the_element_in_one_transaction() {
+        let (old, new) =
+            (endpoint("80/tcp", "a", &["10.244.1.9"]), endpoint("80/tcp", "b", &["10.244.1.10"]));
+        assert_eq!(
+            change(&[old], &[new]),
+            "delete element ip PINHOLE m_ports { 203.0.113.7 . tcp . 80 }\n\
+             delete element ip PINHOLE m_egress { 10.244.1.9 }\n\
+             add element ip PINHOLE m_ports { 203.0.113.7 . tcp . 80 comment \"default/b:d9933f8e\" : 10.244.1.10 . 80 }\n\
+             add element ip PINHOLE m_egress { 10.244.1.10 comment \"default/b:d9933f8e\" : 203.0.113.7 }\n"
+        );
+    }
+
+    #[test]
+    fn every_kind_of_entry_has_its_collection() {
+        let endpoints = [
+            endpoint("81/tcp", "web", &["10.244.1.9"]).from(&["198.51.100.0/24", "192.0.2.1/32"]),
+            endpoint("90/tcp", "later", &[]),
+            endpoint("100-101/tcp", "later", &[]),
+            endpoint("7000-7002/udp", "rtp", &["10.244.1.70"]).at(8000),
+            endpoint("9000-9009/udp", "rtp", &["10.244.1.70"]).from(&["198.51.100.0/24"]),
+        ];
+        assert_eq!(
+            change(&[], &endpoints),
+            "\
+add element ip PINHOLE m_ports { 203.0.113.7 . tcp . 81 comment \"default/web:3c8afc1a\" : 10.244.1.9 . 81,
+\t203.0.113.7 . udp . 7000 comment \"default/rtp:55e7811a\" : 10.244.1.70 . 8000,
+\t203.0.113.7 . udp . 7001 comment \"+\" : 10.244.1.70 . 8001,
+\t203.0.113.7 . udp . 7002 comment \"+\" : 10.244.1.70 . 8002 }
+add element ip PINHOLE m_ranges { 203.0.113.7 . udp . 9000-9009 comment \"default/rtp:55e7811a\" : 10.244.1.70 }
+add element ip PINHOLE s_closed { 203.0.113.7 . tcp . 90 comment \"default/later:b9004143\" }
+add element ip PINHOLE s_closed_ranges { 203.0.113.7 . tcp . 100-101 comment \"default/later:b9004143\" }
+add element ip PINHOLE s_restricted { 203.0.113.7 . tcp . 81 }
+add element ip PINHOLE s_restricted_ranges { 203.0.113.7 . udp . 9000-9009 }
+add element ip PINHOLE s_sources { 203.0.113.7 . tcp . 81 . 192.0.2.1,
+\t203.0.113.7 . tcp . 81 . 198.51.100.0/24,
+\t203.0.113.7 . udp . 9000-9009 . 198.51.100.0/24 }
+add element ip PINHOLE s_addresses { 203.0.113.7 }
+add element ip PINHOLE m_egress { 10.244.1.9 comment \"default/web:3c8afc1a\" : 203.0.113.7,
+\t10.244.1.70 comment \"default/rtp:55e7811a\" : 203.0.113.7 }
+"
+        );
+    }
+
+    #[test]
+    fn r26_r51_a_damaged_table_is_made_anew_with_its_counters() {
+        let web = [endpoint("80/tcp", "web", &["10.244.1.9"])];
+        let mut table = Table::default();
+        bring(&mut table, &web);
+        for held in table.elements.get_mut(&Collection::Ports).unwrap().values_mut() {
+            held.counters = Counters { packets: 12, bytes: 720 };
+        }
+        let intact = table.clone();
+        table.state = State::Damaged("the chain c_ingress".into());
+        let text = bring(&mut table, &web);
+        assert!(
+            text.starts_with("add table ip PINHOLE\ndelete table ip PINHOLE\ntable ip PINHOLE {\n"),
+            "{text}"
+        );
+        assert!(text.contains("203.0.113.7 . tcp . 80 counter packets 12 bytes 720 comment"), "{text}");
+        assert_eq!(table, intact);
+    }
+}

@@ -1,0 +1,181 @@
+//! Reads our table from the kernel: whether its chains and rules are ours, and its elements.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use crate::dataplane::nftables::codec::Reader;
+use crate::dataplane::nftables::codec::comment;
+use crate::dataplane::nftables::element::Collection;
+use crate::dataplane::nftables::element::ElementKey;
+use crate::dataplane::nftables::element::Elements;
+use crate::dataplane::nftables::element::Field;
+use crate::dataplane::nftables::element::Held;
+use crate::dataplane::nftables::message::Attributes;
+use crate::dataplane::nftables::message::Builder;
+use crate::dataplane::nftables::netlink::Socket;
+use crate::dataplane::nftables::plan::State;
+use crate::dataplane::nftables::plan::Table;
+use crate::dataplane::nftables::skeleton::Chain;
+use crate::dataplane::nftables::skeleton::Skeleton;
+use crate::model::address::Family;
+use crate::ruleset::digest::fnv1a;
+
+const GET_TABLE: u16 = 1;
+const GET_CHAIN: u16 = 4;
+const GET_RULE: u16 = 7;
+const GET_SET: u16 = 10;
+const GET_ELEMENT: u16 = 13;
+
+/// The table's name is the first attribute of whatever is in it.
+const TABLE: u16 = 1;
+const TABLE_FLAGS: u16 = 2;
+const CHAIN_NAME: u16 = 3;
+const CHAIN_HOOK: u16 = 4;
+const CHAIN_POLICY: u16 = 5;
+const CHAIN_TYPE: u16 = 7;
+const HOOK_NUMBER: u16 = 1;
+const HOOK_PRIORITY: u16 = 2;
+const RULE_CHAIN: u16 = 2;
+const RULE_EXPRESSIONS: u16 = 4;
+const RULE_USERDATA: u16 = 7;
+const SET_NAME: u16 = 2;
+const SET_FLAGS: u16 = 3;
+const SET_KEY_LENGTH: u16 = 5;
+const SET_DATA_LENGTH: u16 = 7;
+const ACCEPT: u32 = 1;
+/// Sets of several fields in whose keys the kernel tells the fields apart, and other marks that say nothing of ours.
+const INTERVAL: u32 = 4;
+const MAP: u32 = 8;
+
+/// A table and a digest of its rules as the kernel spells them.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    pub(crate) table: Table,
+    /// Equal for equal rules; nothing else is to be read from it.
+    pub(crate) rules: u64,
+}
+
+/// Reads the table.
+pub(crate) fn read(socket: &mut Socket, skeleton: &Skeleton) -> io::Result<Reading> {
+    let mut flags = 0;
+    let is_there = socket.get(GET_TABLE, skeleton.family, named(skeleton), |table| {
+        flags = table.int(TABLE_FLAGS).unwrap_or_default();
+    })?;
+    if !is_there {
+        return Ok(Reading { table: Table::default(), rules: 0 });
+    }
+    let mut damages = Vec::new();
+    if flags != 0 {
+        damages.push("the table is asleep or owned".to_owned());
+    }
+    let mut rules = Vec::new();
+    for chain in &skeleton.chains {
+        damages.extend(damage_of_chain(socket, skeleton, chain, &mut rules)?);
+    }
+    let mut elements = Elements::new();
+    for collection in Collection::ALL {
+        match damage_of_set(socket, skeleton, collection)? {
+            Some(damage) => damages.push(damage),
+            None => match read_elements(socket, skeleton, collection)? {
+                Ok(held) if held.is_empty() => {}
+                Ok(held) => drop(elements.insert(collection, held)),
+                Err(damage) => damages.push(damage),
+            },
+        }
+    }
+    let state = damages.into_iter().next().map_or(State::Intact, State::Damaged);
+    Ok(Reading { table: Table { state, elements }, rules: fnv1a(&rules) })
+}
+
+fn named(skeleton: &Skeleton) -> impl Fn(&mut Builder<'_>) {
+    |message| {
+        message.text(TABLE, &skeleton.table);
+    }
+}
+
+/// What is wrong with a chain; the expressions of its rules go to `rules`.
+fn damage_of_chain(
+    socket: &mut Socket,
+    skeleton: &Skeleton,
+    chain: &Chain,
+    rules: &mut Vec<u8>,
+) -> io::Result<Option<String>> {
+    let mut is_right = false;
+    let describe = |message: &mut Builder<'_>| {
+        message.text(TABLE, &skeleton.table).text(CHAIN_NAME, chain.name);
+    };
+    socket.get(GET_CHAIN, skeleton.family, describe, |found| is_right = is_as_made(chain, found))?;
+    if !is_right {
+        return Ok(Some(format!("the chain {} is missing or called from elsewhere", chain.name)));
+    }
+    let describe = |message: &mut Builder<'_>| {
+        message.text(TABLE, &skeleton.table).text(RULE_CHAIN, chain.name);
+    };
+    let listed = socket.list(GET_RULE, skeleton.family, describe, Vec::new, |list, rule| {
+        // Old kernels list more than was asked for.
+        let is_here = rule.text(TABLE) == Some(&skeleton.table) && rule.text(RULE_CHAIN) == Some(chain.name);
+        if is_here {
+            let comment = rule.find(RULE_USERDATA).and_then(comment).unwrap_or_default().to_owned();
+            list.push((comment, rule.find(RULE_EXPRESSIONS).unwrap_or_default().to_vec()));
+        }
+    })?;
+    let listed = listed.unwrap_or_default();
+    let is_whole = listed.iter().map(|(comment, _)| comment).eq(&skeleton.comments(chain));
+    rules.extend(listed.into_iter().flat_map(|(_, expressions)| expressions));
+    Ok((!is_whole).then(|| format!("the rules of the chain {} are others", chain.name)))
+}
+
+fn is_as_made(chain: &Chain, found: &Attributes<'_>) -> bool {
+    let hook = found.nested(CHAIN_HOOK);
+    match (chain.base, hook) {
+        (None, None) => true,
+        (Some(base), Some(hook)) => {
+            hook.int(HOOK_NUMBER) == Some(base.number)
+                && hook.int(HOOK_PRIORITY) == Some(base.priority.cast_unsigned())
+                && found.text(CHAIN_TYPE) == Some(base.kind)
+                && found.int(CHAIN_POLICY) == Some(ACCEPT)
+        }
+        _ => false,
+    }
+}
+
+fn damage_of_set(
+    socket: &mut Socket,
+    skeleton: &Skeleton,
+    collection: Collection,
+) -> io::Result<Option<String>> {
+    let length = |fields: &[Field]| {
+        let length = |field: &Field| match (field, skeleton.family) {
+            (Field::Address, Family::V6) => 16,
+            _ => 4,
+        };
+        fields.iter().map(length).sum::<u32>()
+    };
+    let expected_flags = if collection.is_interval() { INTERVAL } else { 0 }
+        | if collection.data().is_empty() { 0 } else { MAP };
+    let mut is_right = false;
+    let describe = |message: &mut Builder<'_>| {
+        message.text(TABLE, &skeleton.table).text(SET_NAME, collection.name());
+    };
+    socket.get(GET_SET, skeleton.family, describe, |set| {
+        // A single port or address is told with its own length, or with what it takes in a register.
+        let is_about = |found: u32, expected: u32| found.next_multiple_of(4) == expected;
+        is_right = set.int(SET_FLAGS).unwrap_or_default() & (INTERVAL | MAP) == expected_flags
+            && is_about(set.int(SET_KEY_LENGTH).unwrap_or_default(), length(collection.key()))
+            && is_about(set.int(SET_DATA_LENGTH).unwrap_or_default(), length(collection.data()));
+    })?;
+    Ok((!is_right).then(|| format!("{} is missing or of another type", collection.name())))
+}
+
+fn read_elements(
+    socket: &mut Socket,
+    skeleton: &Skeleton,
+    collection: Collection,
+) -> io::Result<Result<BTreeMap<ElementKey, Held>, String>> {
+    let describe = |message: &mut Builder<'_>| {
+        message.text(TABLE, &skeleton.table).text(SET_NAME, collection.name());
+    };
+    let reader = || Reader::new(collection, skeleton.family);
+    let read = socket.list(GET_ELEMENT, skeleton.family, describe, reader, Reader::read)?;
+    Ok(read.map_or_else(|| Ok(BTreeMap::new()), Reader::finish))
+}

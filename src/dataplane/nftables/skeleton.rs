@@ -1,0 +1,200 @@
+//! What does not depend on who is served: the sets, chains and rules of our table, always the same number.
+//!
+//! ```text
+//! prerouting, output -110   an external address of ours? -> c_ingress
+//!   c_ingress               mark; drop what leads nowhere or comes from nobody allowed; send to the pod; unmark the rest
+//! forward -10               drop what conntrack rejects, or it would leave with the pod's own address
+//! postrouting 90            hairpin; destinations inside the cluster; the pod's fixed address
+//! ```
+//! The priorities stand before those of iptables and kube-proxy (-100, 100), and the first rewriting of a connection
+//! counts, so nothing has to be kept in front of anything.
+
+use std::fmt::Write as _;
+
+use crate::dataplane::nftables::element::Collection;
+use crate::dataplane::settings::Settings;
+use crate::model::address::Family;
+use crate::ruleset::digest::fnv1a;
+
+/// The packet mark by which kube-proxy asks for masquerading. Its rule for that stands behind ours.
+const KUBE_MASQUERADE: u32 = 0x4000;
+
+/// Where a chain is called from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// `nat` or `filter`.
+    pub kind: &'static str,
+    /// The hook's name.
+    pub hook: &'static str,
+    /// The hook's number.
+    pub number: u32,
+    /// The order among chains of this hook.
+    pub priority: i32,
+}
+
+/// A chain of our table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chain {
+    /// Its name.
+    pub name: &'static str,
+    /// The hook that calls it; none for a chain that only rules lead to.
+    pub base: Option<Base>,
+    /// Its rules, each with the comment by which it is recognised.
+    rules: Vec<String>,
+    /// The number of its first rule.
+    first: usize,
+}
+
+/// The table of one family without its elements.
+#[derive(Clone, Debug)]
+pub struct Skeleton {
+    /// The family.
+    pub family: Family,
+    /// The name of the table.
+    pub table: String,
+    /// The chains, those that others lead to first.
+    pub chains: Vec<Chain>,
+    digest: u32,
+}
+
+/// The name of a family in nft.
+pub const fn family_name(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    }
+}
+
+impl Skeleton {
+    /// The table of one family.
+    pub fn new(family: Family, settings: &Settings) -> Self {
+        let mut chains = chains(family, settings.mark.get());
+        let mut first = 0;
+        for chain in &mut chains {
+            chain.first = first;
+            first += chain.rules.len();
+        }
+        let mut skeleton = Self { family, table: settings.prefix.to_string(), chains, digest: 0 };
+        let digest = fnv1a(skeleton.text().as_bytes());
+        skeleton.digest = u32::try_from(digest >> 32).unwrap_or_default();
+        skeleton
+    }
+
+    /// `ip PINHOLE`, as commands name the table.
+    pub fn table_name(&self) -> String {
+        format!("{} {}", family_name(self.family), self.table)
+    }
+
+    /// The comments of a chain's rules in order: which version of the whole table a rule is of, and its place in it.
+    /// Rules of another version, of others, or in another order are told by them.
+    pub fn comments(&self, chain: &Chain) -> Vec<String> {
+        (chain.first..chain.first + chain.rules.len()).map(|number| self.comment(number)).collect()
+    }
+
+    fn comment(&self, number: usize) -> String {
+        format!("pinhole:{:08x}:{number}", self.digest)
+    }
+
+    /// The commands that make the table, replacing whatever there is under its name, all of them in one transaction.
+    pub fn text(&self) -> String {
+        let name = self.table_name();
+        // Deleting what does not exist would fail, and adding what exists does not.
+        let mut text = format!("add table {name}\ndelete table {name}\ntable {name} {{\n");
+        for collection in Collection::ALL {
+            let _ = writeln!(text, "\t{}", collection.declaration(self.family));
+        }
+        for chain in &self.chains {
+            let _ = writeln!(text, "\tchain {} {{", chain.name);
+            if let Some(Base { kind, hook, priority, .. }) = chain.base {
+                let _ = writeln!(text, "\t\ttype {kind} hook {hook} priority {priority}; policy accept;");
+            }
+            for (rule, number) in chain.rules.iter().zip(chain.first..) {
+                let _ = writeln!(text, "\t\t{rule} comment \"{}\"", self.comment(number));
+            }
+            text.push_str("\t}\n");
+        }
+        text.push_str("}\n");
+        text
+    }
+}
+
+fn chains(family: Family, mark: u32) -> Vec<Chain> {
+    let ip = family_name(family);
+    let multicast = match family {
+        Family::V4 => "224.0.0.0/4",
+        Family::V6 => "ff00::/8",
+    };
+    let tuple = format!("{ip} daddr . meta l4proto . th dport");
+    // A lookup in an interval set of several fields needs the protocol to be known.
+    let known = "meta l4proto { tcp, udp, sctp }";
+    let name = Collection::name;
+    let sources = vec![
+        format!("{tuple} . {ip} saddr @{} return", name(Collection::Sources)),
+        // Reached by what came from nobody allowed. Dropped, not rejected: a port that is closed for some looks like
+        // one that nobody has.
+        "drop".to_owned(),
+    ];
+    let ingress = vec![
+        format!("ct mark set ct mark | {mark:#x}"),
+        format!("{tuple} @{} drop", name(Collection::Closed)),
+        format!("{known} {tuple} @{} drop", name(Collection::ClosedRanges)),
+        format!("{tuple} @{} jump c_sources", name(Collection::Restricted)),
+        format!("{known} {tuple} @{} jump c_sources", name(Collection::RestrictedRanges)),
+        format!("dnat {ip} to {tuple} map @{}", name(Collection::Ports)),
+        format!("{known} dnat {ip} to {tuple} map @{}", name(Collection::Ranges)),
+        // What comes this far is nobody's port of ours, and others may send it on without our accepting it.
+        format!("ct mark set ct mark & {:#x}", !mark),
+    ];
+    let dispatch = || vec![format!("{ip} daddr @{} goto c_ingress", name(Collection::Addresses))];
+    let pods = format!("{ip} saddr @{}", name(Collection::Pods));
+    let forward = vec![format!("{pods} meta l4proto tcp ct state invalid drop")];
+    let postrouting = vec![
+        format!("meta mark & {KUBE_MASQUERADE:#x} == {KUBE_MASQUERADE:#x} return"),
+        // A pod that connects to its own or a neighbour's external address must get the answer from the node: sent
+        // directly, it would come from an address that the pod never talked to (R17, R18).
+        format!("{pods} ct mark & {mark:#x} == {mark:#x} ct status & dnat == dnat masquerade fully-random"),
+        format!("{ip} daddr @{} return", name(Collection::Pods)),
+        format!("{ip} daddr @{} return", name(Collection::Cluster)),
+        format!("{ip} daddr {multicast} return"),
+        format!("snat {ip} to {ip} saddr map @{}", name(Collection::Egress)),
+    ];
+    let base = |kind, hook, number, priority| Some(Base { kind, hook, number, priority });
+    let chain = |name, base, rules| Chain { name, base, rules, first: 0 };
+    vec![
+        chain("c_sources", None, sources),
+        chain("c_ingress", None, ingress),
+        // Numbered as in linux/netfilter.h.
+        chain("c_prerouting", base("nat", "prerouting", 0, -110), dispatch()),
+        chain("c_output", base("nat", "output", 3, -110), dispatch()),
+        chain("c_forward", base("filter", "forward", 2, -10), forward),
+        chain("c_postrouting", base("nat", "postrouting", 4, 90), postrouting),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_mark_prefix_or_layout_is_another_version() {
+        let comments = |settings: &Settings| {
+            let skeleton = Skeleton::new(Family::V4, settings);
+            skeleton.chains.iter().flat_map(|chain| skeleton.comments(chain)).collect::<Vec<_>>()
+        };
+        let usual = comments(&Settings::default());
+        assert_eq!(usual, comments(&Settings::default()));
+        assert_ne!(usual, comments(&Settings { mark: "0x2000".parse().unwrap(), ..Settings::default() }));
+        let distinct: std::collections::BTreeSet<_> = usual.iter().collect();
+        assert_eq!(distinct.len(), usual.len(), "every rule has its own");
+    }
+
+    #[test]
+    fn r50_only_ranges_and_networks_are_intervals() {
+        let intervals = Collection::ALL.into_iter().filter(|collection| collection.is_interval());
+        let names: Vec<_> = intervals.map(Collection::name).collect();
+        assert_eq!(
+            names,
+            ["m_ranges", "s_closed_ranges", "s_restricted_ranges", "s_sources", "s_pods", "s_cluster"]
+        );
+    }
+}
