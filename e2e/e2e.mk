@@ -1,16 +1,28 @@
-# Included by the Makefile: the tests against a real Kubernetes API server.
+# Included by the Makefile: the tests against a real Kubernetes API server, and what all tests written in Go share.
 
-.PHONY: e2e-control-plane e2e-api e2e-vet
+.PHONY: e2e-control-plane e2e-api e2e-vet e2e-tools pinhole-binary
 
 e2e-control-plane: ## Build kube-apiserver, controller-manager, kubectl and etcd into the cache (7 min cold, then 0 s)
 	@e2e/build-control-plane >/dev/null
 
-e2e-api: packages ## Test the webhook through a real API server with the real kubectl (7 min)
-	@control_plane=$$(e2e/build-control-plane) && cargo build --locked && cd e2e/api && \
-	PINHOLE_CONTROL_PLANE=$$control_plane PINHOLE_BIN=$(CURDIR)/target/debug/pinhole go run ./report
+# With the development dependencies, as `cargo test` builds it: else what they share would be compiled twice.
+pinhole-binary:
+	@cargo test --locked --quiet --no-run --test it
+
+e2e-api: packages pinhole-binary ## Test the webhook through a real API server with the real kubectl (7 min)
+	@control_plane=$$(e2e/build-control-plane) && cd e2e/api && \
+	PINHOLE_CONTROL_PLANE=$$control_plane PINHOLE_BIN=$(CURDIR)/target/debug/pinhole go run ./report e2e-api .
+
+test: e2e-tools
+
+e2e-tools: ## Test what builds the images and runs containers
+	@cd e2e/api && go run ./report runc-wrapper ../docker; first=$$?; go run ./report archive ../../image/archive && exit $$first
 
 check: e2e-vet
 
+# CoreDNS and cert-manager are only formatted: to vet their mains would compile all of them once more.
+GO_MODULES := e2e/api e2e/cert-manager e2e/docker e2e/images/coredns e2e/kind image/archive tests/chart
+
 e2e-vet:
-	@unformatted=$$(gofmt -l e2e/api); [ -z "$$unformatted" ] || { echo "not formatted, run gofmt -w: $$unformatted"; exit 1; }
-	@cd e2e/api && go vet ./...
+	@unformatted=$$(gofmt -l $(GO_MODULES)); [ -z "$$unformatted" ] || { echo "not formatted, run gofmt -w: $$unformatted"; exit 1; }
+	@for module in $(filter-out e2e/cert-manager e2e/images/coredns,$(GO_MODULES)); do (cd $$module && GOWORK=off go vet ./...) || exit 1; done

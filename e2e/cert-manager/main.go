@@ -50,13 +50,14 @@ import (
 )
 
 func main() {
-	kubeconfig := flag.String("kubeconfig", "", "how to reach the API server; default: the pod's ServiceAccount")
+	// controller-runtime has defined the one flag.
 	flag.Parse()
+	kubeconfig := flag.Lookup("kubeconfig").Value.String()
 	// Without this controller-runtime's errors go nowhere.
 	ctrl.SetLogger(klog.Background())
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *kubeconfig); err != nil {
+	if err := run(ctx, kubeconfig); err != nil {
 		fmt.Fprintln(os.Stderr, "cert-manager:", err)
 		os.Exit(1)
 	}

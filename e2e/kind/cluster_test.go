@@ -18,6 +18,7 @@ import (
 )
 
 const (
+	control     = "pinhole-control-plane"
 	worker      = "pinhole-worker"
 	otherWorker = "pinhole-worker2"
 	// A container on the nodes' network that is no part of the cluster, and serves HTTP on this port itself.
@@ -26,6 +27,8 @@ const (
 	agnhost    = "registry.k8s.io/e2e-test-images/agnhost:2.63.0"
 	system     = "pinhole-system"
 )
+
+var nodes = []string{control, worker, otherWorker}
 
 func TestMain(m *testing.M) {
 	for began := time.Now(); ; time.Sleep(time.Second) {
@@ -62,6 +65,15 @@ func kubectl(t *testing.T, input string, arguments ...string) string {
 		t.Fatalf("kubectl %s: %v\n%s", strings.Join(arguments, " "), err, output)
 	}
 	return output
+}
+
+// helm runs the program against the suite's release.
+func helm(t *testing.T, arguments ...string) {
+	t.Helper()
+	if output, err := command("", "helm", append(arguments, "--namespace", system)...); err != nil {
+		keepLogs(t)
+		t.Fatalf("helm %s: %v\n%s", strings.Join(arguments, " "), err, output)
+	}
 }
 
 // onNode runs a shell command on a node, or in the client.
@@ -205,7 +217,28 @@ func (s scene) onlyPod(selector string) pod {
 	return found[0]
 }
 
+// serves publishes a port of the first worker for a pod named `web` there, and tells the worker's address once the client
+// outside gets an answer.
+func (s scene) serves(port int) (address string) {
+	s.t.Helper()
+	address = addressesOf(s.t, worker).v4
+	s.apply(webPod("web", "pinhole.dev/expose", fmt.Sprintf("%d:8080", port), atNode(worker)))
+	s.ready("app=web")
+	if answer := reaches(s.t, address, port, "hostname"); answer != "web" {
+		s.t.Errorf("%s answers", answer)
+	}
+	return address
+}
+
 type addresses struct{ v4, v6 string }
+
+// served are those of the families that the cluster has.
+func (a addresses) served() []string {
+	if os.Getenv("E2E_IP_FAMILY") == "ipv4" {
+		return []string{a.v4}
+	}
+	return []string{a.v4, a.v6}
+}
 
 // addressesOf tells a node's or the client's own addresses on the network that they share.
 func addressesOf(t *testing.T, container string) addresses {
@@ -313,10 +346,43 @@ func indent(text string, by int) string {
 	return prefix + strings.TrimSuffix(strings.ReplaceAll(text, "\n", "\n"+prefix), prefix)
 }
 
+// workload is a kind that makes pods, with one pod that serves HTTP.
+type workload struct {
+	kind, version string
+	// Of its specification, besides the template; %s is the name.
+	head string
+	// What its pods' specification needs.
+	pods []string
+}
+
+const selects = "  selector: {matchLabels: {app: %s}}\n"
+
+var workloads = []workload{
+	{kind: "StatefulSet", version: "apps/v1", head: selects},
+	{kind: "DaemonSet", version: "apps/v1", head: selects},
+	// It makes its own selector.
+	{kind: "Job", version: "batch/v1", pods: []string{"restartPolicy: Never"}},
+}
+
+func (w workload) name() string { return strings.ToLower(w.kind) }
+
+func (w workload) manifest(port int, specification ...string) string {
+	return fmt.Sprintf(`apiVersion: %s
+kind: %s
+metadata: {name: %s}
+spec:
+%s  template:
+    metadata:
+      labels: {app: %s}
+      annotations: {pinhole.dev/expose: "%d:8080"}
+%s`, w.version, w.kind, w.name(), strings.ReplaceAll(w.head, "%s", w.name()), w.name(), port,
+		indent(webSpec(append(specification, w.pods...)...), 4))
+}
+
 // atNode pins a pod to a node as a user would.
 func atNode(node string) string { return "nodeSelector: {kubernetes.io/hostname: " + node + "}" }
 
-// callers keep connecting, one new connection per call, until they are stopped.
+// callers make one call after the other until they are stopped; those of keepCalling on a new connection each.
 type callers struct {
 	stop   chan struct{}
 	result chan callsMade
@@ -330,9 +396,15 @@ type callsMade struct {
 }
 
 func keepCalling(address string, port int) *callers {
+	browser := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 2 * time.Second}
+	return keep(20*time.Millisecond, func() (string, error) {
+		return page(browser, fmt.Sprintf("http://%s/hostname", hostPort(address, port)))
+	})
+}
+
+// keep makes a call again and again, with a pause before each.
+func keep(pause time.Duration, call func() (answer string, err error)) *callers {
 	c := &callers{make(chan struct{}), make(chan callsMade, 1)}
-	transport := &http.Transport{DisableKeepAlives: true}
-	browser := &http.Client{Transport: transport, Timeout: 2 * time.Second}
 	go func() {
 		var made callsMade
 		for {
@@ -340,10 +412,10 @@ func keepCalling(address string, port int) *callers {
 			case <-c.stop:
 				c.result <- made
 				return
-			case <-time.After(20 * time.Millisecond):
+			case <-time.After(pause):
 			}
 			began := time.Now()
-			answer, err := page(browser, fmt.Sprintf("http://%s/hostname", hostPort(address, port)))
+			answer, err := call()
 			if err != nil {
 				made.failures = append(made.failures, fmt.Sprintf("%s, after %s: %v",
 					began.Format("15:04:05.000"), time.Since(began).Round(time.Millisecond), err))

@@ -6,9 +6,13 @@ export LC_ALL=C
 e2e=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${PINHOLE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pinhole}
 # Of a running suite: sockets, process ids, the cluster's kubeconfig. Short, because a socket's path is limited to 107 bytes.
-run=/run/pinhole-e2e
+# A second suite on the same machine, from another checkout say: E2E_SUITE=name.
+suite=pinhole-e2e${E2E_SUITE:+-$E2E_SUITE}
+run=/run/$suite
+# Of its docker daemon.
+storage=$cache/docker${E2E_SUITE:+-$E2E_SUITE}
 # Beside somebody else's daemon one need not be root.
-[ -z "${E2E_DOCKER_HOST:-}" ] || run=${XDG_RUNTIME_DIR:-/tmp}/pinhole-e2e-$(id -u)
+[ -z "${E2E_DOCKER_HOST:-}" ] || run=${XDG_RUNTIME_DIR:-/tmp}/$suite-$(id -u)
 cluster=pinhole
 
 say() { printf '%s\n' "$*" >&2; }

@@ -57,6 +57,27 @@ func (s scene) clientSees(pod, container, address string) string {
 		"curl", "--silent", "--show-error", "--max-time", "5", fmt.Sprintf("http://%s/clientip", hostPort(address, clientPort)))))
 }
 
+// On the node's first address every pod would be seen, with or without Pinhole.
+func TestAPodOnAnotherAddressOfItsNodeIsReachedThereAndSendsFromIt(t *testing.T) {
+	s := newScene(t, "second-address")
+	first, outside := addressesOf(t, worker).v4, addressesOf(t, client).v4
+	second := first[:strings.LastIndex(first, ".")] + ".240"
+	t.Cleanup(func() { onNode(t, worker, "ip address del "+second+"/32 dev eth0") })
+	onNode(t, worker, "ip address add "+second+"/32 dev eth0")
+	s.apply(webPod("web", "pinhole.dev/expose", second+":8029:8080", atNode(worker)))
+	s.apply(webPod("other", "example.com/note", "none", atNode(worker)))
+	s.ready("app in (web, other)")
+	if seen := hostOf(t, reaches(t, second, 8029, "clientip")); seen != outside {
+		t.Errorf("the pod saw %s, the client is %s", seen, outside)
+	}
+	unreachable(t, first, 8029)
+	for pod, address := range map[string]string{"web": second, "other": first} {
+		if seen := s.clientSees(pod, "web", outside); seen != address {
+			t.Errorf("from the pod %s the client outside saw %s, expected %s", pod, seen, address)
+		}
+	}
+}
+
 func TestAPodIsReachedOverIPv6WithTheClientsAddress(t *testing.T) {
 	s := newScene(t, "ipv6")
 	s.apply(webPod("web", "pinhole.dev/expose", "8025:8080"))
@@ -78,7 +99,7 @@ func TestUDPIsReachedFromOutsideWithTheClientsAddress(t *testing.T) {
 	s.ready("app=dns")
 	node := addressesOf(t, s.onlyPod("app=dns").Spec.NodeName)
 	// This process is outside the cluster, too.
-	for _, address := range []string{node.v4, node.v6} {
+	for _, address := range node.served() {
 		eventually(t, 20*time.Second, address+" answers by UDP", func() error {
 			connection, err := net.DialTimeout("udp", hostPort(address, 5353), time.Second)
 			if err != nil {

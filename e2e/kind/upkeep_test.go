@@ -2,6 +2,7 @@ package kind
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -10,28 +11,11 @@ import (
 func TestPodsOfEveryWorkloadKindAreReached(t *testing.T) {
 	s := newScene(t, "kinds")
 	address := addressesOf(t, worker).v4
-	for index, each := range []struct{ kind, head string }{
-		{"StatefulSet", "apiVersion: apps/v1\nkind: StatefulSet"},
-		{"DaemonSet", "apiVersion: apps/v1\nkind: DaemonSet"},
-		{"Job", "apiVersion: batch/v1\nkind: Job"},
-	} {
-		name, port := strings.ToLower(each.kind), 8040+index
-		selector := fmt.Sprintf("  selector: {matchLabels: {app: %s}}\n", name)
-		specification := []string{atNode(worker)}
-		if each.kind == "Job" {
-			// A Job makes its own selector, and its pods do not restart for ever.
-			selector, specification = "", append(specification, "restartPolicy: Never")
-		}
-		s.apply(fmt.Sprintf(`%s
-metadata: {name: %s}
-spec:
-%s  template:
-    metadata:
-      labels: {app: %s}
-      annotations: {pinhole.dev/expose: "%d:8080"}
-%s`, each.head, name, selector, name, port, indent(webSpec(specification...), 4)))
-		s.ready("app=" + name)
-		if answer := reaches(t, address, port, "hostname"); !strings.HasPrefix(answer, name) {
+	for index, each := range workloads {
+		port := 8040 + index
+		s.apply(each.manifest(port, atNode(worker)))
+		s.ready("app=" + each.name())
+		if answer := reaches(t, address, port, "hostname"); !strings.HasPrefix(answer, each.name()) {
 			t.Errorf("the %s's port is answered by %s", each.kind, answer)
 		}
 	}
@@ -75,10 +59,7 @@ func (s scene) servingPod() pod {
 
 func TestARestartOfTheKubeletChangesNothingThatFlows(t *testing.T) {
 	s := newScene(t, "kubelet")
-	address := addressesOf(t, worker).v4
-	s.apply(webPod("web", "pinhole.dev/expose", "8046:8080", atNode(worker)))
-	s.ready("app=web")
-	reaches(t, address, 8046, "hostname")
+	address := s.serves(8046)
 	s.keepsFlowing(address, 8046, func() {
 		onNode(t, worker, "systemctl restart kubelet")
 		// The kubelet reports every pod as not ready once, then as it is.
@@ -89,12 +70,9 @@ func TestARestartOfTheKubeletChangesNothingThatFlows(t *testing.T) {
 
 func TestARestartOfTheAPIServerChangesNothingThatFlows(t *testing.T) {
 	s := newScene(t, "api-server")
-	address := addressesOf(t, worker).v4
-	s.apply(webPod("web", "pinhole.dev/expose", "8047:8080", atNode(worker)))
-	s.ready("app=web")
-	reaches(t, address, 8047, "hostname")
+	address := s.serves(8047)
 	s.keepsFlowing(address, 8047, func() {
-		onNode(t, "pinhole-control-plane", "kill -9 $(pidof kube-apiserver)")
+		onNode(t, control, "kill -9 $(pidof kube-apiserver)")
 		eventually(t, 120*time.Second, "the API server answers again", func() error {
 			_, err := tryKubectl("", "get", "--raw", "/readyz")
 			return err
@@ -125,4 +103,93 @@ func (s scene) keepsFlowing(address string, port int, happens func()) {
 	if made.answered == 0 || len(made.failures) != 0 {
 		s.t.Errorf("%d connections were answered, %d failed: %s", made.answered, len(made.failures), strings.Join(made.failures, "\n"))
 	}
+}
+
+func TestARestartOfAllNodesBringsEveryPortBack(t *testing.T) {
+	s := newScene(t, "restart")
+	address := addressesOf(t, worker).v4
+	s.apply(webDeployment("web", "pinhole.dev/expose", "8049:8080", 1, atNode(worker)))
+	s.ready("app=web")
+	reaches(t, address, 8049, "hostname")
+	// As after a power cut: nothing is told to end.
+	if output, err := command("", "docker", append([]string{"restart", "--time", "0"}, nodes...)...); err != nil {
+		t.Fatalf("docker restart: %v\n%s", err, output)
+	}
+	if now := addressesOf(t, worker).v4; now != address {
+		t.Fatalf("%s came back with the address %s, it had %s", worker, now, address)
+	}
+	eventually(t, 180*time.Second, "the pod runs again and is reached", func() error {
+		_, err := fetchFromClient(address, 8049, "hostname")
+		return err
+	})
+	eventually(t, 120*time.Second, "all of Pinhole is ready", func() error {
+		return installed()
+	})
+	// It refuses and removes as before; the API server finds the way to it a little later.
+	eventually(t, 60*time.Second, "a restricted port is refused", func() error {
+		if said := s.refused(webPod("ssh", "pinhole.dev/expose", "22")); !strings.Contains(said, "is restricted in this cluster") {
+			return fmt.Errorf("the user reads\n%s", said)
+		}
+		return nil
+	})
+	s.kubectl("delete", "deployment", "web", "--cascade=foreground")
+	unreachable(t, address, 8049)
+}
+
+// installed tells what of Pinhole is not ready.
+func installed() error {
+	for _, part := range []string{"deployment/pinhole-webhook", "daemonset/pinhole-agent"} {
+		if output, err := tryKubectl("", "--namespace", system, "rollout", "status", part, "--timeout=20s"); err != nil {
+			return fmt.Errorf("%w: %s", err, output)
+		}
+	}
+	return nil
+}
+
+func TestAFirewallThatDropsForwardedTrafficIsToldWithItsFix(t *testing.T) {
+	s := newScene(t, "firewall")
+	setAgents(t, "PINHOLE_RESYNC=5s")
+	t.Cleanup(func() { setAgents(t, "PINHOLE_RESYNC-") })
+	address := s.serves(8053)
+	told := metricOf(t, worker, `pinhole_agent_condition{kind="ForwardBlocked"}`)
+	if told != "0" && told != "" {
+		t.Fatalf("before, the metric is %s", told)
+	}
+	t.Cleanup(func() { onNode(t, worker, "nft delete table inet firewall 2>/dev/null || true") })
+	onNode(t, worker, "nft 'table inet firewall { chain routed { type filter hook forward priority 0; policy drop; }; }'")
+	if answer, err := fetchFromClient(address, 8053, "hostname"); err == nil {
+		t.Errorf("%s answers: the firewall drops nothing", answer)
+	}
+	eventually(t, 30*time.Second, "the metric tells", func() error {
+		if now := metricOf(t, worker, `pinhole_agent_condition{kind="ForwardBlocked"}`); now != "1" {
+			return fmt.Errorf("it is %q", now)
+		}
+		return nil
+	})
+	logs := kubectl(t, "", "--namespace", system, "logs", agentOn(t, worker))
+	fix := regexp.MustCompile("`(nft insert rule [^`]+)`").FindStringSubmatch(logs)
+	if fix == nil {
+		t.Fatalf("the agent's log names no command:\n%s", logs)
+	}
+	// What it says works.
+	onNode(t, worker, fix[1])
+	reaches(t, address, 8053, "hostname")
+	onNode(t, worker, "nft delete table inet firewall")
+	eventually(t, 30*time.Second, "the metric takes it back", func() error {
+		if now := metricOf(t, worker, `pinhole_agent_condition{kind="ForwardBlocked"}`); now != "0" {
+			return fmt.Errorf("it is %q", now)
+		}
+		return nil
+	})
+}
+
+// metricOf reads a metric of a node's agent, which by default serves it to its node alone; nothing when it has none yet.
+func metricOf(t *testing.T, node, name string) string {
+	t.Helper()
+	for line := range strings.Lines(onNode(t, node, `printf 'GET /metrics HTTP/1.0\r\n\r\n' | nc -w 5 127.0.0.1 8484`)) {
+		if value, found := strings.CutPrefix(line, name+" "); found {
+			return strings.TrimSpace(value)
+		}
+	}
+	return ""
 }

@@ -4,7 +4,8 @@
 //
 //	archive --dockerfile Dockerfile --stage webhook --from build=/tmp/binary:/binary --tag NAME:TAG out.tar
 //
-// `--from build=DIRECTORY:PATH` says that the other stage's PATH is in DIRECTORY.
+// `--from build=DIRECTORY:PATH` says that the other stage's PATH is in DIRECTORY. `--base DIRECTORY` starts from a root file
+// system instead of from nothing.
 package main
 
 import (
@@ -52,6 +53,7 @@ func run() error {
 	dockerfile := flag.String("dockerfile", "Dockerfile", "the Dockerfile")
 	stage := flag.String("stage", "", "the stage to make")
 	tag := flag.String("tag", "", "the image's name and tag")
+	base := flag.String("base", "", "a directory with what lies under everything")
 	epoch := flag.Int64("epoch", 0, "the time of every file, in seconds since 1970")
 	flag.Var(sources, "from", "STAGE=DIRECTORY:PATH, repeatable")
 	flag.Var(arguments, "arg", "NAME=VALUE of an ARG, repeatable")
@@ -67,7 +69,7 @@ func run() error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", *dockerfile, err)
 	}
-	image, err := interpret(instructions, sources, arguments, time.Unix(*epoch, 0).UTC())
+	image, err := interpret(instructions, sources, arguments, time.Unix(*epoch, 0).UTC(), *base)
 	if err != nil {
 		return fmt.Errorf("%s, stage %s: %w", *dockerfile, *stage, err)
 	}
@@ -118,9 +120,14 @@ type image struct {
 	files map[string]file
 }
 
-func interpret(instructions []string, sources, arguments pairs, created time.Time) (*image, error) {
+func interpret(instructions []string, sources, arguments pairs, created time.Time, base string) (*image, error) {
 	made := &image{created: created, files: map[string]file{}}
 	made.config.Labels = map[string]string{}
+	if base != "" {
+		if err := made.addAll(base, "/"); err != nil {
+			return nil, fmt.Errorf("--base: %w", err)
+		}
+	}
 	for _, line := range instructions {
 		instruction, rest, _ := strings.Cut(line, " ")
 		rest = os.Expand(strings.TrimSpace(rest), func(name string) string { return arguments[name] })
@@ -182,6 +189,10 @@ func (i *image) copy(text string, sources pairs) error {
 	if !info.IsDir() {
 		return i.add(source, destination)
 	}
+	return i.addAll(source, destination)
+}
+
+func (i *image) addAll(source, destination string) error {
 	return filepath.WalkDir(source, func(name string, _ fs.DirEntry, err error) error {
 		if err != nil || name == source {
 			return err

@@ -1,5 +1,7 @@
-// Command report runs the cluster tests and prints one line per test, the output of those that fail, and a closing line
-// with the number of tests that passed and failed.
+// Command report runs the Go tests of a directory and prints one line per test, the output of those that fail, and a
+// closing line with the number of tests that passed and failed.
+//
+//	report NAME DIRECTORY [FLAG OF GO TEST]...
 package main
 
 import (
@@ -18,8 +20,14 @@ type event struct {
 }
 
 func main() {
+	if len(os.Args) < 3 {
+		fmt.Fprintln(os.Stderr, "report NAME DIRECTORY [FLAG OF GO TEST]...")
+		os.Exit(2)
+	}
+	suite, directory := os.Args[1], os.Args[2]
 	// Prerequisites that are missing, and code that does not compile, show as a package that fails.
-	command := exec.Command("go", append([]string{"test", "-json", "-count=1", "-timeout=20m", "./..."}, os.Args[1:]...)...)
+	command := exec.Command("go", append([]string{"test", "-json", "-count=1", "-timeout=20m", "./..."}, os.Args[3:]...)...)
+	command.Dir = directory
 	command.Stderr = os.Stderr
 	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	events, err := command.StdoutPipe()
@@ -27,7 +35,7 @@ func main() {
 		err = command.Start()
 	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "e2e-api:", err)
+		fmt.Fprintf(os.Stderr, "%s: %v\n", suite, err)
 		os.Exit(1)
 	}
 	passed, failed := summarise(bufio.NewScanner(events))
@@ -36,7 +44,7 @@ func main() {
 		// Something other than a test went wrong, and was printed.
 		failed = 1
 	}
-	fmt.Printf("e2e-api: %d passed, %d failed\n", passed, failed)
+	fmt.Printf("%s: %d passed, %d failed\n", suite, passed, failed)
 	if failed != 0 || passed == 0 {
 		os.Exit(1)
 	}

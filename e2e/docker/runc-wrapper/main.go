@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -45,6 +46,12 @@ func run(arguments []string) error {
 	return syscall.Exec(runtime, append([]string{runtime}, arguments...), os.Environ())
 }
 
+// After one of these words, what looks like another is a container's name.
+var commands = []string{
+	"checkpoint", "create", "delete", "events", "exec", "features", "kill", "list", "pause", "ps", "restore", "resume", "run",
+	"spec", "start", "state", "update",
+}
+
 // The file that describes the process to start, and whether that description is the whole file or its key `process`.
 func specification(arguments []string) (file string, inside string) {
 	command, bundle, process := "", ".", ""
@@ -54,7 +61,7 @@ func specification(arguments []string) (file string, inside string) {
 			next = arguments[index+1]
 		}
 		switch {
-		case command == "" && (argument == "create" || argument == "run" || argument == "exec"):
+		case command == "" && slices.Contains(commands, argument):
 			command = argument
 		case argument == "--bundle" || argument == "-b":
 			bundle = next

@@ -1,0 +1,207 @@
+package kind
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The suite's own installation is that of a stranger: the chart without any value. The scenarios here take it away, install
+// in another way, and put it back.
+const chart = "../../chart"
+
+func install(t *testing.T, settings ...string) {
+	t.Helper()
+	helm(t, append([]string{"upgrade", "--install", "pinhole", chart, "--wait", "--timeout", "180s"}, settings...)...)
+}
+
+// withoutPinhole takes the suite's installation away until the end of a scenario.
+func withoutPinhole(t *testing.T) {
+	t.Helper()
+	// What `install` noted there, so that it knows which images the nodes have.
+	note := kubectl(t, "", "get", "namespace", system, "--output", `jsonpath={.metadata.annotations.e2e-images}`)
+	t.Cleanup(func() {
+		if t.Failed() {
+			keepLogs(t)
+		}
+		// Whatever way it was installed in.
+		_, _ = command("", "helm", "uninstall", "pinhole", "--namespace", system, "--wait", "--ignore-not-found")
+		kubectl(t, "", "delete", "namespace", system, "--ignore-not-found", "--timeout=120s")
+		kubectl(t, "", "delete", "--filename", "../../webhook-config/self.yaml", "--ignore-not-found", "--timeout=120s")
+		kubectl(t, "", "create", "namespace", system)
+		install(t)
+		kubectl(t, "", "annotate", "namespace", system, "e2e-images="+note)
+	})
+	helm(t, "uninstall", "pinhole", "--wait", "--timeout", "180s")
+	kubectl(t, "", "delete", "namespace", system, "--timeout=120s")
+}
+
+// doesTheMainJob tries what everybody installs it for: a port that is granted, reached and given back, and one that is
+// refused at apply.
+func doesTheMainJob(t *testing.T, namespace string, port int) {
+	t.Helper()
+	s := newScene(t, namespace)
+	address := s.serves(port)
+	if said := s.refused(webPod("ssh", "pinhole.dev/expose", "22")); !strings.Contains(said, "is restricted in this cluster") {
+		t.Errorf("the user reads\n%s", said)
+	}
+	if effective := s.onlyPod("app=web").Metadata.Annotations["pinhole.dev/effective"]; effective == "" {
+		t.Error("the defaults were not written: the mutating webhook was not called")
+	}
+	s.kubectl("delete", "pod", "web", "--grace-period=1")
+	unreachable(t, address, port)
+}
+
+func TestInstalledFromOnePlainFileItDoesTheMainJob(t *testing.T) {
+	withoutPinhole(t)
+	kubectl(t, "", "apply", "--filename", "../../webhook-config/self.yaml")
+	eventually(t, 120*time.Second, "it is ready", installed)
+	doesTheMainJob(t, "plain-file", 8070)
+}
+
+func TestInstalledWithACertificateFromFilesItDoesTheMainJob(t *testing.T) {
+	withoutPinhole(t)
+	directory := t.TempDir()
+	if output, err := command("", "../../certs/development-ca", directory); err != nil {
+		t.Fatalf("%v\n%s", err, output)
+	}
+	kubectl(t, "", "create", "namespace", system)
+	kubectl(t, "", "--namespace", system, "create", "secret", "tls", "pinhole-webhook-tls",
+		"--cert", filepath.Join(directory, "tls.crt"), "--key", filepath.Join(directory, "tls.key"))
+	install(t, "--set", "certificates.mode=files", "--set-file", "certificates.files.caBundle="+filepath.Join(directory, "ca.crt"))
+	doesTheMainJob(t, "from-files", 8071)
+}
+
+func TestInstalledWithCertManagerItDoesTheMainJob(t *testing.T) {
+	definitions := filepath.Join(os.Getenv("E2E_CERT_MANAGER"), "crds.yaml")
+	t.Cleanup(func() {
+		kubectl(t, "", "delete", "--filename", "cert-manager.yaml", "--ignore-not-found")
+		kubectl(t, "", "delete", "--filename", definitions, "--ignore-not-found", "--timeout=60s")
+	})
+	withoutPinhole(t)
+	// Too long for the annotation that a client's apply keeps.
+	kubectl(t, "", "apply", "--server-side", "--filename", definitions)
+	kubectl(t, "", "wait", "--for=condition=Established", "--filename", definitions, "--timeout=60s")
+	kubectl(t, "", "apply", "--filename", "cert-manager.yaml")
+	kubectl(t, "", "--namespace", "cert-manager", "rollout", "status", "deployment/cert-manager", "--timeout=60s")
+	install(t, "--create-namespace", "--set", "certificates.mode=cert-manager")
+	kubectl(t, "", "--namespace", system, "wait", "--for=condition=Ready", "certificates.cert-manager.io", "--all", "--timeout=60s")
+	doesTheMainJob(t, "cert-manager-mode", 8073)
+}
+
+func TestAnUpgradeAndARollbackLoseNoConnectionAndNoAdmissionCall(t *testing.T) {
+	s := newScene(t, "upgrade")
+	address := s.serves(8072)
+	// The next release: another version of the chart and other images, which here hold the same programs.
+	next := filepath.Join(t.TempDir(), "chart")
+	if err := os.CopyFS(next, os.DirFS(chart)); err != nil {
+		t.Fatal(err)
+	}
+	description := filepath.Join(next, "Chart.yaml")
+	text, err := os.ReadFile(description)
+	if err != nil {
+		t.Fatal(err)
+	}
+	versions := regexp.MustCompile(`(?m)^(version|appVersion): (.*)$`)
+	current := versions.FindSubmatch(text)
+	if current == nil {
+		t.Fatalf("no version in\n%s", text)
+	}
+	if err := os.WriteFile(description, versions.ReplaceAll(text, []byte("$1: 99.0.0")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, node := range nodes {
+		for _, part := range []string{"webhook", "agent"} {
+			image := "ghcr.io/pinhole-dev/pinhole-" + part
+			onNode(t, node, fmt.Sprintf("ctr --namespace k8s.io images tag --force %s:%s %s:99.0.0", image, current[2], image))
+		}
+	}
+	t.Cleanup(func() { install(t) })
+
+	admissions := keepAsking(t, s.namespace)
+	s.keepsFlowing(address, 8072, func() {
+		helm(t, "upgrade", "pinhole", next, "--wait", "--timeout", "180s")
+		s.runsImages(":99.0.0")
+		helm(t, "rollback", "pinhole", "--wait", "--timeout", "180s")
+		s.runsImages(":" + string(current[2]))
+	})
+	made := admissions.finish()
+	if made.answered == 0 || len(made.failures) != 0 {
+		t.Errorf("%d admission calls were answered as they should, %d were not:\n%s", made.answered, len(made.failures), strings.Join(made.failures, "\n"))
+	}
+}
+
+// runsImages waits until every pod of Pinhole runs an image with that tag, and the ones before have ended.
+func (s scene) runsImages(tag string) {
+	s.t.Helper()
+	eventually(s.t, 120*time.Second, "all of Pinhole runs "+tag, func() error {
+		if err := installed(); err != nil {
+			return err
+		}
+		images := kubectl(s.t, "", "--namespace", system, "get", "pods", "--output", `jsonpath={range .items[*]}{.spec.containers[0].image}{"\n"}{end}`)
+		for image := range strings.Lines(images) {
+			if !strings.HasSuffix(strings.TrimSpace(image), tag) {
+				return fmt.Errorf("a pod of %s is still there", strings.TrimSpace(image))
+			}
+		}
+		return nil
+	})
+}
+
+// keepAsking asks the API server without pause, and without kubectl, which would ask again: a pod that must be granted and
+// get its defaults, then one that must be refused. Nothing is stored.
+func keepAsking(t *testing.T, namespace string) *callers {
+	t.Helper()
+	proxy := exec.Command("kubectl", "proxy", "--port=0")
+	output, err := proxy.StdoutPipe()
+	if err == nil {
+		err = proxy.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = proxy.Process.Kill()
+		_ = proxy.Wait()
+	})
+	line, err := bufio.NewReader(output).ReadString('\n')
+	if err != nil {
+		t.Fatalf("kubectl proxy: %v", err)
+	}
+	address := "http://" + strings.TrimSpace(strings.TrimPrefix(line, "Starting to serve on ")) +
+		"/api/v1/namespaces/" + namespace + "/pods?dryRun=All"
+	browser := &http.Client{Timeout: 15 * time.Second}
+	ask := func(request string) (int, string, error) {
+		pod := fmt.Sprintf(`{"apiVersion":"v1","kind":"Pod","metadata":{"name":"asked","annotations":{"pinhole.dev/expose":%q}},
+			"spec":{"containers":[{"name":"web","image":"%s"}]}}`, request, agnhost)
+		response, err := browser.Post(address, "application/json", strings.NewReader(pod))
+		if err != nil {
+			return 0, "", err
+		}
+		defer response.Body.Close()
+		var body struct {
+			Message  string
+			Metadata struct{ Labels map[string]string }
+		}
+		err = json.NewDecoder(response.Body).Decode(&body)
+		return response.StatusCode, body.Message + body.Metadata.Labels["pinhole.dev/enabled"], err
+	}
+	return keep(20*time.Millisecond, func() (string, error) {
+		if code, said, err := ask("8079:8080"); err != nil || code != http.StatusCreated || said != "true" {
+			return "", fmt.Errorf("a port that is free: %d %s %v", code, said, err)
+		}
+		code, said, err := ask("22")
+		if err != nil || !strings.Contains(said, "is restricted in this cluster") {
+			return "", fmt.Errorf("a restricted port: %d %s %v", code, said, err)
+		}
+		return "", nil
+	})
+}
