@@ -12,6 +12,8 @@ mod demo;
 mod duration;
 mod listen;
 mod manifest;
+mod node_report;
+mod plugin;
 pub mod policy;
 mod render;
 mod schema;
@@ -21,9 +23,13 @@ mod testing;
 mod watching;
 mod webhook;
 
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
+use clap::CommandFactory;
+use clap::FromArgMatches;
 use clap::Parser;
 use clap::Subcommand;
 
@@ -32,11 +38,16 @@ use crate::cli::check::Check;
 use crate::cli::cleanup::Cleanup;
 use crate::cli::crd::Crd;
 use crate::cli::demo::Demo;
+use crate::cli::node_report::NodeReportFlags;
+use crate::cli::plugin::Plugin;
 use crate::cli::render::Render;
 use crate::cli::schema::Schema;
 use crate::cli::webhook::Webhook;
 use crate::telemetry::log;
 use crate::telemetry::log::LogFormat;
+
+/// What kubectl calls the program when somebody types `kubectl pinhole`.
+const PLUGIN: &str = "kubectl-pinhole";
 
 /// External ports for Kubernetes pods by NAT: refused or granted at `kubectl apply`, programmed on the node in one
 /// transaction.
@@ -87,6 +98,13 @@ enum Command {
 
     /// Print the definitions of the custom resources, for kubectl apply -f -.
     Crd(Crd),
+
+    /// Ask about ports in a cluster; the same as `kubectl pinhole`.
+    Kubectl(Box<Plugin>),
+
+    /// Print what this node can say of itself, as JSON: for `kubectl pinhole doctor --preflight`.
+    #[command(hide = true)]
+    NodeReport(NodeReportFlags),
 }
 
 impl Command {
@@ -94,12 +112,35 @@ impl Command {
     const fn default_log_level(&self) -> &'static str {
         match self {
             Self::Webhook(_) | Self::Agent(_) | Self::Cleanup(_) => "info",
-            Self::Check(_) | Self::Render(_) | Self::Demo(_) | Self::Schema(_) | Self::Crd(_) => "warn",
+            Self::Check(_)
+            | Self::Render(_)
+            | Self::Demo(_)
+            | Self::Schema(_)
+            | Self::Crd(_)
+            | Self::Kubectl(_)
+            | Self::NodeReport(_) => "warn",
         }
     }
 }
 
 impl Cli {
+    /// Reads the command line. A mistake ends the process with what is wrong and the exit code 2.
+    ///
+    /// Called as `kubectl-pinhole`, as kubectl calls its plugins, everything after that is for [`Command::Kubectl`].
+    pub fn from_command_line() -> Self {
+        let mut arguments: Vec<OsString> = std::env::args_os().collect();
+        let name = arguments.first().map(Path::new).and_then(Path::file_stem);
+        if name.is_some_and(|name| name == PLUGIN) {
+            arguments.splice(0..1, ["pinhole".into(), "kubectl".into()]);
+            let command = Self::command().mut_subcommand("kubectl", |plugin| {
+                plugin.bin_name("kubectl pinhole").display_name("kubectl-pinhole")
+            });
+            let mut matches = command.get_matches_from(arguments);
+            return Self::from_arg_matches_mut(&mut matches).unwrap_or_else(|error| error.exit());
+        }
+        Self::parse_from(arguments)
+    }
+
     /// Sets up logging and runs the command.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let Self { log: LogFlags { log_level, log_format }, command } = self;
@@ -114,6 +155,8 @@ impl Cli {
             Command::Demo(command) => command.run(),
             Command::Schema(command) => command.run(),
             Command::Crd(command) => command.run(),
+            Command::Kubectl(command) => command.run(),
+            Command::NodeReport(command) => command.run(),
         }
     }
 }

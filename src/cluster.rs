@@ -10,6 +10,8 @@ pub mod evidence;
 pub mod informers;
 pub mod live;
 pub mod node_pods;
+pub mod pod_access;
+pub mod reader;
 pub mod resource;
 mod trouble;
 pub mod watch;

@@ -2,13 +2,12 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use pinhole::cli::Cli;
 
 fn main() -> ExitCode {
     // Fails only if a provider is installed already, and then there is one.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    Cli::parse().run().unwrap_or_else(|error| {
+    Cli::from_command_line().run().unwrap_or_else(|error| {
         eprintln!("pinhole: {error:#}");
         ExitCode::FAILURE
     })

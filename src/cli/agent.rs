@@ -276,6 +276,33 @@ impl AgentFlags {
     }
 }
 
+/// What an agent with certain flags allows, serves and listens on.
+#[derive(Clone, Debug)]
+pub(crate) struct Shape {
+    /// What it allows.
+    pub(crate) policy: Policy,
+    /// Which addresses it serves.
+    pub(crate) filter: Filter,
+    /// The port of its health and metrics.
+    pub(crate) http_port: u16,
+    /// The port of its entries.
+    pub(crate) entries_port: u16,
+}
+
+impl AgentFlags {
+    /// What the flags say to somebody who looks at a running agent.
+    pub(crate) fn shape(self) -> Shape {
+        let Self { http_address, entries_address, policy, addresses, disclose_holder, .. } = self;
+        let AddressFlags { include_net, exclude_net, .. } = addresses;
+        Shape {
+            policy: Policy { disclose_holder, ..policy.into_policy() },
+            filter: Filter { include: include_net, exclude: exclude_net },
+            http_port: http_address.port(),
+            entries_port: entries_address.port(),
+        }
+    }
+}
+
 impl KernelFlags {
     fn settings(&self) -> Settings {
         Settings { prefix: self.resource_prefix.clone(), mark: MarkBit::default(), tools: Tools::default() }

@@ -87,10 +87,20 @@ pub struct Connection {
 ///
 /// Must be called inside a Tokio runtime.
 pub async fn connect(source: &Source) -> Result<Connection, ConnectError> {
+    connect_in(source, None).await.map(|(connection, _)| connection)
+}
+
+/// Likewise in a context of the kubeconfig, by default its current one; with the namespace that the context names.
+pub async fn connect_in(
+    source: &Source,
+    context: Option<&str>,
+) -> Result<(Connection, String), ConnectError> {
+    let options = KubeConfigOptions { context: context.map(str::to_owned), ..KubeConfigOptions::default() };
     let mut config = match source {
-        Source::File(path) => from_file(path).await?,
-        Source::Usual => from_the_usual_places().await?,
+        Source::File(path) => from_file(path, &options).await?,
+        Source::Usual => from_the_usual_places(&options).await?,
     };
+    let namespace = config.default_namespace.clone();
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(SILENCE_TIMEOUT);
     config.write_timeout = Some(SILENCE_TIMEOUT);
@@ -102,10 +112,10 @@ pub async fn connect(source: &Source) -> Result<Connection, ConnectError> {
     let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
     let client = Client::try_from(config)
         .map_err(|error| ConnectError::Build { server: server.clone(), reason: causes(&error) })?;
-    Ok(Connection { client, server })
+    Ok((Connection { client, server }, namespace))
 }
 
-async fn from_file(path: &Path) -> Result<Config, ConnectError> {
+async fn from_file(path: &Path, options: &KubeConfigOptions) -> Result<Config, ConnectError> {
     let refused = |error: KubeconfigError| {
         let reason = match &error {
             KubeconfigError::ReadConfig(error, unread) if unread == path => error.to_string(),
@@ -114,13 +124,13 @@ async fn from_file(path: &Path) -> Result<Config, ConnectError> {
         ConnectError::File { path: path.to_owned(), reason }
     };
     let kubeconfig = Kubeconfig::read_from(path).map_err(refused)?;
-    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(refused)
+    Config::from_custom_kubeconfig(kubeconfig, options).await.map_err(refused)
 }
 
 /// A kubeconfig that is there but broken is an error, not a reason to look elsewhere: what answers there may be
 /// another cluster.
-async fn from_the_usual_places() -> Result<Config, ConnectError> {
-    match Config::from_kubeconfig(&KubeConfigOptions::default()).await {
+async fn from_the_usual_places(options: &KubeConfigOptions) -> Result<Config, ConnectError> {
+    match Config::from_kubeconfig(options).await {
         Ok(config) => Ok(config),
         Err(error) if is_absent(&error) => {
             Config::incluster().map_err(|error| ConnectError::Nowhere { reason: causes(&error) })
