@@ -20,6 +20,7 @@ mod schema;
 mod terminal;
 #[cfg(test)]
 mod testing;
+mod uninstall;
 mod watching;
 mod webhook;
 
@@ -42,6 +43,7 @@ use crate::cli::node_report::NodeReportFlags;
 use crate::cli::plugin::Plugin;
 use crate::cli::render::Render;
 use crate::cli::schema::Schema;
+use crate::cli::uninstall::Uninstall;
 use crate::cli::webhook::Webhook;
 use crate::telemetry::log;
 use crate::telemetry::log::LogFormat;
@@ -84,6 +86,9 @@ enum Command {
     /// Remove every rule and chain of ours from this node. Stop the agent first, or it programs them again.
     Cleanup(Cleanup),
 
+    /// Remove Pinhole from the cluster and from every node's kernel. `helm uninstall` runs it.
+    Uninstall(Box<Uninstall>),
+
     /// Judge manifests by the rules of admission, offline, before anybody applies them.
     Check(Check),
 
@@ -111,7 +116,7 @@ impl Command {
     /// A process says what it does; a command that prints an answer says only what is wrong.
     const fn default_log_level(&self) -> &'static str {
         match self {
-            Self::Webhook(_) | Self::Agent(_) | Self::Cleanup(_) => "info",
+            Self::Webhook(_) | Self::Agent(_) | Self::Cleanup(_) | Self::Uninstall(_) => "info",
             Self::Check(_)
             | Self::Render(_)
             | Self::Demo(_)
@@ -150,6 +155,7 @@ impl Cli {
             Command::Webhook(command) => command.run(),
             Command::Agent(command) => command.run(),
             Command::Cleanup(command) => command.run(),
+            Command::Uninstall(command) => command.run(),
             Command::Check(command) => command.run(),
             Command::Render(command) => command.run(),
             Command::Demo(command) => command.run(),

@@ -12,6 +12,7 @@ pub mod live;
 pub mod node_pods;
 pub mod pod_access;
 pub mod reader;
+pub mod removal;
 pub mod resource;
 mod trouble;
 pub mod watch;

@@ -11,6 +11,8 @@ pub mod admission;
 
 pub mod certificates;
 
+pub mod removal;
+
 pub mod ruleset;
 
 pub mod dataplane;
@@ -24,5 +26,7 @@ pub mod shutdown;
 pub mod webhook;
 
 pub mod agent;
+
+pub mod uninstall;
 
 pub mod cli;

@@ -1,6 +1,7 @@
 //! `pinhole cleanup`: takes everything of ours out of the node's kernel.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -9,8 +10,10 @@ use clap::Args;
 use crate::cli::terminal;
 use crate::dataplane::cleanup;
 use crate::dataplane::cleanup::Removed;
+use crate::dataplane::command::Tools;
 use crate::dataplane::settings::Prefix;
 use crate::dataplane::settings::Settings;
+use crate::shutdown;
 
 /// The flags of `pinhole cleanup`.
 #[derive(Debug, Args)]
@@ -18,18 +21,35 @@ pub(crate) struct Cleanup {
     /// What the chains start with: the agent's --resource-prefix.
     #[arg(long, value_name = "NAME", default_value_t = Prefix::default(), env = "PINHOLE_RESOURCE_PREFIX")]
     resource_prefix: Prefix,
+
+    /// The lock that programs take before they write iptables-legacy rules. Default: that of iptables. Where the node's
+    /// files are mounted elsewhere it must be the node's own.
+    #[arg(long, value_name = "FILE", env = "PINHOLE_XTABLES_LOCK_FILE")]
+    xtables_lock_file: Option<PathBuf>,
+
+    /// Stay until SIGTERM when all is removed, as the pods of a DaemonSet must.
+    #[arg(long, env = "PINHOLE_STAY")]
+    stay: bool,
 }
 
 impl Cleanup {
     /// Removes jumps and chains, and says which.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let Self { resource_prefix } = self;
-        let settings = Settings { prefix: resource_prefix, ..Settings::default() };
+        let Self { resource_prefix, xtables_lock_file, stay } = self;
+        let tools = Tools { lock_file: xtables_lock_file, ..Tools::default() };
+        let settings = Settings { prefix: resource_prefix, tools, ..Settings::default() };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.context("no runtime for starting programs can be made")?;
-        let removed = runtime.block_on(cleanup::cleanup(&settings))?;
-        terminal::print(&report(&removed, &settings.prefix))?;
-        Ok(ExitCode::SUCCESS)
+        runtime.block_on(async {
+            // Listened for from the start: who is told to end while it removes ends afterwards.
+            let stop = shutdown::on_signal().context("signals cannot be listened for")?;
+            let removed = cleanup::cleanup(&settings).await?;
+            terminal::print(&report(&removed, &settings.prefix))?;
+            if stay {
+                stop.cancelled().await;
+            }
+            Ok(ExitCode::SUCCESS)
+        })
     }
 }
 

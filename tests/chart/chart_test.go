@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"sigs.k8s.io/yaml"
@@ -23,6 +24,8 @@ var unreachable = map[string]string{
 	"help":                   "is no setting",
 	"tls-self-signed":        "is for trying out: nothing in a cluster would trust it",
 	"tls-self-signed-ca-out": "goes with it",
+	"uninstall kubeconfig":   "is the cluster around the Job",
+	"uninstall log-format":   "is text: whoever runs helm uninstall reads it",
 }
 
 // matrix are the values with which the chart must work.
@@ -48,6 +51,11 @@ var matrix = map[string][]string{
 		"policy.allowedNamespaces={mail,games}", "policy.allowedNamespaceSelector=nat=yes", "policy.discloseHolder=false",
 		"excludedNamespaces={kube-system,kube-node-lease}", "log.level=debug", "log.format=text",
 	},
+	"uninstall": {
+		"uninstall.cleanNodes=true", "agent.enabled=false", "uninstall.nodeSelector.a=b", "uninstall.deadlineSeconds=30", "agent.flags.resource-prefix=NAT",
+		"uninstall.resources.requests.cpu=1m",
+	},
+	"no uninstall": {"uninstall.enabled=false"},
 	"everything else": {
 		"imagePullSecrets[0].name=registry", "commonLabels.team=net", "commonAnnotations.owner=net", "fullnameOverride=nat", "createNamespace=true",
 		"image.tag=1.2.3", "image.pullPolicy=Always", "agent.image.digest=sha256:" + strings.Repeat("0", 64),
@@ -96,8 +104,15 @@ func helm(arguments ...string) (string, error) {
 	return string(output), nil
 }
 
+// rendered keeps what was rendered: every test looks at the whole matrix, and Helm takes its time.
+var rendered sync.Map
+
 func render(t *testing.T, settings ...string) string {
 	t.Helper()
+	key := strings.Join(settings, "\n")
+	if text, ok := rendered.Load(key); ok {
+		return text.(string)
+	}
 	arguments := []string{"template", "pinhole", chart, "--namespace=pinhole-system"}
 	for _, setting := range settings {
 		arguments = append(arguments, "--set="+setting)
@@ -106,6 +121,7 @@ func render(t *testing.T, settings ...string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	rendered.Store(key, text)
 	return text
 }
 
@@ -239,7 +255,7 @@ func TestAValueThatDoesNotExistOrCannotBeIsRefused(t *testing.T) {
 
 // The same flags in the program's help and in the chart: none misspelt, none forgotten.
 func TestEveryFlagOfTheProgramIsReachableAndNoOtherIsUsed(t *testing.T) {
-	for part, kind := range map[string]string{"webhook": "Deployment", "agent": "DaemonSet"} {
+	for part, kind := range map[string]string{"webhook": "Deployment", "agent": "DaemonSet", "uninstall": "Job"} {
 		used := map[string]bool{}
 		for name, settings := range matrix {
 			for _, object := range objects(t, render(t, settings...)) {
@@ -268,7 +284,7 @@ func TestEveryFlagOfTheProgramIsReachableAndNoOtherIsUsed(t *testing.T) {
 			}
 		}
 		for _, flag := range flags {
-			if _, excused := unreachable[flag]; !used[flag] && !excused {
+			if unreachable[flag] == "" && unreachable[part+" "+flag] == "" && !used[flag] {
 				t.Errorf("no value of the chart sets --%s of `pinhole %s`", flag, part)
 			}
 		}

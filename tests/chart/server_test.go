@@ -1,6 +1,7 @@
 package chart
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -8,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/pinhole-dev/pinhole/e2e/api/lab"
 )
@@ -57,7 +59,7 @@ func TestTheAPIServerAcceptsWhatTheChartRenders(t *testing.T) {
 		if len(documents) < 8 {
 			t.Errorf("%s: only %d objects", name, len(documents))
 		}
-		result := kubectl(t, strings.Join(documents, "\n---\n"), "apply", "--dry-run=server", "--validate=strict", "--namespace=pinhole-system", "-f", "-")
+		result := kubectl(t, strings.Join(documents, "\n---\n"), "apply", "--dry-run=server", "--validate=strict", "-f", "-")
 		if !result.Succeeded {
 			t.Errorf("%s: %s", name, result.Stderr)
 		}
@@ -149,4 +151,56 @@ func TestAnUpgradeKeepsTheAuthorityAndTheTrustInIt(t *testing.T) {
 		t.Errorf("after a rollback:\n%s", got)
 	}
 	run("uninstall", "second")
+}
+
+// emergency is the command that docs/operations.md gives for a webhook that stands in the way.
+func emergency(t *testing.T) []string {
+	t.Helper()
+	text, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, block, _ := strings.Cut(string(text), "<!-- the emergency command -->\n```sh\n")
+	command, _, _ := strings.Cut(block, "\n```")
+	words := strings.Fields(command)
+	if len(words) < 3 || words[0] != "kubectl" || strings.Contains(command, "\n") {
+		t.Fatalf("docs/operations.md does not mark one kubectl command as the emergency command: %q", command)
+	}
+	return words[1:]
+}
+
+// No replica of the webhook runs here, as in a cluster whose webhook is broken.
+func TestTheEmergencyCommandMakesAnnotatedPodsAdmissibleAgain(t *testing.T) {
+	pod := func(name string) string {
+		return fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: %s, annotations: {pinhole.dev/expose: \"8080\"}}\n"+
+			"spec: {containers: [{name: web, image: web}]}\n", name)
+	}
+	if result := kubectl(t, pod("before"), "create", "--namespace=default", "-f", "-"); result.Succeeded || !strings.Contains(result.Stderr, "pods.pinhole.dev") {
+		t.Fatalf("with the webhook dead an annotated pod should be refused: %s%s", result.Stdout, result.Stderr)
+	}
+	if result := kubectl(t, "", emergency(t)...); !result.Succeeded || strings.Count(result.Stdout, "deleted") < 2 {
+		t.Fatalf("%s%s", result.Stdout, result.Stderr)
+	}
+	err := lab.Poll(10*time.Second, func() error {
+		if result := kubectl(t, pod("after"), "create", "--namespace=default", "-f", "-"); !result.Succeeded {
+			return errors.New(result.Stderr)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	// As the page says, applying the manifests brings admission back.
+	if result := kubectl(t, "", "apply", "-f", "../../webhook-config/self.yaml"); !result.Succeeded {
+		t.Fatal(result.Stderr)
+	}
+	err = lab.Poll(10*time.Second, func() error {
+		if result := kubectl(t, pod("again"), "create", "--dry-run=server", "--namespace=default", "-f", "-"); result.Succeeded {
+			return errors.New("an annotated pod is still admitted without the webhook")
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
 }

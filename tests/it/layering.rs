@@ -12,9 +12,14 @@ const MODULES: &[Module] = &[
     Module { name: "api", may_use: &["model"], is_pure: true },
     Module { name: "admission", may_use: &["model", "api"], is_pure: true },
     Module { name: "certificates", may_use: &[], is_pure: true },
+    Module { name: "removal", may_use: &[], is_pure: true },
     Module { name: "ruleset", may_use: &["model", "api"], is_pure: true },
     Module { name: "dataplane", may_use: &["model", "ruleset"], is_pure: false },
-    Module { name: "cluster", may_use: &["model", "api", "admission", "certificates"], is_pure: false },
+    Module {
+        name: "cluster",
+        may_use: &["model", "api", "admission", "certificates", "removal"],
+        is_pure: false,
+    },
     Module { name: "telemetry", may_use: &[], is_pure: false },
     Module { name: "shutdown", may_use: &[], is_pure: false },
     Module {
@@ -27,6 +32,7 @@ const MODULES: &[Module] = &[
         may_use: &["model", "api", "admission", "ruleset", "dataplane", "cluster", "telemetry", "shutdown"],
         is_pure: false,
     },
+    Module { name: "uninstall", may_use: &["removal", "cluster"], is_pure: false },
     Module {
         name: "cli",
         may_use: &[
@@ -34,6 +40,7 @@ const MODULES: &[Module] = &[
             "api",
             "admission",
             "certificates",
+            "removal",
             "ruleset",
             "dataplane",
             "cluster",
@@ -41,6 +48,7 @@ const MODULES: &[Module] = &[
             "shutdown",
             "webhook",
             "agent",
+            "uninstall",
         ],
         is_pure: false,
     },
@@ -257,7 +265,7 @@ fn the_table_itself_only_points_upwards() {
             assert!(above, "{} stands above {used} and may not use it", module.name);
         }
     }
-    for process in ["webhook", "agent"] {
+    for process in ["webhook", "agent", "uninstall"] {
         let importers = MODULES.iter().filter(|module| module.may_use.contains(&process));
         assert_eq!(importers.map(|module| module.name).collect::<Vec<_>>(), ["cli"], "{process}");
     }

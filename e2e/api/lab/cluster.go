@@ -316,15 +316,24 @@ func (c *Cluster) shippedArguments(workload string) ([]string, error) {
 
 // serviceAccountKubeconfig writes a kubeconfig with the rights of a ServiceAccount in the webhook's namespace.
 func (c *Cluster) serviceAccountKubeconfig(account, url, path string) error {
-	token, err := c.Kubectl("", "create", "token", account, "--namespace="+WebhookNamespace, "--duration=2h")
+	token, err := c.Token(WebhookNamespace, account)
 	if err != nil {
 		return err
 	}
-	if !token.Succeeded {
-		return errors.New(token.Stderr)
-	}
-	return os.WriteFile(path, []byte(c.kubeconfigText(url, strings.TrimSpace(token.Stdout))), 0o600)
+	return os.WriteFile(path, []byte(c.kubeconfigText(url, token)), 0o600)
 }
+
+// Token is a token with the rights of a ServiceAccount.
+func (c *Cluster) Token(namespace, account string) (string, error) {
+	token, err := c.Kubectl("", "create", "token", account, "--namespace="+namespace, "--duration=2h")
+	if err == nil && !token.Succeeded {
+		err = errors.New(token.Stderr)
+	}
+	return strings.TrimSpace(token.Stdout), err
+}
+
+// KubeconfigWith is a kubeconfig that shows this token to the first API server.
+func (c *Cluster) KubeconfigWith(token string) string { return c.kubeconfigText(c.url(0), token) }
 
 // installShipped applies the shipped manifests of certificates in files, and trusts the cluster's own authority.
 func (c *Cluster) installShipped() error {

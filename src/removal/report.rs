@@ -1,0 +1,67 @@
+//! What a removal tells its reader: what is gone, and what is left to be done by hand.
+
+use std::fmt::Write as _;
+
+use crate::removal::Away;
+
+/// How a node is cleaned by hand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ByHand {
+    /// The image with `pinhole` and the tools that it needs.
+    pub image: String,
+    /// The arguments of `pinhole` that remove everything.
+    pub arguments: Vec<String>,
+}
+
+/// What was done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// What was deleted, as kubectl names it.
+    pub deleted: Vec<String>,
+    /// The nodes that were cleaned; `None` when nobody wanted that.
+    pub clean: Option<Vec<String>>,
+    /// The nodes that could not be reached.
+    pub away: Vec<Away>,
+}
+
+impl ByHand {
+    /// The command that cleans this node, from wherever kubectl runs. The pod that it makes has the node's files below
+    /// /host, where the lock is that all programs on a node take before they write iptables rules.
+    pub fn command(&self, node: &str) -> String {
+        format!(
+            "kubectl debug node/{node} -it --profile=netadmin --image={} -- pinhole {} --xtables-lock-file=/host/run/xtables.lock",
+            self.image,
+            self.arguments.join(" ")
+        )
+    }
+}
+
+impl Outcome {
+    /// The whole report, for whoever reads the log.
+    pub fn text(&self, by_hand: Option<&ByHand>) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        for object in &self.deleted {
+            let _ = writeln!(text, "deleted  {object}");
+        }
+        match &self.clean {
+            Some(nodes) if nodes.is_empty() => text.push_str("cleaned  no node\n"),
+            Some(nodes) => {
+                let noun = if nodes.len() == 1 { "node" } else { "nodes" };
+                let _ = writeln!(text, "cleaned  {} {noun}: {}", nodes.len(), nodes.join(", "));
+            }
+            None => text.push_str("The nodes were left as they are, as asked.\n"),
+        }
+        for Away { node, why } in &self.away {
+            let _ = writeln!(text, "\nNOT CLEANED: {node} could not be reached ({why}).");
+        }
+        if !self.away.is_empty() {
+            text.push_str("A restart removes its rules. A node that comes back without one still has them; then run:\n\n");
+            for Away { node, .. } in &self.away {
+                let command = by_hand.map(|by_hand| by_hand.command(node)).unwrap_or_default();
+                let _ = writeln!(text, "  {command}");
+            }
+        }
+        text
+    }
+}
