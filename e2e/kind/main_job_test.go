@@ -184,3 +184,15 @@ func TestAPortIsFreeOnceItsHolderIsGone(t *testing.T) {
 		t.Errorf("%s answers", answer)
 	}
 }
+
+func TestTheWebhooksReplicasRunOnDifferentNodes(t *testing.T) {
+	on := map[string]int{}
+	for _, each := range (scene{t, system}).pods("app.kubernetes.io/component=webhook") {
+		if each.Metadata.DeletionTimestamp == "" {
+			on[each.Spec.NodeName]++
+		}
+	}
+	if len(on) != 2 {
+		t.Errorf("so many replicas run on each node: %v", on)
+	}
+}
