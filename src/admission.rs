@@ -10,6 +10,7 @@ mod entries;
 pub mod index;
 mod json;
 pub mod policy;
+pub mod reservation;
 mod short_form;
 pub mod subject;
 mod suggest;

@@ -4,10 +4,13 @@
 //! read. This is the only module, beside the events of the agent, that talks to the API server.
 
 pub mod ca_store;
+pub mod claim_store;
+pub mod claim_watch;
 pub mod client;
 pub mod events;
 pub mod evidence;
 pub mod informers;
+pub mod lease;
 pub mod live;
 pub mod node_pods;
 pub mod pod_access;

@@ -7,6 +7,8 @@ pub mod model;
 
 pub mod api;
 
+pub mod allocation;
+
 pub mod admission;
 
 pub mod certificates;

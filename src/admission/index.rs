@@ -249,6 +249,11 @@ impl Index {
         self.holdings.on_nodes(protocol, ports)
     }
 
+    /// The ports of every object that is stored, without those that were only just admitted.
+    pub fn stored_holdings(&self) -> impl Iterator<Item = &Arc<Holding>> {
+        self.stored.values().flat_map(|stored| &stored.holdings)
+    }
+
     /// How many holdings are known.
     pub fn holdings_count(&self) -> usize {
         self.holdings.count()

@@ -29,6 +29,7 @@ use crate::cli::duration;
 use crate::cli::listen;
 use crate::cli::policy::PolicyFlags;
 use crate::cli::watching;
+use crate::cluster::claim_store::ApiClaims;
 use crate::cluster::client;
 use crate::cluster::client::Source;
 use crate::cluster::informers::Informers;
@@ -84,6 +85,12 @@ pub(crate) struct Webhook {
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration::parse,
           env = "PINHOLE_PENDING_TTL")]
     pending_ttl: Duration,
+
+    /// Claim every granted port of a fixed address as a PortClaim, so that of requests through any number of replicas at
+    /// the same moment one gets it. Needs the custom resources, the right to write PortClaims, and a running
+    /// `pinhole controller`, which gives unused claims back.
+    #[arg(long, env = "PINHOLE_CLAIMS")]
+    claims: bool,
 
     #[command(flatten)]
     policy: PolicyFlags,
@@ -200,6 +207,7 @@ impl Webhook {
             kubeconfig,
             disclose_holder,
             pending_ttl,
+            claims,
             policy,
             tls,
             authority,
@@ -235,10 +243,15 @@ impl Webhook {
         let live = Arc::new(ApiServer::new(connection.client.clone()));
         let caches = readiness.require("caches", "waiting for the first lists from the API server");
         let observer = watching::observer(caches, Arc::clone(&synced), watch_metrics);
+        let store = claims.then(|| ApiClaims::new(connection.client.clone()));
         let informers = Informers::new(connection, Arc::clone(&policy), Arc::clone(&index), observer);
         let watching = tokio::spawn(informers.run());
 
-        let decider = Arc::new(Decider::new(policy, index, Some(live), synced, pending_ttl));
+        let decider = Decider::new(policy, index, Some(live), synced, pending_ttl);
+        let decider = Arc::new(match store {
+            Some(store) => decider.with_claims(Arc::new(store)),
+            None => decider,
+        });
         info!(
             listen = %listener.local_addr()?,
             http_address = %http_listener.local_addr()?,

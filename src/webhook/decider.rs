@@ -7,9 +7,12 @@
 //!   until the watch shows it or its time is over.
 //! - A dry run leaves no trace.
 //!
+//! - With claims, what is granted is claimed before the answer goes out, so that of calls through any number of
+//!   replicas at the same moment one gets the port.
+//!
 //! # Caveats
-//! Calls through two replicas at the same moment can both be granted; which of them is served is then decided on
-//! the node. Admission is the first line, not the last.
+//! Without claims, calls through two replicas at the same moment can both be granted; which of them is served is then
+//! decided on the node. Admission is the first line, not the last.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,8 +37,18 @@ use crate::admission::Request;
 use crate::admission::World;
 use crate::admission::conflict::Evidence;
 use crate::admission::index::Index;
+use crate::admission::index::ObjectKey;
 use crate::admission::policy::Policy;
+use crate::admission::reservation;
+use crate::allocation::acquire::Acquisition;
+use crate::allocation::acquire::Purpose;
+use crate::allocation::acquire::Verdict;
+use crate::allocation::claim::Claim;
+use crate::allocation::life;
+use crate::allocation::operation::Failure;
 use crate::api::object::Object;
+use crate::cluster::claim_store;
+use crate::cluster::claim_store::ClaimStore;
 use crate::cluster::evidence::LiveReadError;
 use crate::cluster::evidence::LiveReads;
 
@@ -60,6 +73,9 @@ pub(crate) enum NotNow {
     /// A refusal could not be confirmed.
     #[error("{0}; without it pinhole cannot tell whether the port is still held")]
     LiveRead(#[from] LiveReadError),
+    /// The ports could not be claimed.
+    #[error("{0}; without its claims nothing is granted")]
+    Claims(Failure),
     /// What a refusal rests on changes faster than it can be read.
     #[error("the holders of the requested ports keep changing; the call is repeated")]
     Unsettled,
@@ -68,7 +84,11 @@ pub(crate) enum NotNow {
 impl NotNow {
     /// Whether there is no use in repeating the call until somebody has done something.
     pub(crate) fn is_lasting(&self) -> bool {
-        matches!(self, Self::LiveRead(error) if error.is_lasting)
+        match self {
+            Self::LiveRead(error) => error.is_lasting,
+            Self::Claims(failure) => failure.is_lasting,
+            Self::Starting | Self::Unsettled => false,
+        }
     }
 
     /// The label of metrics.
@@ -76,6 +96,7 @@ impl NotNow {
         match self {
             Self::Starting => "starting",
             Self::LiveRead(_) => "live-read",
+            Self::Claims(_) => "claims",
             Self::Unsettled => "unsettled",
         }
     }
@@ -114,6 +135,7 @@ pub struct Decider {
     live: Option<Arc<dyn LiveReads>>,
     synced: Arc<AtomicBool>,
     pending_ttl: Duration,
+    claims: Option<Arc<dyn ClaimStore>>,
     /// How many requests have been remembered: a decision taken beside a change of it is taken again.
     remembered: AtomicU64,
 }
@@ -127,7 +149,12 @@ impl Decider {
         synced: Arc<AtomicBool>,
         pending_ttl: Duration,
     ) -> Self {
-        Self { policy, index, live, synced, pending_ttl, remembered: AtomicU64::new(0) }
+        Self { policy, index, live, synced, pending_ttl, claims: None, remembered: AtomicU64::new(0) }
+    }
+
+    /// Also claims what it grants, in this store.
+    pub fn with_claims(self, claims: Arc<dyn ClaimStore>) -> Self {
+        Self { claims: Some(claims), ..self }
     }
 
     /// The operator's settings.
@@ -135,8 +162,65 @@ impl Decider {
         &self.policy
     }
 
-    /// Decides on one request. A dry run is decided on like any other, but not remembered.
+    /// Decides on one request, and claims what it grants. A dry run is decided on like any other, but leaves no trace.
     pub(crate) async fn decide(&self, request: &Request, dry_run: bool) -> Result<Decision, NotNow> {
+        let decision = self.decide_by_view(request, dry_run).await?;
+        let Some(claims) = self.claims.as_deref().filter(|_| decision.is_granted()) else {
+            return Ok(decision);
+        };
+        let reserved = self.reserve(claims, request, decision, dry_run).await;
+        if !reserved.as_ref().is_ok_and(Decision::is_granted)
+            && let Some(object) = &request.object
+            && let Some(key) = ObjectKey::of(object, &request.namespace)
+        {
+            self.write_index().forget_remembered(&key);
+        }
+        reserved
+    }
+
+    /// Claims what a decision grants, all of it or nothing.
+    async fn reserve(
+        &self,
+        claims: &dyn ClaimStore,
+        request: &Request,
+        decision: Decision,
+        dry_run: bool,
+    ) -> Result<Decision, NotNow> {
+        let wishes = self.wishes(request, &decision).await?;
+        if wishes.is_empty() {
+            return Ok(decision);
+        }
+        let purpose = if dry_run { Purpose::Look } else { Purpose::Reserve };
+        let acquisition = Acquisition::new(wishes, purpose, claim_store::now(), life::COOLDOWN);
+        match claim_store::acquire(claims, acquisition).await {
+            Verdict::Granted => Ok(decision),
+            Verdict::Held { wanted, by } => {
+                let violation = reservation::held(request, &self.policy, wanted, &by);
+                Ok(Decision { violations: vec![violation], ..decision })
+            }
+            Verdict::NotNow(failure) => Err(NotNow::Claims(failure)),
+        }
+    }
+
+    /// The claims that a decision needs. An owner that the watches have not shown yet is read live.
+    async fn wishes(&self, request: &Request, decision: &Decision) -> Result<Vec<Claim>, NotNow> {
+        for _ in 0..ROUNDS {
+            let claims = reservation::claims(request, decision, &self.read_index(), claim_store::now());
+            let owner = match claims {
+                Ok(claims) => return Ok(claims),
+                Err(owner) => owner,
+            };
+            let Some(live) = self.live.as_deref() else { return Err(NotNow::Unsettled) };
+            let (evidence, read) = self.read(live, Evidence::Object(owner)).await?;
+            if read.found.is_none() {
+                return Err(NotNow::Unsettled);
+            }
+            read.bring_into(&mut self.write_index(), &evidence);
+        }
+        Err(NotNow::Unsettled)
+    }
+
+    async fn decide_by_view(&self, request: &Request, dry_run: bool) -> Result<Decision, NotNow> {
         if !self.synced.load(Ordering::Acquire) {
             return self.decide_while_starting(request);
         }

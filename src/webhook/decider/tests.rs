@@ -1,5 +1,7 @@
 //! The join of calls, index and live reads, against an API server in memory.
 
+mod claims;
+
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;

@@ -1,0 +1,337 @@
+//! Getting all the claims of a request, or none.
+//!
+//! # Guarantees
+//! - Of two holders that ask for ports in common, at whatever moments and through whatever processes, at most one is granted
+//!   them: each first stores its own claims, then looks for others that overlap them, and whoever is second to store sees
+//!   the first.
+//! - Claims are made in the order of their keys, so that two requests for the same ports never wait for each other.
+//! - A request that is not granted takes back what it stored, and nothing that somebody else relies on by then. What a crash
+//!   leaves behind is an orphan, which the controller collects.
+//! - The same holder is never refused its own claim, whatever state that is in.
+//!
+//! # How two that overlap and see each other settle it
+//! Whoever stored later yields at once. Whoever stored first waits a moment for that, and yields too if it does not happen.
+//! That is safe without trusting anybody's clock, for nobody ever goes on while it sees another.
+
+use std::collections::BTreeSet;
+use std::mem;
+
+use k8s_openapi::jiff::SignedDuration;
+use k8s_openapi::jiff::Timestamp;
+
+use crate::allocation::claim::Claim;
+use crate::allocation::claim::StoredClaim;
+use crate::allocation::key::ClaimKey;
+use crate::allocation::operation::Failure;
+use crate::allocation::operation::Operation;
+use crate::allocation::operation::Outcome;
+use crate::api::crd::port_claim::ClaimState;
+use crate::model::address::ExternalAddress;
+
+/// A claim in use is written again only when its last renewal is older: a rollout of a thousand pods is not a thousand writes.
+const RENEW_AFTER: SignedDuration = SignedDuration::from_secs(30);
+
+/// A reservation that is younger may still be taken back by a request that fails elsewhere.
+const UNSETTLED: SignedDuration = SignedDuration::from_secs(5);
+
+/// How many moments one waits for others.
+const PATIENCE: u8 = 6;
+
+/// Whether anything is to be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Store the claims.
+    Reserve,
+    /// Only look whether they could be had: a dry run.
+    Look,
+}
+
+/// How a request for claims ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// All are the holder's.
+    Granted,
+    /// Somebody else has one.
+    Held {
+        /// What was asked for.
+        wanted: ClaimKey,
+        /// What stands in its way.
+        by: Box<StoredClaim>,
+    },
+    /// It could not be decided now.
+    NotNow(Failure),
+}
+
+/// One request for claims, under way. [`next`](Self::next) says what to do, [`take`](Self::take) hears how it went.
+#[derive(Clone, Debug)]
+pub struct Acquisition {
+    wishes: Vec<Claim>,
+    purpose: Purpose,
+    now: Timestamp,
+    cooldown: SignedDuration,
+    step: Step,
+    /// What this request stored, to be taken back if it fails.
+    made: Vec<StoredClaim>,
+    /// What must not overlap with anybody's, and the revision at which the holder had it.
+    unverified: Vec<(ClaimKey, u64)>,
+    checks: Vec<Check>,
+    patience: u8,
+}
+
+/// Where to look for overlaps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Check {
+    Key(ClaimKey),
+    Address(ExternalAddress),
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Makes the claim of this wish.
+    Make(usize),
+    /// Reads the claim that is there in its place.
+    Read(usize),
+    /// Waits for a reservation that may be taken back.
+    Linger(usize),
+    /// Takes a claim over that is the holder's already, or nobody's any more.
+    Adopt(usize, Box<StoredClaim>),
+    /// Looks for overlaps.
+    Check(usize),
+    /// Waits for a younger claim to yield.
+    Await(usize),
+    /// Takes back what was stored, from the last to the first.
+    Undo(Box<Verdict>),
+    Over(Box<Verdict>),
+}
+
+impl Acquisition {
+    /// Begins a request for these claims, all of one holder. A claim of another holder that has cooled down for `cooldown` is
+    /// free.
+    pub fn new(mut wishes: Vec<Claim>, purpose: Purpose, now: Timestamp, cooldown: SignedDuration) -> Self {
+        wishes.sort_by_key(|wish| wish.key);
+        wishes.dedup_by_key(|wish| wish.key);
+        let mut acquisition = Self {
+            wishes,
+            purpose,
+            now,
+            cooldown,
+            step: Step::Make(0),
+            made: Vec::new(),
+            unverified: Vec::new(),
+            checks: Vec::new(),
+            patience: PATIENCE,
+        };
+        acquisition.make(0);
+        acquisition
+    }
+
+    /// What to do next; `None` when it is over.
+    pub fn next(&self) -> Option<Operation> {
+        let operation = match &self.step {
+            Step::Make(index) => match self.purpose {
+                Purpose::Reserve => Operation::Create(self.wishes[*index].clone()),
+                Purpose::Look => Operation::Get(self.wishes[*index].key),
+            },
+            Step::Read(index) => Operation::Get(self.wishes[*index].key),
+            Step::Linger(_) | Step::Await(_) => Operation::Wait,
+            Step::Adopt(index, found) => {
+                Operation::Update(self.adopted(*index, found), found.version.clone())
+            }
+            Step::Check(index) => match self.checks[*index] {
+                Check::Key(key) => Operation::Get(key),
+                Check::Address(address) => Operation::List(address),
+            },
+            Step::Undo(_) => Operation::Delete(self.made.last()?.version.clone()),
+            Step::Over(_) => return None,
+        };
+        Some(operation)
+    }
+
+    /// How it ended, once it has.
+    pub fn verdict(&self) -> Option<&Verdict> {
+        match &self.step {
+            Step::Over(verdict) => Some(verdict),
+            _ => None,
+        }
+    }
+
+    /// Hears how the last operation went.
+    pub fn take(&mut self, outcome: Outcome) {
+        let step = mem::replace(&mut self.step, Step::Make(0));
+        match (step, outcome) {
+            (step @ (Step::Undo(_) | Step::Over(_)), _) => self.undone(step),
+            (_, Outcome::Failed(failure)) => self.fail(Verdict::NotNow(failure)),
+            (Step::Make(index), Outcome::Stored(stored)) => {
+                self.rely_on(&stored, stored.version.revision);
+                self.made.push(*stored);
+                self.make(index + 1);
+            }
+            (Step::Make(index), Outcome::Exists) | (Step::Adopt(index, _), Outcome::Stale) => {
+                self.step = Step::Read(index);
+            }
+            (Step::Make(index), Outcome::Found(None)) => {
+                self.unverified.push((self.wishes[index].key, u64::MAX));
+                self.make(index + 1);
+            }
+            (Step::Make(index) | Step::Read(index), Outcome::Found(Some(found))) => self.judge(index, found),
+            // It is gone again: now it can be made.
+            (Step::Read(index), Outcome::Found(None)) => self.make(index),
+            (Step::Linger(index), Outcome::Waited) => {
+                self.step = match self.purpose {
+                    Purpose::Reserve => Step::Read(index),
+                    Purpose::Look => Step::Make(index),
+                };
+            }
+            (Step::Adopt(index, found), Outcome::Stored(stored)) => {
+                if stored.claim.holder == found.claim.holder {
+                    self.rely_on(&stored, found.version.revision);
+                } else {
+                    self.rely_on(&stored, stored.version.revision);
+                    self.made.push(*stored);
+                }
+                self.make(index + 1);
+            }
+            (Step::Check(index), Outcome::Found(found)) => self.check(index, found.as_deref().into_iter()),
+            (Step::Check(index), Outcome::Listed(found)) => self.check(index, found.iter()),
+            (Step::Await(index), Outcome::Waited) => self.step = Step::Check(index),
+            (step, outcome) => {
+                let reason =
+                    format!("the store of claims answered {outcome:?} while {step:?}; please report this");
+                self.fail(Verdict::NotNow(Failure { reason, is_lasting: true }));
+            }
+        }
+    }
+
+    fn rely_on(&mut self, stored: &StoredClaim, revision: u64) {
+        self.unverified.push((stored.claim.key, revision));
+    }
+
+    fn make(&mut self, index: usize) {
+        if index < self.wishes.len() {
+            self.step = Step::Make(index);
+        } else {
+            self.checks = self.plan();
+            self.look(0);
+        }
+    }
+
+    /// Where others that overlap can be: by name where only larger ones can, else among all of the address.
+    fn plan(&self) -> Vec<Check> {
+        let keys = self.unverified.iter().map(|(key, _)| *key);
+        let wide: BTreeSet<_> =
+            keys.clone().filter(|key| key.contains_others()).map(ClaimKey::address).collect();
+        let around = keys.filter(|key| !wide.contains(&key.address())).flat_map(ClaimKey::around);
+        let around: BTreeSet<_> = around.map(Check::Key).collect();
+        around.into_iter().chain(wide.iter().copied().map(Check::Address)).collect()
+    }
+
+    fn look(&mut self, index: usize) {
+        self.step = if index < self.checks.len() {
+            Step::Check(index)
+        } else {
+            Step::Over(Box::new(Verdict::Granted))
+        };
+    }
+
+    /// Decides about a claim that is there already.
+    fn judge(&mut self, index: usize, found: Box<StoredClaim>) {
+        let wish = &self.wishes[index];
+        let wanted = wish.key;
+        let is_own = found.claim.holder == wish.holder;
+        let is_free = found.claim.state == ClaimState::Cooldown
+            && found.claim.since.saturating_add_or_max(self.cooldown) <= self.now;
+        if is_own || is_free {
+            if self.purpose == Purpose::Look {
+                return self.make(index + 1);
+            }
+            let is_settled = is_own && found.claim.state == ClaimState::Bound;
+            let is_fresh = self.now < found.claim.renewed.saturating_add_or_max(RENEW_AFTER);
+            if is_settled && is_fresh {
+                return self.make(index + 1);
+            }
+            self.step = Step::Adopt(index, found);
+            return;
+        }
+        let is_unsettled = found.claim.state == ClaimState::Reserved
+            && self.now < found.claim.since.saturating_add_or_max(UNSETTLED);
+        if is_unsettled && self.lose_patience() {
+            self.step = Step::Linger(index);
+        } else {
+            self.fail(Verdict::Held { wanted, by: found });
+        }
+    }
+
+    /// A claim as the holder takes it over.
+    fn adopted(&self, index: usize, found: &StoredClaim) -> Claim {
+        let wish = &self.wishes[index];
+        if found.claim.holder != wish.holder {
+            return wish.clone();
+        }
+        let is_given_up = matches!(found.claim.state, ClaimState::Releasing | ClaimState::Cooldown);
+        let adopted = Claim {
+            holder_uid: wish.holder_uid.clone(),
+            pool: wish.pool.clone(),
+            renewed: self.now,
+            retention: wish.retention.clone(),
+            ..found.claim.clone()
+        };
+        if is_given_up { adopted.into_state(ClaimState::Reserved, self.now) } else { adopted }
+    }
+
+    /// Decides about claims that may overlap the holder's.
+    fn check<'a>(&mut self, index: usize, found: impl Iterator<Item = &'a StoredClaim>) {
+        let Some(holder) = self.wishes.first().map(|wish| &wish.holder) else { return self.look(index + 1) };
+        let others = found.filter(|other| other.claim.holder != *holder);
+        let overlaps = others.filter_map(|other| {
+            let (wanted, revision) = self.unverified.iter().find(|(key, _)| key.overlaps(other.claim.key))?;
+            Some((*wanted, *revision, other))
+        });
+        // The eldest decides: one that came before is final.
+        let Some((wanted, revision, other)) = overlaps.min_by_key(|(_, _, other)| other.version.revision)
+        else {
+            return self.look(index + 1);
+        };
+        let is_younger = revision < other.version.revision;
+        let by = Box::new(other.clone());
+        if !is_younger {
+            self.fail(Verdict::Held { wanted, by });
+        } else if self.lose_patience() {
+            self.step = Step::Await(index);
+        } else {
+            let reason = format!("a request for {}, which overlaps {wanted}, is under way", by.claim.key);
+            self.fail(Verdict::NotNow(Failure { reason, is_lasting: false }));
+        }
+    }
+
+    fn lose_patience(&mut self) -> bool {
+        let is_left = self.patience != 0;
+        self.patience = self.patience.saturating_sub(1);
+        is_left
+    }
+
+    fn fail(&mut self, verdict: Verdict) {
+        self.step =
+            if self.made.is_empty() { Step::Over(Box::new(verdict)) } else { Step::Undo(Box::new(verdict)) };
+    }
+
+    /// What was taken back is gone; what another request of the same holder renewed meanwhile is that one's now, and what
+    /// could not be taken back is an orphan.
+    fn undone(&mut self, step: Step) {
+        self.made.pop();
+        match step {
+            Step::Undo(verdict) if self.made.is_empty() => self.step = Step::Over(verdict),
+            step => self.step = step,
+        }
+    }
+}
+
+/// Adding to a time that cannot overflow.
+trait SaturatingTime {
+    fn saturating_add_or_max(self, duration: SignedDuration) -> Timestamp;
+}
+
+impl SaturatingTime for Timestamp {
+    fn saturating_add_or_max(self, duration: SignedDuration) -> Timestamp {
+        self.checked_add(duration).unwrap_or(Timestamp::MAX)
+    }
+}

@@ -1,0 +1,383 @@
+//! Claims as a state machine: requests of several holders, a controller with old news, crashes, and time, in any order.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use k8s_openapi::jiff::SignedDuration;
+use k8s_openapi::jiff::Timestamp;
+use proptest::prelude::*;
+
+use super::acquire::Acquisition;
+use super::acquire::Purpose;
+use super::acquire::Verdict;
+use super::claim::Claim;
+use super::claim::StoredClaim;
+use super::key::ClaimKey;
+use super::life;
+use super::life::Change;
+use super::life::Usage;
+use super::memory::Memory;
+use super::operation::Failure;
+use super::operation::Operation;
+use super::operation::Outcome;
+use crate::api::crd::port_claim::ClaimState;
+use crate::model::holder::Holder;
+use crate::model::holder::ObjectName;
+
+const COOLDOWN: SignedDuration = SignedDuration::from_secs(60);
+
+/// What requests ask for: few ports, so that nearly everything meets something.
+const WISHES: [&[&str]; 8] = [
+    &["v4-192-0-2-1-tcp-33"],
+    &["v4-192-0-2-1-tcp-33", "v4-192-0-2-1-tcp-40"],
+    &["v4-192-0-2-1-tcp-40", "v4-192-0-2-1-udp-33"],
+    &["v4-192-0-2-1-tcp-32-47"],
+    &["v4-192-0-2-1-tcp-33", "v4-192-0-2-2-tcp-33"],
+    &["v4-192-0-2-1"],
+    &["v4-192-0-2-2-tcp-33"],
+    &["v4-192-0-2-1-tcp-256-511", "v4-192-0-2-1-tcp-48"],
+];
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_700_000_000 + second).unwrap()
+}
+
+fn holder(number: usize) -> Holder {
+    Holder::new("Deployment", ObjectName::new("games", format!("holder-{number}")))
+}
+
+fn keys(wish: usize) -> Vec<ClaimKey> {
+    WISHES[wish].iter().map(|name| name.parse().unwrap()).collect()
+}
+
+fn ask(number: usize, wish: usize, purpose: Purpose, second: i64) -> Acquisition {
+    let wishes = keys(wish).into_iter().map(|key| Claim::reserve(key, holder(number), at(second))).collect();
+    Acquisition::new(wishes, purpose, at(second), COOLDOWN)
+}
+
+/// Does one operation of a request; `false` when it is over.
+fn advance(acquisition: &mut Acquisition, store: &mut Memory) -> bool {
+    let Some(operation) = acquisition.next() else { return false };
+    acquisition.take(store.perform(operation));
+    true
+}
+
+fn finish(acquisition: &mut Acquisition, store: &mut Memory) -> Verdict {
+    while advance(acquisition, store) {}
+    acquisition.verdict().unwrap().clone()
+}
+
+/// A pod that was stored with its claims granted.
+#[derive(Clone, Debug)]
+struct Pod {
+    uid: Arc<str>,
+    holder: Holder,
+    keys: Vec<ClaimKey>,
+    /// Whether the object exists; a node serves it until it has confirmed that it no longer does.
+    exists: bool,
+}
+
+struct Flying {
+    since: i64,
+    number: usize,
+    wish: usize,
+    acquisition: Acquisition,
+}
+
+#[derive(Default)]
+struct World {
+    now: i64,
+    store: Memory,
+    flying: Vec<Flying>,
+    served: Vec<Pod>,
+    pods_made: usize,
+    /// What the controller knows, and since when.
+    known_pods: Vec<Pod>,
+    known_claims: Vec<StoredClaim>,
+    known_since: i64,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Ask { holder: usize, wish: usize },
+    Advance(usize),
+    Settle { flying: usize, is_stored: bool },
+    Crash(usize),
+    DeletePod(usize),
+    Confirm(usize),
+    Look,
+    Control(usize),
+    Pass(i64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let any = 0..64usize;
+    let step = prop_oneof![
+        3 => (0..3usize, 0..WISHES.len()).prop_map(|(holder, wish)| Step::Ask { holder, wish }),
+        12 => any.clone().prop_map(Step::Advance),
+        4 => (any.clone(), proptest::bool::weighted(0.8))
+            .prop_map(|(flying, is_stored)| Step::Settle { flying, is_stored }),
+        1 => any.clone().prop_map(Step::Crash),
+        2 => any.clone().prop_map(Step::DeletePod),
+        2 => any.clone().prop_map(Step::Confirm),
+        2 => Just(Step::Look),
+        6 => any.prop_map(Step::Control),
+        2 => (1..20i64).prop_map(Step::Pass),
+    ];
+    proptest::collection::vec(step, 1..250)
+}
+
+fn pick<T>(items: &[T], number: usize) -> Option<usize> {
+    (!items.is_empty()).then(|| number % items.len())
+}
+
+impl World {
+    fn take(&mut self, step: &Step) {
+        match *step {
+            Step::Ask { holder, wish } => {
+                let acquisition = ask(holder, wish, Purpose::Reserve, self.now);
+                self.flying.push(Flying { since: self.now, number: holder, wish, acquisition });
+            }
+            Step::Advance(number) => {
+                if let Some(index) = pick(&self.flying, number) {
+                    advance(&mut self.flying[index].acquisition, &mut self.store);
+                }
+            }
+            Step::Settle { flying, is_stored } => self.settle(flying, is_stored),
+            Step::Crash(number) => {
+                if let Some(index) = pick(&self.flying, number) {
+                    self.flying.swap_remove(index);
+                }
+            }
+            Step::DeletePod(number) => {
+                if let Some(index) = pick(&self.served, number) {
+                    self.served[index].exists = false;
+                }
+            }
+            Step::Confirm(number) => {
+                if let Some(index) = pick(&self.served, number).filter(|index| !self.served[*index].exists) {
+                    self.served.swap_remove(index);
+                }
+            }
+            Step::Look => self.look(),
+            Step::Control(number) => {
+                if let Some(index) = pick(&self.known_claims, number) {
+                    self.control(&self.known_claims[index].clone());
+                }
+            }
+            Step::Pass(seconds) => self.pass(seconds),
+        }
+    }
+
+    /// Ends a request that has its verdict: what was granted is stored as a pod, or refused by somebody after us.
+    fn settle(&mut self, number: usize, is_stored: bool) {
+        let Some(index) = pick(&self.flying, number) else { return };
+        let Some(verdict) = self.flying[index].acquisition.verdict() else { return };
+        let is_granted = *verdict == Verdict::Granted;
+        let flying = self.flying.swap_remove(index);
+        if is_granted && is_stored {
+            self.pods_made += 1;
+            self.served.push(Pod {
+                uid: format!("pod-{}", self.pods_made).into(),
+                holder: holder(flying.number),
+                keys: keys(flying.wish),
+                exists: true,
+            });
+        }
+    }
+
+    fn look(&mut self) {
+        self.known_pods = self.served.iter().filter(|pod| pod.exists).cloned().collect();
+        self.known_claims = self.store.claims().cloned().collect();
+        self.known_since = self.now;
+    }
+
+    fn control(&mut self, stored: &StoredClaim) {
+        let is_user = |pod: &&Pod| pod.holder == stored.claim.holder && pod.keys.contains(&stored.claim.key);
+        let usage = Usage {
+            pod: self.known_pods.iter().find(is_user).map(|pod| pod.uid.clone()),
+            is_declared: false,
+            holder_exists: true,
+            is_served: self.served.iter().any(|pod| is_user(&pod)),
+        };
+        let operation = match life::next(&stored.claim, &usage, COOLDOWN, at(self.now)) {
+            None => return,
+            Some(Change::Update(claim)) => Operation::Update(*claim, stored.version.clone()),
+            Some(Change::Delete) => Operation::Delete(stored.version.clone()),
+        };
+        self.store.perform(operation);
+    }
+
+    /// No request takes longer than the API server waits for it, and no watch lags for ever.
+    fn pass(&mut self, seconds: i64) {
+        self.now += seconds;
+        let now = self.now;
+        self.flying.retain(|flying| now - flying.since <= 30);
+        if 30 < now - self.known_since {
+            self.look();
+        }
+    }
+
+    fn check(&self) {
+        for (index, pod) in self.served.iter().enumerate() {
+            for other in &self.served[..index] {
+                let both =
+                    || pod.keys.iter().flat_map(|key| other.keys.iter().map(move |other| (*key, *other)));
+                let shared: Vec<_> = both().filter(|(key, other)| key.overlaps(*other)).collect();
+                assert!(
+                    pod.holder == other.holder || shared.is_empty(),
+                    "two holders: {pod:?} and {other:?}"
+                );
+            }
+            let held: BTreeSet<_> = self
+                .store
+                .claims()
+                .filter(|stored| stored.claim.holder == pod.holder)
+                .map(|stored| stored.claim.key)
+                .collect();
+            let lost = pod.keys.iter().find(|key| !held.contains(key));
+            assert_eq!(lost, None, "{pod:?} lost a claim while it is served");
+        }
+    }
+
+    /// Everything ends, and the controller has all the time it needs.
+    fn end(&mut self) {
+        self.flying.clear();
+        self.served.clear();
+        for _ in 0..8 {
+            self.now += 200;
+            self.look();
+            for claim in self.known_claims.clone() {
+                self.control(&claim);
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_no_port_has_two_holders_and_nothing_leaks(steps in steps()) {
+        let mut world = World::default();
+        for step in &steps {
+            world.take(step);
+            world.check();
+        }
+        world.end();
+        let left: Vec<_> = world.store.claims().collect();
+        prop_assert!(left.is_empty(), "leaked: {left:?}");
+    }
+
+    #[test]
+    fn of_two_that_ask_at_once_never_both_are_granted(
+        wishes in (0..WISHES.len(), 0..WISHES.len()),
+        order in proptest::collection::vec(any::<bool>(), 0..60),
+    ) {
+        let mut store = Memory::default();
+        let mut one = ask(1, wishes.0, Purpose::Reserve, 0);
+        let mut other = ask(2, wishes.1, Purpose::Reserve, 0);
+        for is_one in order {
+            advance(if is_one { &mut one } else { &mut other }, &mut store);
+        }
+        let verdicts = [finish(&mut one, &mut store), finish(&mut other, &mut store)];
+        let granted = verdicts.iter().filter(|verdict| **verdict == Verdict::Granted).count();
+        let overlap = keys(wishes.0).iter().any(|key| keys(wishes.1).iter().any(|other| key.overlaps(*other)));
+        prop_assert!(granted <= if overlap { 1 } else { 2 }, "{verdicts:?}");
+        prop_assert!(overlap || granted == 2, "{verdicts:?}");
+    }
+}
+
+/// Both do one step after the other, as two processes of the same speed would.
+fn race(one: (usize, usize), other: (usize, usize)) -> [Verdict; 2] {
+    let mut store = Memory::default();
+    let mut one = ask(one.0, one.1, Purpose::Reserve, 0);
+    let mut other = ask(other.0, other.1, Purpose::Reserve, 0);
+    loop {
+        let is_one = advance(&mut one, &mut store);
+        let is_other = advance(&mut other, &mut store);
+        if !is_one && !is_other {
+            return [one, other].map(|acquisition| acquisition.verdict().unwrap().clone());
+        }
+    }
+}
+
+#[test]
+fn of_two_that_overlap_and_ask_at_once_exactly_one_is_granted() {
+    for (one, other) in [(0, 3), (3, 0), (0, 5), (5, 1), (3, 5), (1, 4)] {
+        let verdicts = race((1, one), (2, other));
+        let granted = verdicts.iter().filter(|verdict| **verdict == Verdict::Granted).count();
+        assert_eq!(granted, 1, "{:?} and {:?}: {verdicts:?}", WISHES[one], WISHES[other]);
+    }
+}
+
+#[test]
+fn a_holder_never_stands_in_its_own_way() {
+    for (one, other) in [(0, 0), (0, 3), (3, 5), (1, 2)] {
+        assert_eq!(race((1, one), (1, other)), [Verdict::Granted, Verdict::Granted]);
+    }
+}
+
+#[test]
+fn a_request_that_gets_only_a_part_leaves_nothing_behind() {
+    let mut store = Memory::default();
+    assert_eq!(finish(&mut ask(1, 6, Purpose::Reserve, 0), &mut store), Verdict::Granted);
+    let refused = finish(&mut ask(2, 4, Purpose::Reserve, 100), &mut store);
+    let Verdict::Held { wanted, by } = refused else { panic!("{refused:?}") };
+    assert_eq!((wanted.to_string().as_str(), &by.claim.holder), ("v4-192-0-2-2-tcp-33", &holder(1)));
+    assert_eq!(store.claims().map(|stored| stored.claim.key).collect::<Vec<_>>(), keys(6));
+}
+
+#[test]
+fn a_dry_run_sees_the_same_and_stores_nothing() {
+    let mut store = Memory::default();
+    assert_eq!(finish(&mut ask(1, 3, Purpose::Reserve, 0), &mut store), Verdict::Granted);
+    let before: Vec<_> = store.claims().cloned().collect();
+    for wish in [0, 1, 5] {
+        let seen = finish(&mut ask(2, wish, Purpose::Look, 100), &mut store);
+        assert!(matches!(seen, Verdict::Held { .. }), "{seen:?}");
+        assert_eq!(finish(&mut ask(1, wish, Purpose::Look, 100), &mut store), Verdict::Granted);
+    }
+    assert_eq!(finish(&mut ask(2, 6, Purpose::Look, 100), &mut store), Verdict::Granted);
+    assert_eq!(store.claims().cloned().collect::<Vec<_>>(), before);
+}
+
+#[test]
+fn a_port_that_has_cooled_down_is_anybodys_and_before_that_only_its_holders() {
+    let cooling = || {
+        let mut store = Memory::default();
+        let claim = Claim { state: ClaimState::Cooldown, ..Claim::reserve(keys(0)[0], holder(1), at(0)) };
+        store.perform(Operation::Create(claim));
+        store
+    };
+    assert_eq!(finish(&mut ask(1, 0, Purpose::Reserve, 59), &mut cooling()), Verdict::Granted);
+    let early = finish(&mut ask(2, 0, Purpose::Reserve, 59), &mut cooling());
+    assert!(matches!(early, Verdict::Held { .. }), "{early:?}");
+    assert_eq!(finish(&mut ask(2, 0, Purpose::Reserve, 60), &mut cooling()), Verdict::Granted);
+}
+
+#[test]
+fn a_store_that_fails_midway_is_cleaned_up_and_the_request_may_come_back() {
+    let mut store = Memory::default();
+    let mut acquisition = ask(1, 1, Purpose::Reserve, 0);
+    advance(&mut acquisition, &mut store);
+    let failure = Failure { reason: "the store is away".to_owned(), is_lasting: false };
+    acquisition.take(Outcome::Failed(failure.clone()));
+    assert_eq!(finish(&mut acquisition, &mut store), Verdict::NotNow(failure));
+    assert_eq!(store.claims().count(), 0);
+    assert_eq!(finish(&mut ask(1, 1, Purpose::Reserve, 1), &mut store), Verdict::Granted);
+}
+
+#[test]
+fn a_rollout_of_many_pods_writes_a_claim_in_use_twice_a_minute_at_most() {
+    let mut store = Memory::default();
+    let claim = Claim { state: ClaimState::Bound, ..Claim::reserve(keys(0)[0], holder(1), at(0)) };
+    store.perform(Operation::Create(claim));
+    let revision = |store: &Memory| store.claims().next().unwrap().version.revision;
+    let before = revision(&store);
+    assert_eq!(finish(&mut ask(1, 0, Purpose::Reserve, 29), &mut store), Verdict::Granted);
+    assert_eq!(revision(&store), before);
+    assert_eq!(finish(&mut ask(1, 0, Purpose::Reserve, 30), &mut store), Verdict::Granted);
+    assert_ne!(revision(&store), before);
+    assert_eq!(store.claims().next().unwrap().claim.state, ClaimState::Bound);
+}

@@ -1,0 +1,113 @@
+//! What the decider claims, through several replicas that share nothing but the store of claims.
+
+use super::*;
+use crate::allocation::memory::Memory;
+use crate::allocation::operation::Operation as Store;
+use crate::allocation::operation::Outcome;
+use crate::api::crd::port_claim::ClaimState;
+
+/// The claims of the API server, which can be away.
+#[derive(Clone, Default)]
+struct Claims {
+    memory: Arc<Mutex<Memory>>,
+    fails: Arc<AtomicBool>,
+}
+
+impl Claims {
+    fn names(&self) -> Vec<String> {
+        self.memory.lock().unwrap().claims().map(|stored| stored.claim.key.to_string()).collect()
+    }
+}
+
+impl ClaimStore for Claims {
+    fn perform(&self, operation: Store) -> BoxFuture<'_, Outcome> {
+        async move {
+            // Others come first, as they may over a network.
+            tokio::task::yield_now().await;
+            if self.fails.load(Ordering::SeqCst) {
+                let reason = "creating the PortClaim failed: connection refused".to_owned();
+                return Outcome::Failed(Failure { reason, is_lasting: false });
+            }
+            self.memory.lock().unwrap().perform(operation)
+        }
+        .boxed()
+    }
+}
+
+fn replica(claims: &Claims, cached: &[Object]) -> Arc<Decider> {
+    let decider = Arc::into_inner(setting(cached).decider).unwrap();
+    Arc::new(decider.with_claims(Arc::new(claims.clone())))
+}
+
+#[tokio::test]
+async fn of_many_that_ask_three_replicas_at_once_exactly_one_is_granted() {
+    let claims = Claims::default();
+    let replicas = [replica(&claims, &[]), replica(&claims, &[]), replica(&claims, &[])];
+    let mut asking = JoinSet::new();
+    for number in 0..30 {
+        let decider = Arc::clone(&replicas[number % 3]);
+        let request = create(&pod("mail", &format!("web-{number}"), PORT));
+        asking.spawn(async move { decider.decide(&request, false).await });
+    }
+    let decisions = asking.join_all().await;
+    let is_granted = |decision: &Result<Decision, NotNow>| decision.as_ref().is_ok_and(Decision::is_granted);
+    assert_eq!(decisions.iter().filter(|decision| is_granted(decision)).count(), 1, "{decisions:?}");
+    assert_eq!(claims.names(), ["v4-203-0-113-7-tcp-25"]);
+    // Whoever was told to come back is refused then, with the name of the winner.
+    let late = replicas[0].decide(&create(&pod("mail", "late", PORT)), false).await;
+    let said = late.unwrap().violations[0].to_string();
+    assert!(said.contains("203.0.113.7:25/tcp") && said.contains("Pod mail/web-"), "{said}");
+}
+
+#[tokio::test]
+async fn a_dry_run_claims_nothing_and_sees_what_is_claimed() {
+    let claims = Claims::default();
+    let (one, other) = (replica(&claims, &[]), replica(&claims, &[]));
+    let first = create(&pod("mail", "first", PORT));
+    assert!(one.decide(&first, true).await.unwrap().is_granted());
+    assert!(claims.names().is_empty());
+    assert!(one.decide(&first, false).await.unwrap().is_granted());
+    let second = create(&pod("mail", "second", PORT));
+    assert!(!other.decide(&second, true).await.unwrap().is_granted());
+}
+
+#[tokio::test]
+async fn the_pods_of_one_deployment_share_its_claim() {
+    let claims = Claims::default();
+    let owned_by = |name: &str, set: &str| {
+        let mut pod = pod("mail", name, PORT);
+        pod.metadata.owner_references = replica_set("mail", set, "Deployment", "smtp").as_owner();
+        pod
+    };
+    let sets = ["smtp-1", "smtp-2"].map(|set| replica_set("mail", set, "Deployment", "smtp").object);
+    let decider = replica(&claims, &sets);
+    for pod in [owned_by("smtp-1-a", "smtp-1"), owned_by("smtp-2-a", "smtp-2")] {
+        assert!(decider.decide(&create(&pod), false).await.unwrap().is_granted());
+    }
+    let memory = claims.memory.lock().unwrap();
+    let stored = memory.claims().next().unwrap();
+    assert_eq!(stored.claim.holder.to_string(), "Deployment mail/smtp");
+    assert_eq!(stored.claim.state, ClaimState::Reserved);
+}
+
+#[tokio::test]
+async fn without_its_claims_nothing_is_granted_and_nothing_stays_in_the_way() {
+    let claims = Claims::default();
+    let decider = replica(&claims, &[]);
+    claims.fails.store(true, Ordering::SeqCst);
+    let not_now = decider.decide(&create(&pod("mail", "first", PORT)), false).await.unwrap_err();
+    assert!(!not_now.is_lasting());
+    assert_eq!(not_now.reason(), "claims");
+    assert!(not_now.to_string().contains("connection refused"), "{not_now}");
+    claims.fails.store(false, Ordering::SeqCst);
+    let second = decider.decide(&create(&pod("mail", "second", PORT)), false).await.unwrap();
+    assert!(second.is_granted(), "{:?}", second.violations);
+}
+
+#[tokio::test]
+async fn a_request_without_a_fixed_address_claims_nothing() {
+    let claims = Claims::default();
+    let decider = replica(&claims, &[]);
+    assert!(decider.decide(&create(&pod("mail", "web", "25")), false).await.unwrap().is_granted());
+    assert!(claims.names().is_empty());
+}
