@@ -3,6 +3,7 @@
 //! The kernel is the only state: nothing is kept in a file, and what was applied is whatever [`Dataplane::read`]
 //! finds. The module knows nothing of Kubernetes, and only [`command`] starts programs.
 
+pub mod choice;
 pub mod cleanup;
 pub mod command;
 pub mod condition;
@@ -27,7 +28,9 @@ use crate::dataplane::iptables::Iptables;
 use crate::dataplane::iptables::table::Tables;
 use crate::dataplane::nftables::Nftables;
 use crate::dataplane::nftables::plan::Table;
+use crate::dataplane::settings::Firewall;
 use crate::dataplane::settings::Flavor;
+use crate::dataplane::settings::Settings;
 use crate::model::address::Family;
 use crate::ruleset::Ruleset;
 use crate::ruleset::diff::Change;
@@ -41,6 +44,7 @@ use crate::ruleset::entry::Key;
 /// - Rules of others are neither deleted nor edited.
 /// - An entry that the kernel refuses does not keep the others from being programmed (R08).
 /// - Applying what is already there changes nothing and starts no program.
+/// - What another backend of ours served before is told as served, and removed once this one serves it.
 ///
 /// # Assumptions
 /// Only one process per node applies under one prefix.
@@ -71,7 +75,7 @@ pub struct Observed {
     pub(crate) tables: BTreeMap<Family, Tables>,
     /// Our tables of nftables, per family.
     pub(crate) nftables: BTreeMap<Family, Table>,
-    /// The rules of iptables that stand beside our tables of nftables.
+    /// The rules of a flavour of iptables that is not the backend, as far as they are still to be looked at.
     pub(crate) beside: BTreeMap<(Flavor, Family), Tables>,
 }
 
@@ -204,6 +208,16 @@ pub enum Backend {
     Iptables(Iptables),
     /// Printed rules.
     DryRun(Box<DryRun>),
+}
+
+impl Backend {
+    /// What programs a node by this firewall.
+    pub fn new(firewall: Firewall, settings: Settings) -> Self {
+        match firewall {
+            Firewall::Nftables => Self::Nftables(Nftables::new(settings)),
+            Firewall::Iptables(flavor) => Self::Iptables(Iptables::new(flavor, settings)),
+        }
+    }
 }
 
 impl Dataplane for Backend {

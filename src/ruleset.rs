@@ -116,6 +116,18 @@ impl Ruleset {
         self.entries.remove(key)
     }
 
+    /// Adds what `other` serves and this does not.
+    pub fn complete_with(&mut self, other: Self) {
+        for entry in other.entries.into_values() {
+            // What this serves counts.
+            let _ = self.insert(entry);
+        }
+        for (pod, egress) in other.egress {
+            self.egress.entry(pod).or_insert(egress);
+        }
+        self.families.extend(other.families);
+    }
+
     /// The pods that leave the cluster with a fixed address, ordered by pod address.
     pub fn egress(&self) -> impl Iterator<Item = &Egress> {
         self.egress.values()

@@ -37,13 +37,12 @@ use crate::cluster::events::Events;
 use crate::cluster::events::Outcome;
 use crate::cluster::node_pods::NodePods;
 use crate::dataplane::Backend;
+use crate::dataplane::choice;
+use crate::dataplane::choice::FirewallChoice;
 use crate::dataplane::command::Tools;
 use crate::dataplane::conntrack::Handover;
 use crate::dataplane::dry_run::Dialect;
 use crate::dataplane::dry_run::DryRun;
-use crate::dataplane::iptables::Iptables;
-use crate::dataplane::nftables::Nftables;
-use crate::dataplane::probe;
 use crate::dataplane::settings::FlavorChoice;
 use crate::dataplane::settings::MarkBit;
 use crate::dataplane::settings::Prefix;
@@ -133,9 +132,9 @@ struct AddressFlags {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Kernel")]
 struct KernelFlags {
-    /// What programs the node.
-    #[arg(long, value_enum, default_value_t = Firewall::Iptables, env = "PINHOLE_FIREWALL")]
-    firewall: Firewall,
+    /// What programs the node. A node that has entries keeps its firewall until another one than auto is named.
+    #[arg(long, value_enum, default_value_t = FirewallFlag::Auto, env = "PINHOLE_FIREWALL")]
+    firewall: FirewallFlag,
 
     /// Print the exact input of iptables-restore, or of nft with --firewall nftables, and change nothing.
     #[arg(long, env = "PINHOLE_DRY_RUN")]
@@ -175,12 +174,14 @@ struct BrakeFlags {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Firewall {
+enum FirewallFlag {
+    /// What the node has entries in; else nftables where the kernel has it, else iptables.
+    Auto,
     /// Tables of our own in nf_tables.
     Nftables,
     /// Chains in the tables of iptables.
     Iptables,
-    /// Printed rules of iptables.
+    /// Printed rules, of iptables.
     DryRun,
 }
 
@@ -309,20 +310,23 @@ impl KernelFlags {
     }
 
     async fn backend(&self, settings: &Settings) -> anyhow::Result<Backend> {
-        if self.dry_run || self.firewall == Firewall::DryRun {
+        let choice = match self.firewall {
+            FirewallFlag::Auto => FirewallChoice::Auto,
+            FirewallFlag::Nftables => FirewallChoice::Nftables,
+            FirewallFlag::Iptables | FirewallFlag::DryRun => FirewallChoice::Iptables,
+        };
+        if self.dry_run || self.firewall == FirewallFlag::DryRun {
             info!("Dry run: the rules are printed, and nothing on the node or in the cluster is changed");
-            let is_nftables = self.firewall == Firewall::Nftables;
-            let dialect = if is_nftables { Dialect::Nftables } else { Dialect::Iptables };
+            let dialect = match choice {
+                FirewallChoice::Nftables => Dialect::Nftables,
+                FirewallChoice::Auto | FirewallChoice::Iptables => Dialect::Iptables,
+            };
             let printing = DryRun::new(settings.clone(), dialect, Box::new(std::io::stdout()));
             return Ok(Backend::DryRun(Box::new(printing)));
         }
-        if self.firewall == Firewall::Nftables {
-            info!(firewall = "nftables", because = "chosen by the operator", "Programming the node");
-            return Ok(Backend::Nftables(Nftables::new(settings.clone())));
-        }
-        let found = probe::flavor(self.iptables_flavor, &settings.tools).await?;
-        info!(flavor = %found.flavor, version = found.version, because = found.reason, "Programming the node");
-        Ok(Backend::Iptables(Iptables::new(found.flavor, settings.clone())))
+        let chosen = choice::choose(choice, self.iptables_flavor, settings).await?;
+        info!(firewall = %chosen.firewall, because = chosen.reason, "Programming the node");
+        Ok(Backend::new(chosen.firewall, settings.clone()))
     }
 }
 
@@ -405,7 +409,7 @@ mod tests {
             ("--brake-threshold=101", "101 is not in 0..=100"),
             ("--brake-grace=10", "15s or 1h30m"),
             ("--resync=10ms", "1s or more"),
-            ("--firewall=ipvs", "nftables, iptables, dry-run"),
+            ("--firewall=ipvs", "auto, nftables, iptables, dry-run"),
         ];
         for (argument, expected) in cases {
             let error = parse(&[argument]).unwrap_err();

@@ -30,6 +30,7 @@ use crate::dataplane::Transaction;
 use crate::dataplane::command::CommandError;
 use crate::dataplane::command::Tools;
 use crate::dataplane::condition::Condition;
+use crate::dataplane::counters::Counters;
 use crate::dataplane::iptables::decode::decode;
 use crate::dataplane::iptables::layout::Layout;
 use crate::dataplane::iptables::layout::layout;
@@ -41,12 +42,16 @@ use crate::dataplane::iptables::table::Tables;
 use crate::dataplane::isolation;
 use crate::dataplane::isolation::Work as _;
 use crate::dataplane::isolation::isolate;
+use crate::dataplane::nftables;
+use crate::dataplane::nftables::Nftables;
+use crate::dataplane::nftables::plan::Table;
 use crate::dataplane::settings::Firewall;
 use crate::dataplane::settings::Flavor;
 use crate::dataplane::settings::Settings;
 use crate::model::address::Family;
 use crate::ruleset::Ruleset;
 use crate::ruleset::diff::diff;
+use crate::ruleset::entry::Key;
 
 /// How often jumps are put right in one apply when somebody else edits the same chains meanwhile.
 const JUMP_ATTEMPTS: usize = 3;
@@ -73,6 +78,28 @@ impl Iptables {
 
     const fn names(&self) -> Names<'_> {
         Names(&self.settings.prefix)
+    }
+
+    const fn other_flavor(&self) -> Flavor {
+        match self.flavor {
+            Flavor::Nft => Flavor::Legacy,
+            Flavor::Legacy => Flavor::Nft,
+        }
+    }
+
+    /// Removes what nftables or the other flavour of iptables served before this one was chosen: this one serves by now.
+    async fn retire(&self, family: Family, applied: &mut Applied) -> Result<(), DataplaneError> {
+        if applied.observed.nftables.remove(&family).is_some_and(|table| table != Table::default()) {
+            applied.transactions.extend(nftables::remove(&self.settings, family).await?);
+        }
+        let other = self.other_flavor();
+        if let Some(tables) = applied.observed.beside.remove(&(other, family)) {
+            let mut work = Work::new(&self.settings, other, family, tables);
+            let outcome = work.lay_out(&Layout::default()).await;
+            applied.transactions.append(&mut work.transactions);
+            outcome?;
+        }
+        Ok(())
     }
 
     async fn apply_family(
@@ -114,8 +141,17 @@ impl Dataplane for Iptables {
                 Err(error) => return Err(error),
             }
         }
-        let (ruleset, counters) = decode(&tables, self.names());
-        Ok(Observed { ruleset, counters, tables, ..Observed::default() })
+        let (mut ruleset, mut counters) = decode(&tables, self.names());
+        let beside = beside(&self.settings, &[self.other_flavor()]).await?;
+        add_served(&beside, &self.settings, &mut ruleset, &mut counters);
+        // A kernel without nf_tables has no table of ours.
+        let nftables = Nftables::new(self.settings.clone()).tables().await.unwrap_or_default();
+        let (served, counted) = nftables::decode(&nftables);
+        ruleset.complete_with(served);
+        for (key, counted) in counted {
+            counters.entry(key).or_insert(counted);
+        }
+        Ok(Observed { ruleset, counters, tables, nftables, beside })
     }
 
     async fn apply(&self, desired: &Ruleset, observed: &Observed) -> Applied {
@@ -125,7 +161,11 @@ impl Dataplane for Iptables {
             if !desired.families().contains(&family) && !observed.ruleset.families().contains(&family) {
                 continue;
             }
-            if let Err(error) = self.apply_family(family, desired, &mut applied).await {
+            let mut outcome = self.apply_family(family, desired, &mut applied).await;
+            if outcome.is_ok() {
+                outcome = self.retire(family, &mut applied).await;
+            }
+            if let Err(error) = outcome {
                 applied.failures.push(Failure { family, error });
             }
         }
@@ -236,6 +276,42 @@ pub async fn save(settings: &Settings, flavor: Flavor, family: Family) -> Result
         ParseError::Line(line) => DataplaneError::Unreadable { program, line },
         ParseError::Incompatible(table) => DataplaneError::Incompatible { program, table },
     })
+}
+
+/// What these flavours hold. One that is not installed, or cannot show its tables, holds nothing that could be put
+/// right from here.
+pub(crate) async fn beside(
+    settings: &Settings,
+    flavors: &[Flavor],
+) -> Result<BTreeMap<(Flavor, Family), Tables>, DataplaneError> {
+    let mut beside = BTreeMap::new();
+    for flavor in flavors {
+        for family in Family::ALL {
+            match save(settings, *flavor, family).await {
+                Ok(tables) => drop(beside.insert((*flavor, family), tables)),
+                Err(DataplaneError::Command(error)) if error.is_missing() || error.is_refusal() => {}
+                Err(DataplaneError::Incompatible { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(beside)
+}
+
+/// Adds what is served by another backend than the one in use, which it was before.
+pub(crate) fn add_served(
+    beside: &BTreeMap<(Flavor, Family), Tables>,
+    settings: &Settings,
+    ruleset: &mut Ruleset,
+    counters: &mut BTreeMap<Key, Counters>,
+) {
+    for ((_, family), tables) in beside {
+        let (served, counted) = decode(&BTreeMap::from([(*family, tables.clone())]), Names(&settings.prefix));
+        ruleset.complete_with(served);
+        for (key, counted) in counted {
+            counters.entry(key).or_insert(counted);
+        }
+    }
 }
 
 /// Makes one transaction per table in `input`.

@@ -37,7 +37,6 @@ use crate::dataplane::counters::Counters;
 use crate::dataplane::iptables;
 use crate::dataplane::iptables::blockers;
 use crate::dataplane::iptables::layout::shim;
-use crate::dataplane::iptables::table::Tables;
 use crate::dataplane::isolation;
 use crate::dataplane::isolation::Work as _;
 use crate::dataplane::isolation::isolate;
@@ -151,6 +150,28 @@ impl Nftables {
         self.blocking(move |shared| shared.read(&skeleton)).await.map_err(DataplaneError::Netlink)
     }
 
+    /// Our tables of both families.
+    pub(crate) async fn tables(&self) -> Result<BTreeMap<Family, Table>, DataplaneError> {
+        let mut tables = BTreeMap::new();
+        for family in Family::ALL {
+            match self.read_family(family).await {
+                Ok(table) => drop(tables.insert(family, table)),
+                // A kernel without IPv6 has no tables of it; if any are wanted, applying them tells.
+                Err(DataplaneError::Netlink(error))
+                    if family == Family::V6 && error.kind() == ErrorKind::Unsupported => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(tables)
+    }
+
+    /// Whether the kernel and the installed `nft` can make our table: it is tried, without making it.
+    pub async fn is_possible(&self) -> Result<(), DataplaneError> {
+        let text = Skeleton::new(Family::V4, &self.settings).text();
+        self.settings.tools.run("nft", &["-c", "-f", "-"], &text).await?;
+        Ok(())
+    }
+
     async fn apply_family(
         &self,
         family: Family,
@@ -180,14 +201,13 @@ impl Nftables {
     }
 
     /// Puts the accept where iptables refuses, and takes everything else of ours out of iptables: the table of
-    /// nftables serves by now.
+    /// nftables serves by now. What is done is looked at again when the kernel is read.
     async fn apply_shims(&self, family: Family, applied: &mut Applied) -> Result<(), DataplaneError> {
         for flavor in Flavor::ALL {
             let Some(tables) = applied.observed.beside.remove(&(flavor, family)) else { continue };
             let wanted = shim(&tables, &self.settings);
             let mut work = iptables::Work::new(&self.settings, flavor, family, tables);
             let outcome = work.lay_out(&wanted).await;
-            applied.observed.beside.insert((flavor, family), work.tables);
             applied.transactions.append(&mut work.transactions);
             outcome?;
         }
@@ -206,25 +226,17 @@ pub(crate) fn decode(tables: &BTreeMap<Family, Table>) -> (Ruleset, BTreeMap<Key
 
 impl Dataplane for Nftables {
     async fn read(&self) -> Result<Observed, DataplaneError> {
-        let mut nftables = BTreeMap::new();
-        for family in Family::ALL {
-            match self.read_family(family).await {
-                Ok(table) => drop(nftables.insert(family, table)),
-                // A kernel without IPv6 has no tables of it; if any are wanted, applying them tells.
-                Err(DataplaneError::Netlink(error))
-                    if family == Family::V6 && error.kind() == ErrorKind::Unsupported => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let beside = beside(&self.settings).await?;
-        let (ruleset, counters) = decode(&nftables);
+        let nftables = self.tables().await?;
+        let beside = iptables::beside(&self.settings, &Flavor::ALL).await?;
+        let (mut ruleset, mut counters) = decode(&nftables);
+        iptables::add_served(&beside, &self.settings, &mut ruleset, &mut counters);
         Ok(Observed { ruleset, counters, nftables, beside, ..Observed::default() })
     }
 
     async fn apply(&self, desired: &Ruleset, observed: &Observed) -> Applied {
         let mut applied = Applied { observed: observed.clone(), ..Applied::default() };
         if observed.nftables.is_empty() {
-            match beside(&self.settings).await {
+            match iptables::beside(&self.settings, &Flavor::ALL).await {
                 Ok(beside) => applied.observed.beside = beside,
                 Err(error) => {
                     let family = desired.families().first().copied().unwrap_or(Family::V4);
@@ -266,23 +278,6 @@ impl Dataplane for Nftables {
     async fn conditions(&self, desired: &Ruleset) -> Vec<Condition> {
         blockers::conditions(&self.settings, Firewall::Nftables, desired).await
     }
-}
-
-/// What iptables holds beside our tables. Where it is not installed, or cannot show its tables, it holds nothing that
-/// could be put right from here.
-async fn beside(settings: &Settings) -> Result<BTreeMap<(Flavor, Family), Tables>, DataplaneError> {
-    let mut beside = BTreeMap::new();
-    for flavor in Flavor::ALL {
-        for family in Family::ALL {
-            match iptables::save(settings, flavor, family).await {
-                Ok(tables) => drop(beside.insert((flavor, family), tables)),
-                Err(DataplaneError::Command(error)) if error.is_missing() || error.is_refusal() => {}
-                Err(DataplaneError::Incompatible { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-    Ok(beside)
 }
 
 /// One family on its way to its wanted state.

@@ -11,6 +11,7 @@ mod namespace;
 mod policy;
 mod programming;
 mod rewriting;
+mod switching;
 mod traffic;
 
 /// Runs each function with every backend, as one test each.

@@ -225,6 +225,11 @@ impl Lab {
         }
     }
 
+    /// Puts another backend under test.
+    pub(crate) fn switch_to(&mut self, firewall: Firewall) {
+        self.firewall = firewall;
+    }
+
     /// Whether the backend under test is nftables.
     pub(crate) fn is_nftables(&self) -> bool {
         self.firewall == Firewall::Nftables

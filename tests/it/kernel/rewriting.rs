@@ -18,7 +18,7 @@ use crate::kernel::with_every_backend;
 
 /// Connects again and again while `change` runs. Every connection must be made, and none of the packets that open
 /// them may get lost on the way.
-fn while_connecting(lab: &mut Lab, change: impl FnOnce(&mut Lab)) {
+pub(crate) fn while_connecting(lab: &mut Lab, change: impl FnOnce(&mut Lab)) {
     let client = std::mem::replace(&mut lab.client, Namespace::new());
     let done = AtomicBool::new(false);
     let answers = thread::scope(|scope| {
