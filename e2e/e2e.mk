@@ -2,16 +2,20 @@
 
 .PHONY: e2e-control-plane e2e-api e2e-vet e2e-tools pinhole-binary
 
-e2e-control-plane: ## Build kube-apiserver, controller-manager, kubectl and etcd into the cache (7 min cold, then 0 s)
+e2e-control-plane: ## Build kube-apiserver, controller-manager, kubectl, etcd and cert-manager into the cache (9 min cold, then 0 s)
 	@e2e/build-control-plane >/dev/null
+	@e2e/cert-manager/build >/dev/null
 
 # With the development dependencies, as `cargo test` builds it: else what they share would be compiled twice.
 pinhole-binary:
 	@cargo test --locked --quiet --no-run --test it
 
-e2e-api: packages pinhole-binary ## Test the webhook through a real API server with the real kubectl (7 min)
-	@control_plane=$$(e2e/build-control-plane) && cd e2e/api && \
-	PINHOLE_CONTROL_PLANE=$$control_plane PINHOLE_BIN=$(CURDIR)/target/debug/pinhole go run ./report e2e-api .
+# Another release of Kubernetes than the pinned one, as in `make e2e-api K8S=v1.33.13`.
+K8S ?=
+
+e2e-api: packages pinhole-binary ## Test the webhook through a real API server with the real kubectl, of release K8S= (7 min)
+	@control_plane=$$(K8S=$(K8S) e2e/build-control-plane) && cert_manager=$$(e2e/cert-manager/build) && cd e2e/api && \
+	PINHOLE_CONTROL_PLANE=$$control_plane PINHOLE_CERT_MANAGER=$$cert_manager PINHOLE_BIN=$(CURDIR)/target/debug/pinhole go run ./report e2e-api .
 
 test: e2e-tools
 

@@ -3,7 +3,6 @@
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::RwLock;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use std::time::SystemTime;
 
@@ -16,6 +15,7 @@ use pinhole::telemetry::http;
 use pinhole::telemetry::metrics;
 use pinhole::telemetry::metrics::webhook::WebhookMetrics;
 use pinhole::telemetry::readiness::Readiness;
+use pinhole::telemetry::startup::Startup;
 use pinhole::webhook;
 use pinhole::webhook::CertificateSource;
 use pinhole::webhook::Webhook;
@@ -104,9 +104,14 @@ async fn run(handler: Handler, stop: CancellationToken) {
         }
         Handler::Decide(held) => {
             let index = Arc::new(RwLock::new(fixture::index(held)));
-            let synced = Arc::new(AtomicBool::new(true));
             let policy = Arc::new(Policy::default());
-            let decider = Arc::new(Decider::new(policy, index, None, synced, Duration::from_secs(10)));
+            let decider = Arc::new(Decider::new(
+                policy,
+                index,
+                None,
+                Arc::new(Startup::complete()),
+                Duration::from_secs(10),
+            ));
             let certificates = CertificateSource::Fixed(Box::new(pair));
             announce();
             let parts = Webhook { decider, certificates, limits, metrics, readiness };

@@ -3,13 +3,9 @@ package api
 import (
 	"bytes"
 	"context"
-	"crypto/x509"
 	"fmt"
-	"maps"
 	"net/http"
-	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -25,6 +21,9 @@ var hurriedAuthority = []string{"--ca-lifetime=1h", "--ca-soak=5s", "--ca-retire
 
 // Less than the soak time: so late may an API server learn of a change.
 const latestNews = 2500 * time.Millisecond
+
+// Clocks of callers may be five minutes off, less what a certificate takes from its making to its use.
+const callersSkew = 4*time.Minute + 55*time.Second
 
 const authorityPath = "/api/v1/namespaces/" + lab.WebhookNamespace + "/secrets/pinhole-webhook-ca"
 
@@ -48,8 +47,8 @@ func TestWhileAuthoritiesReplaceEachOther(t *testing.T) {
 		}
 	})
 	d := desk{t, &officeCluster{Cluster: cluster}, "default"}
-	traffic := startLoad(cluster, 4)
-	late := startLateCaller(cluster, replicas)
+	traffic := cluster.StartLoad(4)
+	late := cluster.StartLateCallers(replicas, latestNews, 0, -callersSkew)
 
 	t.Run("three new authorities under load fail no call", func(t *testing.T) {
 		d := desk{t, d.cluster, d.namespace}
@@ -78,33 +77,70 @@ func TestWhileAuthoritiesReplaceEachOther(t *testing.T) {
 		twoWriters(d, replicas)
 	})
 
-	t.Run("the rights to do so are used, and no other is missed", func(t *testing.T) {
-		rights(t, cluster)
-	})
+	d.finishes(traffic.Finish, late.Finish)
 
-	requests, failures := traffic.finish()
-	handshakes, refused := late.finish()
-	calls, err := cluster.WebhookCalls(0)
+	t.Run("where cert-manager's injector is at work as well, that is noticed and said", func(t *testing.T) {
+		besideTheInjector(desk{t, d.cluster, d.namespace}, replicas)
+	})
+}
+
+// besideTheInjector lets the real injector write into the configurations. It adds to what is there (its predecessors wrote
+// over it), so the webhook stays trusted for the time being.
+func besideTheInjector(d desk, replicas []*lab.Replica) {
+	if err := d.cluster.StartCertManager(); err != nil {
+		d.t.Fatal(err)
+	}
+	const injection, source = "cert-manager.io/inject-ca-from-secret", "somebody-elses-ca"
+	other, err := lab.NewAuthority("somebody else")
 	if err != nil {
-		t.Fatal(err)
+		d.t.Fatal(err)
 	}
-	if len(failures) != 0 || calls.Failed != 0 {
-		t.Errorf("%d of %d requests failed; the API server counts %v failed of %v calls:\n%s",
-			len(failures), requests, calls.Failed, calls.Total, strings.Join(failures, "\n"))
+	secret := object{
+		"metadata": object{"name": source, "annotations": notes{"cert-manager.io/allow-direct-injection": "true"}},
+		"data":     object{"ca.crt": other.PEM},
 	}
-	if len(refused) != 0 {
-		t.Errorf("%d of %d callers who were %s behind could not trust the webhook:\n%s",
-			len(refused), handshakes, latestNews, strings.Join(refused, "\n"))
+	path := "/api/v1/namespaces/" + lab.WebhookNamespace + "/secrets"
+	if err := d.cluster.Do(context.Background(), 0, http.MethodPost, path, secret, nil); err != nil {
+		d.t.Fatal(err)
 	}
-	if requests < 1000 || handshakes < 500 {
-		t.Errorf("only %d requests and %d handshakes: that is no load", requests, handshakes)
+	for _, kind := range lab.ConfigurationKinds {
+		d.succeeds("", "annotate", kind, "pinhole", injection+"="+lab.WebhookNamespace+"/"+source)
 	}
-	t.Logf("%d requests, %v calls, %v failed; %d handshakes with old bundles, %d refused", requests, calls.Total, calls.Failed, handshakes, len(refused))
+	d.injects(func(now []byte) bool { return bytes.Contains(now, other.PEM) })
+	injected := d.bundle()
+	d.counts(replicas, "pinhole_certificate_authority_other_writers 2")
+	for _, replica := range replicas {
+		d.mentions(replica.Log(), "Two writers want to set the caBundle", injection)
+	}
+	// Who is told to write a configuration is the only one who does.
+	time.Sleep(3 * time.Second)
+	if now := d.bundle(); !bytes.Equal(now, injected) {
+		d.t.Errorf("the webhook wrote over what cert-manager had injected: %s", now)
+	}
+	for _, kind := range lab.ConfigurationKinds {
+		d.succeeds("", "annotate", kind, "pinhole", injection+"-")
+	}
+	d.settles(func(now authority) bool { return now.trustedBy(d) })
+	d.counts(replicas, "pinhole_certificate_authority_other_writers 0")
+}
+
+// counts waits until every replica's metrics have this line.
+func (d desk) counts(replicas []*lab.Replica, line string) {
+	d.t.Helper()
+	for _, replica := range replicas {
+		d.eventually(func() error {
+			metrics, err := replica.Metrics()
+			if err == nil && !strings.Contains(metrics, line+"\n") {
+				err = fmt.Errorf("%s does not count %q", replica.Name, line)
+			}
+			return err
+		})
+	}
 }
 
 func twoWriters(d desk, replicas []*lab.Replica) {
 	const injection = "cert-manager.io/inject-ca-from"
-	for _, kind := range configurationKinds {
+	for _, kind := range lab.ConfigurationKinds {
 		d.succeeds("", "annotate", kind, "pinhole", injection+"=pinhole-system/pinhole-webhook")
 	}
 	before := d.authority()
@@ -120,45 +156,11 @@ func twoWriters(d desk, replicas []*lab.Replica) {
 		logs.WriteString(replica.Log())
 	}
 	d.mentions(logs.String(), "Two writers want to set the caBundle", injection)
-	for _, kind := range configurationKinds {
+	for _, kind := range lab.ConfigurationKinds {
 		d.succeeds("", "annotate", kind, "pinhole", injection+"-")
 	}
 	d.settles(func(now authority) bool { return now.Phase == "stable" && now.Active != before.Active })
 }
-
-// rights compares what the webhook did beyond looking with what its roles grant beyond that.
-func rights(t *testing.T, cluster *lab.Cluster) {
-	events, err := cluster.Audit()
-	if err != nil {
-		t.Fatal(err)
-	}
-	used := map[string]bool{}
-	for _, event := range events {
-		if event.User.Username != "system:serviceaccount:pinhole-system:pinhole-webhook" {
-			continue
-		}
-		deed := event.Verb + " " + event.ObjectRef.Resource
-		if event.ResponseStatus.Code == http.StatusForbidden {
-			// It may fill its Secret and not make one; it tries when somebody has deleted it.
-			if deed != "create secrets" {
-				t.Errorf("it was forbidden to %s", deed)
-			}
-			continue
-		}
-		if event.ObjectRef.Resource == "secrets" || slices.Contains(configurationKinds, strings.TrimSuffix(event.ObjectRef.Resource, "s")) {
-			used[deed] = true
-		}
-	}
-	want := []string{
-		"get mutatingwebhookconfigurations", "get secrets", "get validatingwebhookconfigurations",
-		"patch mutatingwebhookconfigurations", "patch validatingwebhookconfigurations", "update secrets",
-	}
-	if got := slices.Sorted(maps.Keys(used)); !slices.Equal(got, want) {
-		t.Errorf("it used\n%v\nits roles grant\n%v", got, want)
-	}
-}
-
-var configurationKinds = []string{"mutatingwebhookconfiguration", "validatingwebhookconfiguration"}
 
 // authority is the state in the webhook's Secret, as far as these tests look.
 type authority struct {
@@ -190,91 +192,14 @@ func (d desk) settles(is func(authority) bool) {
 
 // trustedBy says whether the configurations trust this authority's bundle and nobody else.
 func (a authority) trustedBy(d desk) bool {
-	for _, bundle := range bundles(d.cluster.Cluster) {
+	bundles, err := d.cluster.Bundles()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	for _, bundle := range bundles {
 		if string(bundle) != a.Bundle {
 			return false
 		}
 	}
 	return true
-}
-
-// bundles are the caBundles of all three webhooks.
-func bundles(cluster *lab.Cluster) [][]byte {
-	var found [][]byte
-	for _, kind := range configurationKinds {
-		var configuration struct {
-			Webhooks []struct {
-				ClientConfig struct {
-					CABundle []byte `json:"caBundle"`
-				} `json:"clientConfig"`
-			}
-		}
-		path := "/apis/admissionregistration.k8s.io/v1/" + kind + "s/pinhole"
-		if cluster.Do(context.Background(), 0, http.MethodGet, path, nil, &configuration) != nil {
-			continue
-		}
-		for _, webhook := range configuration.Webhooks {
-			found = append(found, webhook.ClientConfig.CABundle)
-		}
-	}
-	return found
-}
-
-// lateCaller makes a new connection to every replica again and again, and trusts what the configurations said a while
-// ago, as an API server does that learns late.
-type lateCaller struct {
-	stop       chan struct{}
-	wait       sync.WaitGroup
-	handshakes int
-	refused    []string
-}
-
-func startLateCaller(cluster *lab.Cluster, replicas []*lab.Replica) *lateCaller {
-	caller := &lateCaller{stop: make(chan struct{})}
-	type news struct {
-		read   time.Time
-		bundle []byte
-	}
-	caller.wait.Add(1)
-	go func() {
-		defer caller.wait.Done()
-		var known []news
-		for {
-			select {
-			case <-caller.stop:
-				return
-			case <-time.After(50 * time.Millisecond):
-			}
-			for _, bundle := range bundles(cluster) {
-				known = append(known, news{time.Now(), bundle})
-			}
-			// The oldest that an API server may still have, and everything since.
-			for 0 < len(known) && latestNews < time.Since(known[0].read) {
-				known = known[1:]
-			}
-			tried := [][]byte{}
-			for _, news := range known {
-				if slices.ContainsFunc(tried, func(bundle []byte) bool { return bytes.Equal(bundle, news.bundle) }) {
-					continue
-				}
-				tried = append(tried, news.bundle)
-				pool := x509.NewCertPool()
-				pool.AppendCertsFromPEM(news.bundle)
-				for _, replica := range replicas {
-					caller.handshakes++
-					if err := lab.DialTrusting(replica, pool); err != nil {
-						caller.refused = append(caller.refused, fmt.Sprintf("%s %s, bundle of %s: %v",
-							time.Now().Format("15:04:05.000"), replica.Name, news.read.Format("15:04:05.000"), err))
-					}
-				}
-			}
-		}
-	}()
-	return caller
-}
-
-func (c *lateCaller) finish() (handshakes int, refused []string) {
-	close(c.stop)
-	c.wait.Wait()
-	return c.handshakes, c.refused
 }

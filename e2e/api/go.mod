@@ -2,4 +2,4 @@
 // spoken to with kubectl, as a user does, or in plain HTTP.
 module github.com/pinhole-dev/pinhole/e2e/api
 
-go 1.24
+go 1.26.0

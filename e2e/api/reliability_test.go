@@ -1,41 +1,14 @@
 package api
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
-	"net/http"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/pinhole-dev/pinhole/e2e/api/lab"
 )
-
-func podObject(name string, annotations notes) object {
-	return object{
-		"metadata": object{"name": name, "annotations": annotations},
-		"spec":     object{"containers": []object{{"name": "main", "image": "example.com/app:1"}}},
-	}
-}
-
-// createPod creates a pod through one API server; both webhooks must have answered.
-func createPod(cluster *lab.Cluster, server int, path, name string, annotations notes) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	var created storedPod
-	if err := cluster.Do(ctx, server, http.MethodPost, path, podObject(name, annotations), &created); err != nil {
-		return fmt.Errorf("the validating call: %w", err)
-	}
-	if created.Metadata.Annotations[effective] == "" {
-		return fmt.Errorf("the mutating call failed: the pod came without %s", effective)
-	}
-	return nil
-}
-
-const defaultPods = "/api/v1/namespaces/default/pods"
 
 // API servers keep connections to a webhook for up to 90 s after the last call. A server that closes them earlier fails
 // the call that is on its way just then. Each interval has an API server of its own, which makes no other calls.
@@ -62,7 +35,7 @@ func TestNoCallFailsHoweverLongTheConnectionWasIdle(t *testing.T) {
 			made := 0
 			for pause := time.Duration(0); time.Now().Add(pause).Before(end); pause = interval.least + rand.N(interval.most-interval.least) {
 				time.Sleep(pause)
-				if err := createPod(cluster, server, defaultPods+"?dryRun=All", "idle", expose("192.0.2.70:80")); err != nil {
+				if err := cluster.CreatePod(server, lab.DefaultPods+"?dryRun=All", "idle", "192.0.2.70:80"); err != nil {
 					t.Errorf("call %d: %v", made+1, err)
 				}
 				made++
@@ -81,50 +54,6 @@ func TestNoCallFailsHoweverLongTheConnectionWasIdle(t *testing.T) {
 			}
 		})
 	}
-}
-
-// load creates and deletes pods until it is stopped; every pod has the one port of its worker.
-type load struct {
-	stop     chan struct{}
-	wait     sync.WaitGroup
-	requests atomic.Int64
-	mutex    sync.Mutex
-	failures []string
-}
-
-func startLoad(cluster *lab.Cluster, workers int) *load {
-	l := &load{stop: make(chan struct{})}
-	for worker := range workers {
-		l.wait.Add(1)
-		go func() {
-			defer l.wait.Done()
-			name := fmt.Sprintf("worker-%d", worker)
-			for {
-				select {
-				case <-l.stop:
-					return
-				case <-time.After(20 * time.Millisecond):
-				}
-				l.requests.Add(1)
-				err := createPod(cluster, 0, defaultPods, name, expose(fmt.Sprintf("192.0.2.71:%d", 8000+worker)))
-				if err == nil {
-					err = cluster.Do(context.Background(), 0, http.MethodDelete, defaultPods+"/"+name, nil, nil)
-				}
-				if err != nil {
-					l.mutex.Lock()
-					l.failures = append(l.failures, time.Now().Format("15:04:05.000 ")+err.Error())
-					l.mutex.Unlock()
-				}
-			}
-		}()
-	}
-	return l
-}
-
-func (l *load) finish() (requests int64, failures []string) {
-	close(l.stop)
-	l.wait.Wait()
-	return l.requests.Load(), l.failures
 }
 
 // The rest of this file shares a cluster in which the webhook comes and goes, one test after the other.
@@ -172,7 +101,7 @@ func rollingRestarts(t *testing.T, cluster *lab.Cluster) {
 		}
 		replicas = append(replicas, replica)
 	}
-	traffic := startLoad(cluster, 4)
+	traffic := cluster.StartLoad(4)
 	for restart := range 10 {
 		// As the shipped Deployment does it: the new one serves before the old one is asked to go.
 		next, err := cluster.StartReadyReplica()
@@ -185,19 +114,11 @@ func rollingRestarts(t *testing.T, cluster *lab.Cluster) {
 		}
 		replicas = append(replicas[1:], next)
 	}
-	requests, failures := traffic.finish()
-	calls, err := cluster.WebhookCalls(0)
+	summary, err := traffic.Finish()
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
 	}
-	if len(failures) != 0 || calls.Failed != 0 {
-		t.Errorf("%d of %d requests failed; the API server counts %v failed of %v calls:\n%s",
-			len(failures), requests, calls.Failed, calls.Total, strings.Join(failures, "\n"))
-	}
-	if requests < 1000 {
-		t.Errorf("only %d requests: that is no load", requests)
-	}
-	t.Logf("%d requests, %v calls, %v failed", requests, calls.Total, calls.Failed)
+	t.Log(summary)
 	if t.Failed() {
 		for _, replica := range replicas {
 			t.Log(replica.LogTail())

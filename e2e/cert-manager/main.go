@@ -4,7 +4,7 @@
 // They are cert-manager's own, linked from its released module, which holds no commands. Its admission webhook is left
 // out, so nothing here defaults or validates beyond the CRDs' schemas.
 //
-//	cert-manager [--kubeconfig=FILE]      in a cluster, the pod's ServiceAccount is used
+//	cert-manager [--kubeconfig=FILE] [--v=2]      in a cluster, the pod's ServiceAccount is used
 package main
 
 import (
@@ -50,7 +50,8 @@ import (
 )
 
 func main() {
-	// controller-runtime has defined the one flag.
+	// Adds -v and others; controller-runtime has added -kubeconfig.
+	klog.InitFlags(nil)
 	flag.Parse()
 	kubeconfig := flag.Lookup("kubeconfig").Value.String()
 	// Without this controller-runtime's errors go nowhere.

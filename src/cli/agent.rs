@@ -54,6 +54,7 @@ use crate::telemetry::metrics;
 use crate::telemetry::metrics::agent::AgentMetrics;
 use crate::telemetry::metrics::watch::WatchMetrics;
 use crate::telemetry::readiness::Readiness;
+use crate::telemetry::startup::Startup;
 
 /// How long to go on writing Events after the loop has ended.
 const LAST_EVENTS: Duration = Duration::from_secs(3);
@@ -217,8 +218,9 @@ impl AgentFlags {
         let readiness = Readiness::new();
         let mut registry = metrics::registry();
         let metrics = AgentMetrics::register(&mut registry);
-        let caches = readiness.require("caches", "waiting for the first lists from the API server");
-        let observer = watching::observer(caches, Arc::default(), WatchMetrics::register(&mut registry));
+        let caches = readiness.require("caches", watching::FIRST_LISTS);
+        let startup = Arc::new(Startup::missing(watching::FIRST_LISTS));
+        let observer = watching::observer(caches, startup, WatchMetrics::register(&mut registry));
         let in_sync = readiness.require("rules", "starting");
         let ended = CancellationToken::new();
         let admin = http::router(readiness, Arc::new(registry));

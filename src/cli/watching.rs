@@ -1,35 +1,40 @@
 //! What the watches on the cluster tell, as metrics and readiness: the same for every process that keeps lists.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
 
 use crate::cluster::informers::Observer;
 use crate::cluster::informers::Sign;
 use crate::telemetry::metrics::watch::WatchMetrics;
 use crate::telemetry::readiness::Condition;
+use crate::telemetry::startup::Startup;
 
-/// Counts every sign of the watches. `synced` becomes true, and `caches` met, once every resource was listed for the
-/// first time; until then `caches` says which lists are missing, or why one fails. A watch that fails later is repeated and
-/// no reason to be unready: a refusal is confirmed by live reads, and what is programmed stays right for the known pods.
-pub(crate) fn observer(caches: Condition, synced: Arc<AtomicBool>, metrics: WatchMetrics) -> Observer {
-    Arc::new(move |resource, sign| match sign {
-        Sign::Listed { waiting } => {
-            metrics.listed(resource.plural());
-            if waiting.is_empty() {
-                synced.store(true, Ordering::Release);
-                caches.met();
-            } else {
+/// What is missing at first.
+pub(crate) const FIRST_LISTS: &str = "waiting for the first lists from the API server";
+
+/// Counts every sign of the watches. `startup` is complete, and `caches` met, once every resource was listed for the first
+/// time; until then both say which lists are missing, or why one fails. A watch that fails later is repeated and no reason
+/// to be unready: a refusal is confirmed by live reads, and what is programmed stays right for the known pods.
+pub(crate) fn observer(caches: Condition, startup: Arc<Startup>, metrics: WatchMetrics) -> Observer {
+    Arc::new(move |resource, sign| {
+        let missing = match sign {
+            Sign::Changed => return metrics.changed(resource.plural()),
+            Sign::Listed { waiting } => {
+                metrics.listed(resource.plural());
+                if waiting.is_empty() {
+                    startup.finish();
+                    return caches.met();
+                }
                 let waiting: Vec<_> = waiting.iter().map(|resource| resource.plural()).collect();
-                caches.missing(format!("waiting for the first list of {}", waiting.join(", ")));
+                format!("waiting for the first list of {}", waiting.join(", "))
             }
-        }
-        Sign::Changed => metrics.changed(resource.plural()),
-        Sign::Failed(reason) => {
-            metrics.failed(resource.plural());
-            if !synced.load(Ordering::Acquire) {
-                caches.missing(format!("listing {} fails: {reason}", resource.plural()));
+            Sign::Failed(reason) => {
+                metrics.failed(resource.plural());
+                format!("listing {} fails: {reason}", resource.plural())
             }
+        };
+        if !startup.is_complete() {
+            startup.waits_for(missing.clone());
+            caches.missing(missing);
         }
     })
 }
@@ -45,20 +50,20 @@ mod tests {
     #[test]
     fn readiness_names_what_is_missing_until_all_lists_are_there_and_keeps_what_was_reached() {
         let readiness = Readiness::new();
-        let synced = Arc::new(AtomicBool::new(false));
+        let startup = Arc::new(Startup::missing("starting"));
         let caches = readiness.require("caches", "starting");
-        let observer = observer(caches, Arc::clone(&synced), WatchMetrics::default());
+        let observer = observer(caches, Arc::clone(&startup), WatchMetrics::default());
         let missing = || readiness.report().remove(0).missing;
 
         observer(Resource::Namespace, Sign::Listed { waiting: &BTreeSet::from([Resource::Node]) });
         assert_eq!(missing().unwrap(), "waiting for the first list of nodes");
         observer(Resource::Node, Sign::Failed("forbidden"));
         assert_eq!(missing().unwrap(), "listing nodes fails: forbidden");
-        assert!(!synced.load(Ordering::Acquire));
+        assert!(!startup.is_complete());
 
         observer(Resource::Node, Sign::Listed { waiting: &BTreeSet::new() });
         assert_eq!(missing(), None);
-        assert!(synced.load(Ordering::Acquire));
+        assert!(startup.is_complete());
         observer(Resource::Node, Sign::Failed("connection refused"));
         assert_eq!(missing(), None, "a watch that fails later is repeated");
     }

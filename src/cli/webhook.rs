@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::RwLock;
-use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
 use std::time::SystemTime;
@@ -42,6 +41,7 @@ use crate::telemetry::metrics::watch::WatchMetrics;
 use crate::telemetry::metrics::webhook::WebhookMetrics;
 use crate::telemetry::metrics::webhook::register_index;
 use crate::telemetry::readiness::Readiness;
+use crate::telemetry::startup::Startup;
 use crate::webhook;
 use crate::webhook::CertificateSource;
 use crate::webhook::decider::Decider;
@@ -230,7 +230,7 @@ impl Webhook {
         let http_listener = listen::bind(http_address, "--http-address").await?;
 
         let readiness = Readiness::new();
-        let synced = Arc::new(AtomicBool::new(false));
+        let startup = Arc::new(Startup::missing(watching::FIRST_LISTS));
         let index = Arc::new(RwLock::new(Index::new(Arc::clone(&policy))));
         let metrics = WebhookMetrics::register(&mut registry);
         let watch_metrics = WatchMetrics::register(&mut registry);
@@ -241,13 +241,13 @@ impl Webhook {
 
         info!(server = connection.server, "Watching the cluster");
         let live = Arc::new(ApiServer::new(connection.client.clone()));
-        let caches = readiness.require("caches", "waiting for the first lists from the API server");
-        let observer = watching::observer(caches, Arc::clone(&synced), watch_metrics);
+        let caches = readiness.require("caches", watching::FIRST_LISTS);
+        let observer = watching::observer(caches, Arc::clone(&startup), watch_metrics);
         let store = claims.then(|| ApiClaims::new(connection.client.clone()));
         let informers = Informers::new(connection, Arc::clone(&policy), Arc::clone(&index), observer);
         let watching = tokio::spawn(informers.run());
 
-        let decider = Decider::new(policy, index, Some(live), synced, pending_ttl);
+        let decider = Decider::new(policy, index, Some(live), startup, pending_ttl);
         let decider = Arc::new(match store {
             Some(store) => decider.with_claims(Arc::new(store)),
             None => decider,

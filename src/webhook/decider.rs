@@ -20,7 +20,6 @@ use std::sync::PoisonError;
 use std::sync::RwLock;
 use std::sync::RwLockReadGuard;
 use std::sync::RwLockWriteGuard;
-use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -51,6 +50,8 @@ use crate::cluster::claim_store;
 use crate::cluster::claim_store::ClaimStore;
 use crate::cluster::evidence::LiveReadError;
 use crate::cluster::evidence::LiveReads;
+use crate::telemetry::startup::Incomplete;
+use crate::telemetry::startup::Startup;
 
 /// How often a decision is taken again after live reads. Each round can bring up owners not known before; a chain
 /// from pod to root is three long.
@@ -68,8 +69,11 @@ const STORING_STEP: Duration = Duration::from_millis(50);
 #[derive(Debug, Error)]
 pub(crate) enum NotNow {
     /// The first lists have not arrived.
-    #[error("pinhole is starting and does not know yet which ports are held; the call is repeated")]
-    Starting,
+    #[error(
+        "pinhole is starting and does not know yet which ports are held ({0}); try again, and if it stays so, see the \
+         webhook's log"
+    )]
+    Starting(Incomplete),
     /// A refusal could not be confirmed.
     #[error("{0}; without it pinhole cannot tell whether the port is still held")]
     LiveRead(#[from] LiveReadError),
@@ -77,7 +81,7 @@ pub(crate) enum NotNow {
     #[error("{0}; without its claims nothing is granted")]
     Claims(Failure),
     /// What a refusal rests on changes faster than it can be read.
-    #[error("the holders of the requested ports keep changing; the call is repeated")]
+    #[error("the holders of the requested ports keep changing; try again")]
     Unsettled,
 }
 
@@ -87,14 +91,14 @@ impl NotNow {
         match self {
             Self::LiveRead(error) => error.is_lasting,
             Self::Claims(failure) => failure.is_lasting,
-            Self::Starting | Self::Unsettled => false,
+            Self::Starting(_) | Self::Unsettled => false,
         }
     }
 
     /// The label of metrics.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
-            Self::Starting => "starting",
+            Self::Starting(_) => "starting",
             Self::LiveRead(_) => "live-read",
             Self::Claims(_) => "claims",
             Self::Unsettled => "unsettled",
@@ -133,7 +137,7 @@ pub struct Decider {
     index: Arc<RwLock<Index>>,
     /// Where there is no API server behind the index, the index is the truth.
     live: Option<Arc<dyn LiveReads>>,
-    synced: Arc<AtomicBool>,
+    startup: Arc<Startup>,
     pending_ttl: Duration,
     claims: Option<Arc<dyn ClaimStore>>,
     /// How many requests have been remembered: a decision taken beside a change of it is taken again.
@@ -141,15 +145,15 @@ pub struct Decider {
 }
 
 impl Decider {
-    /// Decides against `index`, which others keep up to date and which is complete once `synced` says so.
+    /// Decides against `index`, which others keep up to date and which is complete once `startup` is.
     pub fn new(
         policy: Arc<Policy>,
         index: Arc<RwLock<Index>>,
         live: Option<Arc<dyn LiveReads>>,
-        synced: Arc<AtomicBool>,
+        startup: Arc<Startup>,
         pending_ttl: Duration,
     ) -> Self {
-        Self { policy, index, live, synced, pending_ttl, claims: None, remembered: AtomicU64::new(0) }
+        Self { policy, index, live, startup, pending_ttl, claims: None, remembered: AtomicU64::new(0) }
     }
 
     /// Also claims what it grants, in this store.
@@ -160,6 +164,11 @@ impl Decider {
     /// The operator's settings.
     pub(crate) fn policy(&self) -> &Policy {
         &self.policy
+    }
+
+    /// Waits until the first lists have arrived.
+    pub(crate) async fn started(&self) {
+        self.startup.completed().await;
     }
 
     /// Decides on one request, and claims what it grants. A dry run is decided on like any other, but leaves no trace.
@@ -221,8 +230,8 @@ impl Decider {
     }
 
     async fn decide_by_view(&self, request: &Request, dry_run: bool) -> Result<Decision, NotNow> {
-        if !self.synced.load(Ordering::Acquire) {
-            return self.decide_while_starting(request);
+        if let Some(incomplete) = self.startup.incomplete() {
+            return self.decide_while_starting(request, incomplete);
         }
         let mut reads = Reads::new();
         for _ in 0..ROUNDS {
@@ -252,11 +261,11 @@ impl Decider {
 
     /// What can be said without knowing the cluster: requests that no rule applies to pass, and what is wrong in
     /// itself is refused.
-    fn decide_while_starting(&self, request: &Request) -> Result<Decision, NotNow> {
+    fn decide_while_starting(&self, request: &Request, incomplete: Incomplete) -> Result<Decision, NotNow> {
         let decision = self.judge(request, &self.read_index());
         let asks_nothing = decision.is_granted() && decision.mappings.is_empty();
         let wrong_in_itself = !decision.is_granted() && decision.evidence.is_empty();
-        if asks_nothing || wrong_in_itself { Ok(decision) } else { Err(NotNow::Starting) }
+        if asks_nothing || wrong_in_itself { Ok(decision) } else { Err(NotNow::Starting(incomplete)) }
     }
 
     fn decide_once(&self, request: &Request, reads: &Reads, dry_run: bool) -> Decision {

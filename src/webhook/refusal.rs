@@ -31,14 +31,18 @@ struct Details {
     retry_after_seconds: u32,
 }
 
-/// 503: come back in `seconds`.
-pub(crate) fn unavailable(message: &str, seconds: u32) -> Response<Body> {
-    again(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message, seconds)
+/// 503: not in the time that the call had. Without `Retry-After`, because no time is left to come back in, and a client
+/// that comes back for nothing keeps the message to itself.
+pub(crate) fn unavailable(message: &str) -> Response<Body> {
+    status(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message, None)
 }
 
 /// 429: too much at once, come back in `seconds`.
 pub(crate) fn too_many(message: &str, seconds: u32) -> Response<Body> {
-    again(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", message, seconds)
+    let details = Details { retry_after_seconds: seconds };
+    let mut response = status(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", message, Some(details));
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    response
 }
 
 /// 500: our fault; nothing says that trying again helps.
@@ -49,12 +53,6 @@ pub(crate) fn internal(message: &str) -> Response<Body> {
 /// 400: not a question that we could answer, not even with a refusal.
 pub(crate) fn bad_request(message: &str) -> Response<Body> {
     status(StatusCode::BAD_REQUEST, "BadRequest", message, None)
-}
-
-fn again(code: StatusCode, reason: &'static str, message: &str, seconds: u32) -> Response<Body> {
-    let mut response = status(code, reason, message, Some(Details { retry_after_seconds: seconds }));
-    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
-    response
 }
 
 fn status(code: StatusCode, reason: &'static str, message: &str, details: Option<Details>) -> Response<Body> {

@@ -30,6 +30,7 @@ use crate::webhook::body;
 use crate::webhook::body::BodyError;
 use crate::webhook::budget::Budget;
 use crate::webhook::decider::Decider;
+use crate::webhook::decider::NotNow;
 use crate::webhook::limits::Limits;
 use crate::webhook::refusal;
 use crate::webhook::reply::Cause;
@@ -49,6 +50,12 @@ const LONGEST_TIME: Duration = Duration::from_secs(30);
 
 /// When to come back, in seconds. The API server's client repeats within the call's own time limit.
 const RETRY_SECONDS: u32 = 1;
+
+/// A call that cannot be decided on yet is looked at again this often, as long as its caller waits,
+const LOOK_AGAIN: Duration = Duration::from_millis(300);
+
+/// and is told the reason this long before its time is over.
+const LAST_WORD: Duration = Duration::from_millis(300);
 
 /// What both endpoints share.
 struct Desk {
@@ -103,7 +110,8 @@ pub fn router(decider: Arc<Decider>, limits: &Limits, metrics: WebhookMetrics) -
 async fn answer(desk: Arc<Desk>, endpoint: Endpoint, call: HttpRequest) -> Response<Body> {
     let started = Instant::now();
     let time = time_limit(call.uri().query());
-    let answered = tokio::time::timeout(time, desk.answer(endpoint, call.into_body())).await;
+    let last_word = started + time.saturating_sub(LAST_WORD);
+    let answered = tokio::time::timeout(time, desk.answer(endpoint, call.into_body(), last_word)).await;
     let answer = answered.unwrap_or_else(|_| {
         desk.metrics.shed("deadline");
         warn!(
@@ -112,14 +120,14 @@ async fn answer(desk: Arc<Desk>, endpoint: Endpoint, call: HttpRequest) -> Respo
             "A call ran out of its own time; look at the API server's load and at timeoutSeconds"
         );
         let message = "pinhole could not decide within the call's time limit; try again";
-        Answer::new("failed", refusal::unavailable(message, RETRY_SECONDS))
+        Answer::new("failed", refusal::unavailable(message))
     });
     desk.metrics.answered(endpoint.name(), answer.decision, answer.rule, started.elapsed());
     answer.response
 }
 
 impl Desk {
-    async fn answer(&self, endpoint: Endpoint, body: Body) -> Answer {
+    async fn answer(&self, endpoint: Endpoint, body: Body, last_word: Instant) -> Answer {
         let collected = body::read(body, self.max_body, &self.budget).await;
         let review = match collected {
             Ok(collected) => Review::parse(&collected.bytes).map_err(|error| (error.to_string(), error.uid)),
@@ -131,7 +139,7 @@ impl Desk {
         };
         match endpoint {
             Endpoint::Mutate => self.mutate(review),
-            Endpoint::Validate => self.validate(review).await,
+            Endpoint::Validate => self.validate(review, last_word).await,
         }
     }
 
@@ -184,7 +192,27 @@ impl Desk {
         }
     }
 
-    async fn validate(&self, review: Review) -> Answer {
+    /// Decides as soon as it can be decided, and at the latest at `last_word` says why it cannot. Sending the caller away
+    /// to come back would end in a time limit of its own, and the user would read nothing else.
+    async fn decide(&self, request: &Request, dry_run: bool, last_word: Instant) -> Result<Decision, NotNow> {
+        loop {
+            let not_now = match self.decider.decide(request, dry_run).await {
+                Err(not_now) if !not_now.is_lasting() && Instant::now() < last_word => not_now,
+                decided => return decided,
+            };
+            match not_now {
+                // Whether it has started or the time is over, the next decision says.
+                NotNow::Starting(_) => {
+                    let _ = tokio::time::timeout_at(last_word, self.decider.started()).await;
+                }
+                NotNow::LiveRead(_) | NotNow::Claims(_) | NotNow::Unsettled => {
+                    tokio::time::sleep_until(last_word.min(Instant::now() + LOOK_AGAIN)).await;
+                }
+            }
+        }
+    }
+
+    async fn validate(&self, review: Review, last_word: Instant) -> Answer {
         let dry_run = review.dry_run;
         let shown = Shown {
             kind: review.kind.kind.clone(),
@@ -192,14 +220,13 @@ impl Desk {
             name: review.shown_name().to_owned(),
         };
         let (uid, request) = split(review);
-        match self.decider.decide(&request, dry_run).await {
+        match self.decide(&request, dry_run, last_word).await {
             Ok(decision) if decision.is_granted() => {
                 debug!(%uid, kind = shown.kind, namespace = request.namespace, name = shown.name, "Allowed");
                 Answer::reply("allowed", &Reply::allowed(uid, decision.warnings))
             }
             Ok(decision) => deny(uid, shown, &request.namespace, dry_run, decision),
-            // What repeating cannot repair is said at once: after the last repetition the user would only read of a
-            // time limit.
+            // What repeating cannot repair is said at once.
             Err(not_now) if not_now.is_lasting() => {
                 warn!(%uid, kind = shown.kind, namespace = request.namespace, name = shown.name,
                       "Not decided: {not_now}");
@@ -208,8 +235,8 @@ impl Desk {
             Err(not_now) => {
                 self.metrics.shed(not_now.reason());
                 warn!(%uid, kind = shown.kind, namespace = request.namespace, name = shown.name,
-                      "Not decided, sent away to come back in {RETRY_SECONDS} s: {not_now}");
-                Answer::new("failed", refusal::unavailable(&not_now.to_string(), RETRY_SECONDS))
+                      "Not decided in the call's time: {not_now}");
+                Answer::new("failed", refusal::unavailable(&not_now.to_string()))
             }
         }
     }

@@ -3,6 +3,7 @@
 //! Each handshake takes the certificate that is current at that moment; nothing else is rebuilt on a change. The
 //! cryptography is ring's, named explicitly, so that a second provider in the tree can never be picked by accident.
 
+pub(crate) mod acceptance;
 pub mod files;
 pub mod pair;
 pub mod self_managed;

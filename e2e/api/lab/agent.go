@@ -16,14 +16,12 @@ type Agent struct {
 	entries string
 }
 
+// AddNodeAddress makes an address one of the node that an agent runs on.
+func AddNodeAddress(address string) error { return addAddress(address) }
+
 // StartAgent starts an agent for a node with the arguments of the shipped DaemonSet and the rights of its
-// ServiceAccount. The addresses become the node's own.
-func (c *Cluster) StartAgent(node string, addresses ...string) (*Agent, error) {
-	for _, address := range addresses {
-		if err := addAddress(address); err != nil {
-			return nil, err
-		}
-	}
+// ServiceAccount. Further arguments come after those.
+func (c *Cluster) StartAgent(node string, further ...string) (*Agent, error) {
 	arguments, err := c.shippedArguments("daemonsets/pinhole-agent")
 	if err != nil {
 		return nil, err
@@ -34,6 +32,7 @@ func (c *Cluster) StartAgent(node string, addresses ...string) (*Agent, error) {
 	}
 	agent := &Agent{health: "127.0.0.1:8484", entries: "127.0.0.1:8485"}
 	arguments = append(arguments, "--kubeconfig="+kubeconfig, "--http-address="+agent.health, "--entries-address="+agent.entries)
+	arguments = append(arguments, further...)
 	agent.Process, err = startProcess("agent", c.directory, []string{"PINHOLE_NODE_NAME=" + node}, c.pinhole, arguments...)
 	return agent, err
 }

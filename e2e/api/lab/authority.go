@@ -23,7 +23,8 @@ type Authority struct {
 	PEM []byte
 }
 
-func newAuthority(name string) (*Authority, error) {
+// NewAuthority makes an authority, which nobody trusts yet.
+func NewAuthority(name string) (*Authority, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
@@ -31,7 +32,7 @@ func newAuthority(name string) (*Authority, error) {
 	template := &x509.Certificate{
 		SerialNumber:          big.NewInt(1),
 		Subject:               pkix.Name{CommonName: name},
-		NotBefore:             time.Now().Add(-time.Minute),
+		NotBefore:             time.Now().Add(-time.Hour),
 		NotAfter:              time.Now().Add(24 * time.Hour),
 		IsCA:                  true,
 		BasicConstraintsValid: true,
@@ -48,17 +49,25 @@ func newAuthority(name string) (*Authority, error) {
 	return &Authority{certificate, key, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})}, nil
 }
 
-// issue makes a serving certificate for names (DNS names and IP addresses), as PEM: the full chain and its key.
-func (a *Authority) issue(names ...string) (chain, key []byte, err error) {
+// Pair is a serving certificate in PEM: the full chain and its key.
+type Pair struct{ Chain, Key []byte }
+
+// Issue makes a serving certificate for names (DNS names and IP addresses), valid from a minute ago for a day.
+func (a *Authority) Issue(names ...string) (Pair, error) {
+	return a.IssueFor(time.Now().Add(-time.Minute), time.Now().Add(24*time.Hour), names...)
+}
+
+// IssueFor makes a serving certificate that is valid between two times.
+func (a *Authority) IssueFor(from, until time.Time, names ...string) (Pair, error) {
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, nil, err
+		return Pair{}, err
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()),
 		Subject:      pkix.Name{CommonName: names[0]},
-		NotBefore:    time.Now().Add(-time.Minute),
-		NotAfter:     time.Now().Add(24 * time.Hour),
+		NotBefore:    from,
+		NotAfter:     until,
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
@@ -71,38 +80,38 @@ func (a *Authority) issue(names ...string) (chain, key []byte, err error) {
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, a.certificate, private.Public(), a.key)
 	if err != nil {
-		return nil, nil, err
+		return Pair{}, err
 	}
 	pkcs8, err := x509.MarshalPKCS8PrivateKey(private)
 	if err != nil {
-		return nil, nil, err
+		return Pair{}, err
 	}
-	chain = append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), a.PEM...)
-	return chain, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}), nil
+	chain := append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), a.PEM...)
+	return Pair{chain, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})}, nil
 }
 
 // issueInto writes tls.crt and tls.key into a directory, as a mounted Secret of type kubernetes.io/tls has them.
 func (a *Authority) issueInto(directory string, names ...string) error {
-	chain, key, err := a.issue(names...)
+	pair, err := a.Issue(names...)
 	if err != nil {
 		return err
 	}
 	if err := os.MkdirAll(directory, 0o755); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(directory, "tls.crt"), chain, 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(directory, "tls.crt"), pair.Chain, 0o644); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(directory, "tls.key"), key, 0o600)
+	return os.WriteFile(filepath.Join(directory, "tls.key"), pair.Key, 0o600)
 }
 
 // ServingCertificate is a certificate for a server that runs inside the test binary.
 func (a *Authority) ServingCertificate(names ...string) (tls.Certificate, error) {
-	chain, key, err := a.issue(names...)
+	pair, err := a.Issue(names...)
 	if err != nil {
 		return tls.Certificate{}, err
 	}
-	return tls.X509KeyPair(chain, key)
+	return tls.X509KeyPair(pair.Chain, pair.Key)
 }
 
 func (a *Authority) pool() *x509.CertPool {

@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -26,7 +27,8 @@ const (
 	// WebhookNamespace and webhookService name what each file of webhook-config/ installs.
 	WebhookNamespace = "pinhole-system"
 	webhookService   = "pinhole-webhook"
-	webhookHost      = webhookService + "." + WebhookNamespace + ".svc"
+	// WebhookHost is the name by which API servers call the webhook.
+	WebhookHost = webhookService + "." + WebhookNamespace + ".svc"
 )
 
 // Options say what a cluster consists of.
@@ -41,6 +43,8 @@ type Options struct {
 	Controllers bool
 	// Manifests install the webhook, in place of those that are shipped. Whoever trusts whom is their affair then.
 	Manifests string
+	// CertManager says whether cert-manager runs before the webhook is installed.
+	CertManager bool
 	// BeforeWebhook are manifests applied before the webhook is known to the cluster.
 	BeforeWebhook string
 }
@@ -49,6 +53,8 @@ type Options struct {
 type Cluster struct {
 	Options
 	Authority *Authority
+	// Issuer is cert-manager, where it runs.
+	Issuer *Process
 
 	directory   string
 	binaries    string
@@ -87,7 +93,7 @@ func startCluster(options Options) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	authority, err := newAuthority("pinhole e2e " + options.Name)
+	authority, err := NewAuthority("pinhole e2e " + options.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -115,11 +121,30 @@ func startCluster(options Options) (*Cluster, error) {
 			return nil, err
 		}
 	}
+	if options.CertManager {
+		if err := cluster.StartCertManager(); err != nil {
+			return nil, err
+		}
+	}
 	if err := cluster.installWebhook(); err != nil {
 		return nil, err
 	}
 	go cluster.keepEndpoints()
+	clusters.Store(cluster, true)
 	return cluster, nil
+}
+
+var clusters sync.Map
+
+// Clusters are all clusters that were started.
+func Clusters() []*Cluster {
+	var all []*Cluster
+	clusters.Range(func(cluster, _ any) bool {
+		all = append(all, cluster.(*Cluster))
+		return true
+	})
+	slices.SortFunc(all, func(a, b *Cluster) int { return strings.Compare(a.Name, b.Name) })
+	return all
 }
 
 func directoryFrom(variable, member, hint string) (string, error) {
@@ -340,14 +365,23 @@ func (c *Cluster) installShipped() error {
 	if err := c.admin("", "apply", "-f", shippedManifests); err != nil {
 		return err
 	}
-	bundle := base64.StdEncoding.EncodeToString(c.Authority.PEM)
-	for configuration, webhooks := range map[string]int{"mutatingwebhookconfiguration": 1, "validatingwebhookconfiguration": 2} {
+	return c.Trust(c.Authority.PEM)
+}
+
+// Trust writes the caBundle of all three webhooks, as an operator would who keeps certificates in files.
+func (c *Cluster) Trust(authorities []byte) error {
+	bundle := base64.StdEncoding.EncodeToString(authorities)
+	for _, kind := range ConfigurationKinds {
+		present, err := c.bundlesOf(kind)
+		if err != nil {
+			return err
+		}
 		var operations []string
-		for webhook := range webhooks {
+		for webhook := range present {
 			operations = append(operations,
 				fmt.Sprintf(`{"op":"add","path":"/webhooks/%d/clientConfig/caBundle","value":%q}`, webhook, bundle))
 		}
-		if err := c.admin("", "patch", configuration, "pinhole", "--type=json", "-p", "["+strings.Join(operations, ",")+"]"); err != nil {
+		if err := c.admin("", "patch", kind, "pinhole", "--type=json", "-p", "["+strings.Join(operations, ",")+"]"); err != nil {
 			return err
 		}
 	}

@@ -2,13 +2,10 @@ package lab
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"path/filepath"
 	"slices"
@@ -30,6 +27,8 @@ type ReplicaOptions struct {
 	APIServer string
 	// ListedWhenUnready sends it calls even before it is ready.
 	ListedWhenUnready bool
+	// Volume holds its certificate; nil for one of its own, from the cluster's authority.
+	Volume *Volume
 	// Arguments come after those of the shipped Deployment.
 	Arguments []string
 }
@@ -47,8 +46,12 @@ func (c *Cluster) StartReplica(options ReplicaOptions) (*Replica, error) {
 	}
 	name := fmt.Sprintf("webhook-%d", number)
 	directory := filepath.Join(c.directory, name)
-	if err := c.Authority.issueInto(directory, webhookHost); err != nil {
+	if err := c.Authority.issueInto(directory, WebhookHost); err != nil {
 		return nil, err
+	}
+	certificates := directory
+	if options.Volume != nil {
+		certificates = options.Volume.Directory
 	}
 	url := c.url(0)
 	if options.APIServer != "" {
@@ -60,7 +63,7 @@ func (c *Cluster) StartReplica(options ReplicaOptions) (*Replica, error) {
 	}
 	arguments := slices.Clone(c.webhookArgs)
 	for index := range arguments {
-		arguments[index] = strings.Replace(arguments[index], "/etc/pinhole/tls", directory, 1)
+		arguments[index] = strings.Replace(arguments[index], "/etc/pinhole/tls", certificates, 1)
 	}
 	arguments = append(arguments, "--listen="+address+":8443", "--http-address="+address+":8484", "--kubeconfig="+kubeconfig)
 	process, err := startProcess(name, directory, nil, c.pinhole, append(arguments, options.Arguments...)...)
@@ -77,7 +80,16 @@ func (c *Cluster) StartReplica(options ReplicaOptions) (*Replica, error) {
 // StartReadyReplica starts a webhook and waits until the API servers may call it. The arguments come after those of the
 // shipped Deployment.
 func (c *Cluster) StartReadyReplica(arguments ...string) (*Replica, error) {
-	replica, err := c.StartReplica(ReplicaOptions{Arguments: arguments})
+	return c.startReady(ReplicaOptions{Arguments: arguments})
+}
+
+// StartReadyReplicaWith is the same for a replica whose certificate lies in a volume.
+func (c *Cluster) StartReadyReplicaWith(volume *Volume) (*Replica, error) {
+	return c.startReady(ReplicaOptions{Volume: volume})
+}
+
+func (c *Cluster) startReady(options ReplicaOptions) (*Replica, error) {
+	replica, err := c.StartReplica(options)
 	if err != nil {
 		return nil, err
 	}
@@ -121,18 +133,7 @@ func (c *Cluster) StopReplicas() error {
 
 // Dial says whether the replica takes connections for calls.
 func (c *Cluster) Dial(replica *Replica) error {
-	return DialTrusting(replica, c.Authority.pool())
-}
-
-// DialTrusting says whether a caller who trusts these authorities gets a connection to the replica.
-func DialTrusting(replica *Replica, authorities *x509.CertPool) error {
-	configuration := &tls.Config{RootCAs: authorities, ServerName: webhookHost}
-	dialer := &net.Dialer{Timeout: 5 * time.Second}
-	connection, err := tls.DialWithDialer(dialer, "tcp", replica.address+":8443", configuration)
-	if err != nil {
-		return err
-	}
-	return connection.Close()
+	return replica.DialAs(c.Authority.pool(), 0)
 }
 
 // Metrics is the text of the replica's /metrics.

@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::RwLock;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use std::time::SystemTime;
 
@@ -39,6 +38,7 @@ use crate::api::object::Object;
 use crate::telemetry::metrics;
 use crate::telemetry::metrics::webhook::WebhookMetrics;
 use crate::telemetry::readiness::Readiness;
+use crate::telemetry::startup::Startup;
 use crate::webhook;
 use crate::webhook::CertificateSource;
 use crate::webhook::Webhook;
@@ -130,8 +130,13 @@ impl ApiServer {
     pub(crate) async fn start(policy: Policy) -> anyhow::Result<Self> {
         let policy = Arc::new(policy);
         let index = Arc::new(RwLock::new(Index::new(policy.clone())));
-        let synced = Arc::new(AtomicBool::new(true));
-        let decider = Arc::new(Decider::new(policy, index.clone(), None, synced, Duration::from_secs(10)));
+        let decider = Arc::new(Decider::new(
+            policy,
+            index.clone(),
+            None,
+            Arc::new(Startup::complete()),
+            Duration::from_secs(10),
+        ));
         let names = vec![SERVER_NAME.to_owned()];
         let SelfSigned { pair, ca_pem } = SelfSigned::generate(&names, SystemTime::now())?;
         let paths = PairPaths { certificate: "self-signed".into(), key: "self-signed".into() };

@@ -23,6 +23,8 @@ pub struct AuthorityMetrics {
     pub errors: Counter,
     /// Bundles written into webhook configurations.
     pub bundle_writes: Counter,
+    /// Configurations whose bundles cert-manager's injector is told to write, too.
+    pub other_writers: Gauge,
 }
 
 impl AuthorityMetrics {
@@ -33,6 +35,7 @@ impl AuthorityMetrics {
             not_after: Gauge::default(),
             errors: Counter::default(),
             bundle_writes: Counter::default(),
+            other_writers: Gauge::default(),
         };
         let registry = registry.sub_registry_with_prefix("pinhole_certificate_authority");
         registry.register(
@@ -54,6 +57,11 @@ impl AuthorityMetrics {
             "bundle_writes",
             "Times that this replica wrote the caBundle of a webhook configuration",
             metrics.bundle_writes.clone(),
+        );
+        registry.register(
+            "other_writers",
+            "Webhook configurations whose caBundle cert-manager's injector is told to write, too",
+            metrics.other_writers.clone(),
         );
         metrics
     }
@@ -83,6 +91,7 @@ mod tests {
             "pinhole_certificate_authority_not_after_timestamp_seconds 0.0",
             "pinhole_certificate_authority_errors_total 0",
             "pinhole_certificate_authority_bundle_writes_total 0",
+            "pinhole_certificate_authority_other_writers 0",
         ] {
             assert!(text.lines().any(|written| written == line), "{line} is not in\n{text}");
         }

@@ -4,6 +4,7 @@ mod claims;
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicUsize;
 
 use futures::FutureExt;
@@ -55,7 +56,7 @@ impl LiveReads for Arc<Stored> {
 struct Setting {
     decider: Arc<Decider>,
     stored: Arc<Stored>,
-    synced: Arc<AtomicBool>,
+    startup: Arc<Startup>,
 }
 
 /// A webhook whose watch has shown `cached`, before an API server that has stored nothing yet.
@@ -66,17 +67,17 @@ fn setting(cached: &[Object]) -> Setting {
         index.apply(object);
     }
     let stored = Arc::new(Stored::default());
-    let synced = Arc::new(AtomicBool::new(true));
+    let startup = Arc::new(Startup::complete());
     let index = Arc::new(RwLock::new(index));
     *stored.index.lock().unwrap() = Some(Arc::clone(&index));
     let decider = Decider::new(
         policy,
         index,
         Some(Arc::new(Arc::clone(&stored))),
-        Arc::clone(&synced),
+        Arc::clone(&startup),
         Duration::from_secs(10),
     );
-    Setting { decider: Arc::new(decider), stored, synced }
+    Setting { decider: Arc::new(decider), stored, startup }
 }
 
 fn create(object: &Object) -> Request {
@@ -251,7 +252,7 @@ async fn a_dry_run_leaves_no_trace() {
 #[tokio::test]
 async fn before_the_first_lists_only_what_needs_no_list_is_decided() {
     let setting = setting(&[]);
-    setting.synced.store(false, Ordering::SeqCst);
+    setting.startup.waits_for("waiting for the first list of pods");
     let decide = async |object: Object| setting.decider.decide(&create(&object), false).await;
 
     let asking = decide(pod("mail", "web", PORT)).await.unwrap_err();

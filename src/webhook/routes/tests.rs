@@ -1,7 +1,7 @@
 //! Calls and answers as bytes, most of them over the real accept loop.
 
 use std::sync::RwLock;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 
 use futures::FutureExt;
@@ -19,30 +19,31 @@ use crate::api::object::Object;
 use crate::cluster::evidence::LiveReadError;
 use crate::cluster::evidence::LiveReads;
 use crate::telemetry::metrics;
+use crate::telemetry::startup::Startup;
 use crate::webhook::testing::Client;
 use crate::webhook::testing::TestServer;
 use crate::webhook::testing::pod;
 
 struct Setting {
     server: TestServer,
-    synced: Arc<AtomicBool>,
+    startup: Arc<Startup>,
 }
 
 async fn start(cached: &[Object], live: Option<Arc<dyn LiveReads>>, limits: Limits) -> Setting {
-    let synced = Arc::new(AtomicBool::new(true));
-    let decider = decider(cached, live, &synced);
+    let startup = Arc::new(Startup::complete());
+    let decider = decider(cached, live, &startup);
     let router = |metrics: &WebhookMetrics| router(decider, &limits, metrics.clone());
-    Setting { server: TestServer::start_with(router, limits.clone()).await, synced }
+    Setting { server: TestServer::start_with(router, limits.clone()).await, startup }
 }
 
-fn decider(cached: &[Object], live: Option<Arc<dyn LiveReads>>, synced: &Arc<AtomicBool>) -> Arc<Decider> {
+fn decider(cached: &[Object], live: Option<Arc<dyn LiveReads>>, startup: &Arc<Startup>) -> Arc<Decider> {
     let policy = Arc::new(Policy::default());
     let mut index = Index::new(Arc::clone(&policy));
     for object in cached {
         index.apply(object);
     }
     let index = Arc::new(RwLock::new(index));
-    Arc::new(Decider::new(policy, index, live, Arc::clone(synced), Duration::from_secs(10)))
+    Arc::new(Decider::new(policy, index, live, Arc::clone(startup), Duration::from_secs(10)))
 }
 
 async fn standard() -> Setting {
@@ -253,17 +254,61 @@ async fn too_many_bytes_at_once_are_sent_away_to_come_back() {
 }
 
 #[tokio::test]
-async fn before_the_caches_have_synced_calls_are_sent_away_to_come_back() {
-    let Setting { server, synced } = standard().await;
-    synced.store(false, Ordering::SeqCst);
+async fn a_call_before_the_caches_have_synced_waits_and_in_the_end_is_told_what_is_missing() {
+    let Setting { server, startup } = standard().await;
+    startup.waits_for("waiting for the first list of pods");
     let mut client = server.connect().await;
-    let answer = client.post("/validate", exposing("u1", "25")).await;
-    assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
+    let started = Instant::now();
+    let answer = client.post("/validate?timeout=1s", exposing("u1", "25")).await;
+    // No Retry-After: the caller must have time to hear this, and nothing better to do.
+    assert_eq!((answer.status, answer.header("retry-after")), (503, None));
     assert_eq!(answer.json()["reason"], json!("ServiceUnavailable"));
-    assert_eq!(client.post("/mutate", exposing("u1", "25")).await.status, 200);
-    synced.store(true, Ordering::SeqCst);
-    assert_eq!(client.post("/validate", exposing("u1", "25")).await.status, 200);
+    assert_eq!(
+        answer.json()["message"],
+        json!(
+            "pinhole is starting and does not know yet which ports are held (for 0 s, waiting for the first list of \
+             pods); try again, and if it stays so, see the webhook's log"
+        )
+    );
+    assert!(started.elapsed() < Duration::from_millis(900), "{:?}", started.elapsed());
     server.metric(r#"pinhole_webhook_requests_shed_total{reason="starting"} 1"#).await;
+    assert_eq!(client.post("/mutate", exposing("u1", "25")).await.status, 200);
+
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        startup.finish();
+    });
+    assert_eq!(client.post("/validate?timeout=10s", exposing("u1", "25")).await.status, 200);
+    assert!(started.elapsed() < Duration::from_secs(5));
+}
+
+/// An API server that fails a few times.
+struct Recovering(AtomicUsize);
+
+impl LiveReads for Recovering {
+    fn read<'a>(&'a self, _: &'a Evidence) -> BoxFuture<'a, Result<Option<Object>, LiveReadError>> {
+        let (what, reason) = ("Pod games/quake".to_owned(), "HTTP 500: etcd is away".to_owned());
+        let fails =
+            self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+        let result = if fails { Err(LiveReadError { what, reason, is_lasting: false }) } else { Ok(None) };
+        std::future::ready(result).boxed()
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_read_again_as_long_as_the_caller_waits() {
+    for (failures, status) in [(2, 200), (1000, 503)] {
+        let cached = [pod("games", "quake", "203.0.113.7:25")];
+        let live = Arc::new(Recovering(AtomicUsize::new(failures)));
+        let Setting { server, .. } = start(&cached, Some(live), Limits::default()).await;
+        let mut client = server.connect().await;
+        let answer = client.post("/validate?timeout=2s", exposing("u1", "203.0.113.7:25")).await;
+        assert_eq!((answer.status, answer.header("retry-after")), (status, None));
+        if status == 503 {
+            let message = answer.json()["message"].to_string();
+            assert!(message.contains("HTTP 500: etcd is away; without it pinhole cannot tell"), "{message}");
+        }
+    }
 }
 
 struct Never;
@@ -281,7 +326,7 @@ async fn a_call_is_answered_within_its_own_time_limit_whatever_hangs() {
     let started = Instant::now();
     let mut client = server.connect().await;
     let answer = client.post("/validate?timeout=1s", exposing("u1", "203.0.113.7:25")).await;
-    assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
+    assert_eq!((answer.status, answer.header("retry-after")), (503, None));
     assert!(started.elapsed() < Duration::from_secs(5));
     server.metric(r#"pinhole_webhook_requests_shed_total{reason="deadline"} 1"#).await;
 }
@@ -324,9 +369,9 @@ fn the_time_limit_is_the_api_servers_less_the_way_back() {
 }
 
 fn answered(path: &str, body: Vec<u8>) -> (StatusCode, Value) {
-    let synced = Arc::new(AtomicBool::new(true));
+    let startup = Arc::new(Startup::complete());
     let metrics = WebhookMetrics::register(&mut metrics::registry());
-    let router = router(decider(&[], None, &synced), &Limits::default(), metrics);
+    let router = router(decider(&[], None, &startup), &Limits::default(), metrics);
     let call = HttpRequest::post(path).body(Body::from(body)).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {

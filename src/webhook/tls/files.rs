@@ -10,6 +10,10 @@
 //! Both names are resolved, both files are read, and then both names must still resolve to the same files. A swap in
 //! between is noticed and the reading starts over, so that a pair is always one that stood there together. Files
 //! that are replaced one after the other fail the key check in between and are read again later.
+//!
+//! # What is good stays
+//! A pair that cannot be served, that callers would not accept (see [`acceptance`]) or that is not valid yet does not
+//! replace one that is.
 
 use std::fs;
 use std::hash::DefaultHasher;
@@ -26,10 +30,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::webhook::tls::Certificates;
+use crate::webhook::tls::acceptance;
 use crate::webhook::tls::pair::Pair;
 use crate::webhook::tls::pair::PairBytes;
 use crate::webhook::tls::pair::PairError;
 use crate::webhook::tls::pair::PairPaths;
+use crate::webhook::tls::pair::Served;
 
 /// How often the files are read.
 pub const POLL: Duration = Duration::from_secs(10);
@@ -44,7 +50,7 @@ pub struct Files {
     expected_names: Vec<String>,
     provider: Arc<CryptoProvider>,
     /// What was last put in service.
-    served: Option<u64>,
+    served: Option<(u64, Served)>,
     /// The last refusal, so that the same trouble is told once.
     refusal: Option<(u64, String)>,
 }
@@ -60,7 +66,7 @@ impl Files {
         match self.load(now) {
             Ok(None) => {}
             Ok(Some((fingerprint, pair))) => {
-                self.served = Some(fingerprint);
+                self.served = Some((fingerprint, Served::from(&pair)));
                 self.refusal = None;
                 certificates.install(pair);
             }
@@ -100,23 +106,39 @@ impl Files {
     }
 
     fn load(&self, now: SystemTime) -> Result<Option<(u64, Pair)>, (u64, PairError)> {
-        let bytes = read_together(&self.paths).map_err(|error| (0, error))?;
-        let fingerprint = fingerprint(&bytes);
-        if self.served == Some(fingerprint) {
+        let Found { pair: bytes, authority } = read_together(&self.paths).map_err(|error| (0, error))?;
+        let fingerprint = fingerprint(&bytes, &authority);
+        if self.served.is_some_and(|(served, _)| served == fingerprint) {
             return Ok(None);
         }
-        match bytes.check(&self.paths, &self.expected_names, now, &self.provider) {
-            Ok(pair) => Ok(Some((fingerprint, pair))),
-            Err(error) => Err((fingerprint, error)),
-        }
+        let refused = |error| (fingerprint, error);
+        let mut pair =
+            bytes.check(&self.paths, &self.expected_names, now, &self.provider).map_err(refused)?;
+        let beside = self.paths.authority();
+        pair.warnings.extend(acceptance::stranger(
+            &pair,
+            &self.paths.certificate,
+            &authority,
+            &beside,
+            &self.provider,
+        ));
+        let objection = self.served.and_then(|(_, served)| pair.objection(&served, &self.paths, now));
+        objection.map_or(Ok(Some((fingerprint, pair))), |objection| Err(refused(objection)))
     }
 }
 
-fn read_together(paths: &PairPaths) -> Result<PairBytes, PairError> {
+/// What lies there at one moment.
+struct Found {
+    pair: PairBytes,
+    /// The authority beside it; empty where there is none.
+    authority: Vec<u8>,
+}
+
+fn read_together(paths: &PairPaths) -> Result<Found, PairError> {
     let mut failure = None;
     for _ in 0..ATTEMPTS {
         match read_once(paths) {
-            Ok(Some(bytes)) => return Ok(bytes),
+            Ok(Some(found)) => return Ok(found),
             Ok(None) => failure = None,
             // The directory that a name pointed to is removed right after a swap: look again.
             Err(error) => failure = Some(error),
@@ -126,14 +148,16 @@ fn read_together(paths: &PairPaths) -> Result<PairBytes, PairError> {
 }
 
 /// `None` when the files were replaced while being read.
-fn read_once(paths: &PairPaths) -> Result<Option<PairBytes>, PairError> {
+fn read_once(paths: &PairPaths) -> Result<Option<Found>, PairError> {
     let certificate = resolve(&paths.certificate)?;
     let key = resolve(&paths.key)?;
-    let bytes = PairBytes { certificate: read(&certificate)?, key: read(&key)? };
+    let pair = PairBytes { certificate: read(&certificate)?, key: read(&key)? };
+    // Kubelet swaps it together with the other two.
+    let authority = fs::read(paths.authority()).unwrap_or_default();
     let unmoved = resolve(&paths.certificate)? == certificate && resolve(&paths.key)? == key;
     let siblings = paths.certificate.parent() == paths.key.parent();
     let together = !siblings || certificate.parent() == key.parent();
-    Ok((unmoved && together).then_some(bytes))
+    Ok((unmoved && together).then_some(Found { pair, authority }))
 }
 
 fn resolve(path: &Path) -> Result<PathBuf, PairError> {
@@ -144,9 +168,10 @@ fn read(path: &Path) -> Result<Vec<u8>, PairError> {
     fs::read(path).map_err(|source| PairError::Unreadable { path: path.to_owned(), source })
 }
 
-fn fingerprint(bytes: &PairBytes) -> u64 {
+fn fingerprint(bytes: &PairBytes, authority: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     bytes.certificate.hash(&mut hasher);
     bytes.key.hash(&mut hasher);
+    authority.hash(&mut hasher);
     hasher.finish()
 }

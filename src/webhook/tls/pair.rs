@@ -8,19 +8,18 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
-use rustls::client::verify_server_name;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::PrivateKeyDer;
-use rustls::pki_types::ServerName;
 use rustls::pki_types::pem;
 use rustls::pki_types::pem::PemObject;
-use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
 use thiserror::Error;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
+
+use crate::webhook::tls::acceptance;
 
 /// How far the clocks of issuer, server and callers may disagree.
 const SKEW_SECONDS: i64 = 300;
@@ -30,6 +29,10 @@ const SKEW_SECONDS: i64 = 300;
 pub struct Pair {
     /// The chain and its key, for rustls.
     pub key: CertifiedKey,
+    /// When the leaf begins to be valid, in seconds since 1970.
+    pub not_before: i64,
+    /// The same for people.
+    pub not_before_text: String,
     /// When the leaf expires, in seconds since 1970.
     pub not_after: i64,
     /// The same for people.
@@ -47,6 +50,13 @@ pub struct PairPaths {
     pub certificate: PathBuf,
     /// The private key of the leaf.
     pub key: PathBuf,
+}
+
+impl PairPaths {
+    /// Where the authority lies, if the Secret has it: beside the chain, as cert-manager writes it.
+    pub fn authority(&self) -> PathBuf {
+        self.certificate.with_file_name("ca.crt")
+    }
 }
 
 /// Why a pair cannot be served.
@@ -123,6 +133,12 @@ pub enum PairError {
         /// The leaf's `notBefore`.
         from: String,
     },
+    /// Callers would refuse it, and they accept the one that is served.
+    #[error("{}", doubts.join("; "))]
+    Doubtful {
+        /// What callers would not accept.
+        doubts: Vec<String>,
+    },
     /// The leaf is not valid any more.
     #[error("the certificate in {path} expired at {at}; issue it anew, or check this node's clock")]
     Expired {
@@ -165,7 +181,7 @@ impl PairBytes {
         let leaf = chain.first().cloned().ok_or_else(|| PairError::NoCertificate { path: path.clone() })?;
         let malformed = |reason: String| PairError::Malformed { path: path.clone(), reason };
         let (_, parsed) = X509Certificate::from_der(&leaf).map_err(|error| malformed(error.to_string()))?;
-        check_validity(&parsed, paths, now)?;
+        check_validity(&parsed, paths, seconds(now))?;
 
         let key = CertifiedKey::from_der(chain, key, provider).map_err(|error| match error {
             rustls::Error::InconsistentKeys(_) => PairError::Mismatch { paths: paths.clone() },
@@ -173,9 +189,11 @@ impl PairBytes {
             other => PairError::Key { path: paths.key.clone(), reason: other.to_string() },
         })?;
         let names = names_of(&parsed);
-        let warnings = warnings_for(&leaf, &parsed, path, expected_names, &names);
+        let warnings = acceptance::doubts(&leaf, &parsed, path, expected_names, &names);
         Ok(Pair {
             key,
+            not_before: parsed.validity().not_before.timestamp(),
+            not_before_text: parsed.validity().not_before.to_string(),
             not_after: parsed.validity().not_after.timestamp(),
             not_after_text: parsed.validity().not_after.to_string(),
             names,
@@ -184,9 +202,45 @@ impl PairBytes {
     }
 }
 
-fn check_validity(leaf: &X509Certificate<'_>, paths: &PairPaths, now: SystemTime) -> Result<(), PairError> {
-    let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
-    let now = i64::try_from(seconds).unwrap_or(i64::MAX);
+impl Pair {
+    /// Why this pair should not take the place of `served`, although it could be served if there were no other: callers
+    /// accept that one, and may not accept this one, or not yet.
+    pub fn objection(&self, served: &Served, paths: &PairPaths, now: SystemTime) -> Option<PairError> {
+        let now = seconds(now);
+        if served.has_doubts || served.not_after < now {
+            None
+        } else if !self.warnings.is_empty() {
+            Some(PairError::Doubtful { doubts: self.warnings.clone() })
+        } else if now < self.not_before {
+            let from = self.not_before_text.clone();
+            Some(PairError::NotYetValid { path: paths.certificate.clone(), from })
+        } else {
+            None
+        }
+    }
+}
+
+/// What counts of a pair that is in service when the next one comes.
+#[derive(Clone, Copy, Debug)]
+pub struct Served {
+    /// When its leaf expires, in seconds since 1970.
+    pub not_after: i64,
+    /// Whether callers may not accept it.
+    pub has_doubts: bool,
+}
+
+impl From<&Pair> for Served {
+    fn from(pair: &Pair) -> Self {
+        Self { not_after: pair.not_after, has_doubts: !pair.warnings.is_empty() }
+    }
+}
+
+fn seconds(time: SystemTime) -> i64 {
+    let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
+    i64::try_from(seconds).unwrap_or(i64::MAX)
+}
+
+fn check_validity(leaf: &X509Certificate<'_>, paths: &PairPaths, now: i64) -> Result<(), PairError> {
     let validity = leaf.validity();
     if now + SKEW_SECONDS < validity.not_before.timestamp() {
         let from = validity.not_before.to_string();
@@ -212,39 +266,4 @@ fn names_of(leaf: &X509Certificate<'_>) -> Vec<String> {
 fn address(octets: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(octets).map(IpAddr::from);
     v4.or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from)).ok()
-}
-
-fn warnings_for(
-    leaf: &CertificateDer<'_>,
-    parsed: &X509Certificate<'_>,
-    path: &std::path::Path,
-    expected_names: &[String],
-    names: &[String],
-) -> Vec<String> {
-    let mut warnings = Vec::new();
-    let path = path.display();
-    for expected in expected_names {
-        if !carries(leaf, expected) {
-            warnings.push(format!(
-                "The certificate in {path} does not carry the name {expected:?} (it carries {names:?}), so callers \
-                 that use this name will refuse it. Issue it with that name, or correct --tls-server-name"
-            ));
-        }
-    }
-    if let Ok(Some(usage)) = parsed.extended_key_usage()
-        && !usage.value.server_auth
-        && !usage.value.any
-    {
-        warnings.push(format!(
-            "The certificate in {path} is not meant for servers (its extended key usage lacks serverAuth), so the \
-             API server will refuse it. Issue it with that usage"
-        ));
-    }
-    warnings
-}
-
-fn carries(leaf: &CertificateDer<'_>, name: &str) -> bool {
-    let Ok(leaf) = ParsedCertificate::try_from(leaf) else { return false };
-    let Ok(name) = ServerName::try_from(name) else { return false };
-    verify_server_name(&leaf, &name).is_ok()
 }

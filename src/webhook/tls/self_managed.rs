@@ -164,6 +164,7 @@ impl SelfManaged {
         let Some(state) = &stored.state else { return Ok(outcome) };
         self.sign(state, began, certificates)?;
         self.judge(state, &configurations);
+        self.notice_other_writers(&found);
         for found in found.iter().filter(|found| !found.configuration.agrees_with(state)) {
             outcome = self.publish(found, state).await?.max(outcome);
         }
@@ -229,21 +230,31 @@ impl SelfManaged {
         }
     }
 
-    async fn publish(&mut self, found: &Found, state: &State) -> Result<Outcome, TurnError> {
-        let name = &found.configuration.name;
-        if let Some(injector) = found.injector {
-            if self.reported.insert(name.clone()) {
+    /// Says once of each configuration that cert-manager's injector is told to write it as well, at best before it has.
+    fn notice_other_writers(&mut self, found: &[Found]) {
+        let mut others = BTreeSet::new();
+        for Found { configuration, injector, .. } in found {
+            let Some(injector) = injector else { continue };
+            others.insert(configuration.name.clone());
+            if !self.reported.contains(&configuration.name) {
                 warn!(
-                    configuration = name,
+                    configuration = configuration.name,
                     annotation = injector,
                     "Two writers want to set the caBundle: cert-manager's injector, by this annotation, and this webhook, by \
-                     --tls-mode self. The webhook leaves it to cert-manager, so callers will not trust it. Remove the \
-                     annotation, or run the webhook with --tls-cert and --tls-key (chart: certificates.mode)"
+                     --tls-mode self. The webhook leaves it to cert-manager, so callers will not learn of its next \
+                     authority. Remove the annotation, or run the webhook with --tls-cert and --tls-key (chart: certificates.mode)"
                 );
             }
+        }
+        self.parts.metrics.other_writers.set(i64::try_from(others.len()).unwrap_or(i64::MAX));
+        self.reported = others;
+    }
+
+    async fn publish(&mut self, found: &Found, state: &State) -> Result<Outcome, TurnError> {
+        if found.injector.is_some() {
             return Ok(Outcome::Settled);
         }
-        self.reported.remove(name);
+        let name = &found.configuration.name;
         if !self.allowance.take(self.started.elapsed()) {
             warn!(
                 configuration = name,

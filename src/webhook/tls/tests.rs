@@ -27,6 +27,7 @@ use crate::webhook::testing::PATIENCE;
 use crate::webhook::testing::server_name;
 use crate::webhook::tls;
 use crate::webhook::tls::Certificates;
+use crate::webhook::tls::acceptance;
 use crate::webhook::tls::files::Files;
 use crate::webhook::tls::pair::Pair;
 use crate::webhook::tls::pair::PairBytes;
@@ -78,6 +79,12 @@ impl SecretVolume {
 
     fn write_pair(&mut self, bytes: &PairBytes) {
         self.write(&bytes.certificate, &bytes.key);
+    }
+
+    /// As cert-manager writes it: the pair and its authority.
+    fn write_beside(&mut self, bytes: &PairBytes, authority: &str) {
+        fs::write(self.directory.path().join("ca.crt"), authority).unwrap();
+        self.write_pair(bytes);
     }
 
     fn paths(&self) -> PairPaths {
@@ -225,6 +232,71 @@ fn a_bad_pair_keeps_the_one_before_and_is_counted_once() {
     let expires = followed.metrics.certificate_not_after.get();
     let expected = now.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64() + year;
     assert!((expires - expected).abs() < 60.0, "{expires} is not near {expected}");
+}
+
+#[test]
+fn a_pair_that_callers_would_refuse_does_not_replace_one_that_they_accept() {
+    let (good, other) = (fresh(), fresh());
+    let elsewhere = SelfSigned::generate(&["elsewhere.example".to_owned()], SystemTime::now()).unwrap();
+    let cases = [
+        (&elsewhere.pair, &elsewhere.ca_pem, "does not carry the name \"localhost\""),
+        (&other.pair, &good.ca_pem, "tls.crt does not come from the authority in "),
+    ];
+    for (pair, authority, expected) in cases {
+        let mut volume = SecretVolume::new();
+        volume.write_beside(&good.pair, &good.ca_pem);
+        let mut followed = follow(&volume);
+        let now = SystemTime::now();
+        followed.files.refresh(&followed.certificates, now);
+        volume.write_beside(pair, authority);
+        followed.files.refresh(&followed.certificates, now);
+        followed.files.refresh(&followed.certificates, now);
+        assert_eq!(followed.metrics.certificate_reloads.get(), 1, "{expected}");
+        assert_eq!(followed.metrics.certificate_reload_failures.get(), 1, "{expected}");
+
+        // Where nothing better is there, it is served: callers may know better.
+        let mut anew = follow(&volume);
+        anew.files.refresh(&anew.certificates, now);
+        assert!(anew.certificates.is_installed());
+        // And the one before is of no use once it has expired.
+        let (made, year) = (now, 366 * DAY);
+        let late = SelfSigned::generate(&["elsewhere.example".to_owned()], made + year).unwrap();
+        volume.write_beside(&late.pair, &late.ca_pem);
+        followed.files.refresh(&followed.certificates, made + year);
+        assert_eq!(followed.metrics.certificate_reloads.get(), 2, "{expected}");
+    }
+}
+
+#[test]
+fn a_pair_of_another_authority_is_known_by_the_one_beside_it() {
+    let (one, other) = (fresh(), fresh());
+    let (chain, beside) = (Path::new("/certs/tls.crt"), Path::new("/certs/ca.crt"));
+    let pair = check(&one.pair, SystemTime::now()).unwrap();
+    let stranger =
+        |bundle: &str| acceptance::stranger(&pair, chain, bundle.as_bytes(), beside, &tls::provider());
+    assert_eq!(stranger(&one.ca_pem), None);
+    assert_eq!(stranger(&format!("{}{}", other.ca_pem, one.ca_pem)), None);
+    assert_eq!(stranger(""), None);
+    assert_eq!(stranger("no certificate"), None);
+    let told = stranger(&other.ca_pem).unwrap();
+    assert!(told.contains("/certs/tls.crt does not come from the authority in /certs/ca.crt"), "{told}");
+}
+
+#[test]
+fn a_renewal_from_a_clock_that_is_ahead_waits_for_its_time() {
+    let now = SystemTime::now();
+    let mut volume = SecretVolume::new();
+    volume.write_pair(&fresh().pair);
+    let mut followed = follow(&volume);
+    followed.files.refresh(&followed.certificates, now);
+    // Valid from two minutes ahead of our clock.
+    let minute = Duration::from_mins(1);
+    let ahead = SelfSigned::generate(&server_name(), now + 7 * minute).unwrap();
+    volume.write_pair(&ahead.pair);
+    followed.files.refresh(&followed.certificates, now);
+    assert_eq!(followed.metrics.certificate_reloads.get(), 1);
+    followed.files.refresh(&followed.certificates, now + 3 * minute);
+    assert_eq!(followed.metrics.certificate_reloads.get(), 2);
 }
 
 #[test]
