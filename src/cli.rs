@@ -7,6 +7,7 @@ mod agent;
 mod authority;
 mod check;
 mod cleanup;
+mod completion;
 mod crd;
 mod demo;
 mod duration;
@@ -15,6 +16,7 @@ mod manifest;
 mod node_report;
 mod plugin;
 pub mod policy;
+mod reach;
 mod render;
 mod schema;
 mod terminal;
@@ -24,23 +26,26 @@ mod uninstall;
 mod watching;
 mod webhook;
 
+use std::ffi::OsStr;
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
-use clap::CommandFactory;
-use clap::FromArgMatches;
 use clap::Parser;
 use clap::Subcommand;
 
 use crate::cli::agent::AgentFlags;
 use crate::cli::check::Check;
 use crate::cli::cleanup::Cleanup;
+use crate::cli::completion::Completion;
+use crate::cli::completion::Words;
 use crate::cli::crd::Crd;
 use crate::cli::demo::Demo;
 use crate::cli::node_report::NodeReportFlags;
 use crate::cli::plugin::Plugin;
+use crate::cli::reach::Flows;
+use crate::cli::reach::Reach;
 use crate::cli::render::Render;
 use crate::cli::schema::Schema;
 use crate::cli::uninstall::Uninstall;
@@ -50,6 +55,9 @@ use crate::telemetry::log::LogFormat;
 
 /// What kubectl calls the program when somebody types `kubectl pinhole`.
 const PLUGIN: &str = "kubectl-pinhole";
+
+/// What kubectl calls it to complete that.
+const COMPLETER: &str = "kubectl_complete-pinhole";
 
 /// External ports for Kubernetes pods by NAT: refused or granted at `kubectl apply`, programmed on the node in one
 /// transaction.
@@ -61,6 +69,23 @@ pub struct Cli {
 
     #[command(subcommand)]
     command: Command,
+}
+
+/// Ports, who has them, and why somebody has them not.
+#[derive(Debug, Parser)]
+#[command(
+    name = "kubectl-pinhole",
+    bin_name = "kubectl pinhole",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
+struct AsPlugin {
+    #[command(flatten)]
+    log: LogFlags,
+
+    #[command(flatten)]
+    plugin: Plugin,
 }
 
 #[derive(Debug, Args)]
@@ -110,6 +135,25 @@ enum Command {
     /// Print what this node can say of itself, as JSON: for `kubectl pinhole doctor --preflight`.
     #[command(hide = true)]
     NodeReport(NodeReportFlags),
+
+    /// Connect to an external port and print what came of it, as JSON: for `kubectl pinhole test`.
+    #[command(hide = true)]
+    Reach(Reach),
+
+    /// Print this node's connections to an external port, as JSON: for `kubectl pinhole test`.
+    #[command(hide = true)]
+    Flows(Flows),
+
+    /// Print the script by which a shell completes this command.
+    Completion(Completion),
+
+    /// Print what could stand in the place of the last word.
+    #[command(hide = true)]
+    Complete(Words),
+
+    /// Likewise for kubectl, after `kubectl pinhole`.
+    #[command(hide = true)]
+    KubectlComplete(Words),
 }
 
 impl Command {
@@ -123,7 +167,12 @@ impl Command {
             | Self::Schema(_)
             | Self::Crd(_)
             | Self::Kubectl(_)
-            | Self::NodeReport(_) => "warn",
+            | Self::NodeReport(_)
+            | Self::Reach(_)
+            | Self::Flows(_)
+            | Self::Completion(_)
+            | Self::Complete(_)
+            | Self::KubectlComplete(_) => "warn",
         }
     }
 }
@@ -134,14 +183,13 @@ impl Cli {
     /// Called as `kubectl-pinhole`, as kubectl calls its plugins, everything after that is for [`Command::Kubectl`].
     pub fn from_command_line() -> Self {
         let mut arguments: Vec<OsString> = std::env::args_os().collect();
-        let name = arguments.first().map(Path::new).and_then(Path::file_stem);
-        if name.is_some_and(|name| name == PLUGIN) {
-            arguments.splice(0..1, ["pinhole".into(), "kubectl".into()]);
-            let command = Self::command().mut_subcommand("kubectl", |plugin| {
-                plugin.bin_name("kubectl pinhole").display_name("kubectl-pinhole")
-            });
-            let mut matches = command.get_matches_from(arguments);
-            return Self::from_arg_matches_mut(&mut matches).unwrap_or_else(|error| error.exit());
+        let name = arguments.first().map(Path::new).and_then(Path::file_name).map(OsStr::to_owned);
+        if name.as_ref().is_some_and(|name| name == PLUGIN) {
+            let AsPlugin { log, plugin } = AsPlugin::parse_from(arguments);
+            return Self { log, command: Command::Kubectl(Box::new(plugin)) };
+        }
+        if name.is_some_and(|name| name == COMPLETER) {
+            arguments.splice(0..1, ["pinhole", "kubectl-complete", "--"].map(OsString::from));
         }
         Self::parse_from(arguments)
     }
@@ -163,6 +211,11 @@ impl Cli {
             Command::Crd(command) => command.run(),
             Command::Kubectl(command) => command.run(),
             Command::NodeReport(command) => command.run(),
+            Command::Reach(command) => command.run(),
+            Command::Flows(command) => command.run(),
+            Command::Completion(command) => command.run(),
+            Command::Complete(words) => words.for_shell(),
+            Command::KubectlComplete(words) => words.for_kubectl(),
         }
     }
 }

@@ -14,6 +14,7 @@ pub mod iptables;
 pub(crate) mod isolation;
 pub mod nftables;
 pub mod probe;
+pub mod seen_flows;
 pub mod settings;
 
 use std::collections::BTreeMap;

@@ -131,6 +131,7 @@ func withTheWebhookDown(d desk) {
 	d.accepted(workload("Deployment", "plain", nil, "replicas: 1"))
 	d.golden("webhook-down.txt", "# a new pod with a NAT request\n"+d.refused(pod("new", expose("192.0.2.72:90")))+
 		"\n# a new Deployment with a NAT request\n"+d.refused(workload("Deployment", "new", expose("192.0.2.72:91"))))
+	doctorFindsEveryReplicaDead(d)
 	d.succeeds("", "label", "pod", "kept", "team=mail")
 	d.succeeds("", "label", "deployment", "kept", "team=mail")
 	d.succeeds("", "set", "image", "deployment/kept", "main=example.com/app:2")

@@ -15,10 +15,11 @@ mod list;
 mod observe;
 mod picture;
 pub(crate) mod preflight;
-mod reference;
+pub(crate) mod reference;
 mod table;
 #[cfg(test)]
 mod testing;
+mod trial;
 mod yaml;
 
 use std::io;
@@ -34,6 +35,8 @@ use k8s_openapi::jiff::Timestamp;
 use crate::cli::plugin::list::Width;
 use crate::cli::plugin::observe::Depth;
 use crate::cli::plugin::observe::Seen;
+use crate::cli::plugin::picture::State;
+use crate::cli::plugin::reference::ObjectReference;
 use crate::cli::plugin::reference::Reference;
 use crate::cli::terminal;
 use crate::cli::terminal::Palette;
@@ -62,6 +65,13 @@ enum PluginCommand {
 
     /// Say who has a port, why a pod or workload has it not, and what to do next.
     Explain(Explain),
+
+    /// Connect to the ports of a pod or workload from outside the pod network, and tell the client address that the pod
+    /// saw.
+    #[command(
+        after_help = "Exit code: 0 when every port was reached, 1 when one was not, 2 for a wrong command line."
+    )]
+    Test(Test),
 
     /// Examine what is installed, or with --preflight whether it could be. Each problem comes with its fix.
     #[command(
@@ -133,6 +143,16 @@ struct Explain {
 }
 
 #[derive(Debug, Args)]
+struct Test {
+    /// A pod or workload, as in `pod/web` or `deployment/web`.
+    #[arg(value_name = "TYPE/NAME")]
+    what: ObjectReference,
+
+    #[command(flatten)]
+    cluster: ClusterFlags,
+}
+
+#[derive(Debug, Args)]
 struct Doctor {
     /// Examine whether Pinhole can work in this cluster, before anything is installed.
     #[arg(long, env = "PINHOLE_PREFLIGHT")]
@@ -168,6 +188,7 @@ impl Plugin {
             match self.command {
                 PluginCommand::List(command) => command.run().await,
                 PluginCommand::Explain(command) => command.run().await,
+                PluginCommand::Test(command) => Box::pin(command.run()).await,
                 PluginCommand::Doctor(command) => Box::pin(command.run()).await,
             }
         })
@@ -234,6 +255,38 @@ impl Explain {
         };
         terminal::print(&text)?;
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Test {
+    async fn run(self) -> anyhow::Result<ExitCode> {
+        let Self { what, cluster } = self;
+        let (reader, namespace) = cluster.connect().await?;
+        let seen = look(&reader, &namespace, Depth::Workloads).await?;
+        let Some(standings) = explain::standings_of(&seen.picture, &namespace, &what) else {
+            eprintln!("pinhole: there is no {what} in namespace {namespace}; name another with -n");
+            return Ok(ExitCode::from(USAGE));
+        };
+        let palette = Palette { is_colourful: terminal::is_colourful(&io::stdout()) };
+        let (ready, others): (Vec<_>, Vec<_>) =
+            standings.into_iter().partition(|one| one.key.is_some() && trial::can_be_tried(one.state));
+        let mut is_reached = !ready.is_empty() && others.iter().all(|one| one.state == State::Waiting);
+        for standing in ready {
+            let Some(key) = standing.key else { continue };
+            let trial = trial::attempt(&reader, standing, &key, &seen.agents.pods).await;
+            is_reached = is_reached && trial.verdict() == trial::Verdict::Reached;
+            terminal::print(&trial.text(palette))?;
+        }
+        for one in &others {
+            let state = one.state.tone().paint(palette, one.state.name());
+            terminal::print(&format!("{}: {state}, so it was not tried\n", palette.name(&one.external)))?;
+        }
+        if !is_reached {
+            eprintln!(
+                "pinhole: not every port was reached; kubectl pinhole explain -n {namespace} {what} says more"
+            );
+        }
+        Ok(if is_reached { ExitCode::SUCCESS } else { ExitCode::from(FOUND) })
     }
 }
 

@@ -113,6 +113,9 @@ func startCluster(options Options) (*Cluster, error) {
 		},
 		replicas: map[*Replica]struct{}{},
 	}
+	if err := cluster.installPlugin(); err != nil {
+		return nil, err
+	}
 	if err := cluster.startControlPlane(); err != nil {
 		return nil, err
 	}

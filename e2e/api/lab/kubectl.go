@@ -18,6 +18,8 @@ type Result struct {
 	Stdout, Stderr string
 	// Succeeded is kubectl's exit code 0.
 	Succeeded bool
+	// Code is the exit code.
+	Code int
 }
 
 // Kubectl runs the real kubectl as administrator, with stdin as its input.
@@ -28,7 +30,7 @@ func (c *Cluster) Kubectl(stdin string, arguments ...string) (Result, error) {
 // KubectlWith runs kubectl with a kubeconfig of one's own.
 func (c *Cluster) KubectlWith(kubeconfig, stdin string, arguments ...string) (Result, error) {
 	command := exec.Command(filepath.Join(c.binaries, "kubectl"), arguments...)
-	command.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + c.directory, "KUBECONFIG=" + kubeconfig}
+	command.Env = []string{"PATH=" + c.plugins() + ":" + os.Getenv("PATH"), "HOME=" + c.directory, "KUBECONFIG=" + kubeconfig}
 	command.Stdin = strings.NewReader(stdin)
 	var stdout, stderr bytes.Buffer
 	command.Stdout, command.Stderr = &stdout, &stderr
@@ -37,7 +39,23 @@ func (c *Cluster) KubectlWith(kubeconfig, stdin string, arguments ...string) (Re
 	if err != nil && !errors.As(err, &exit) {
 		return Result{}, err
 	}
-	return Result{stdout.String(), stderr.String(), err == nil}, nil
+	return Result{stdout.String(), stderr.String(), err == nil, command.ProcessState.ExitCode()}, nil
+}
+
+// plugins is the directory in which kubectl finds pinhole as its plugin.
+func (c *Cluster) plugins() string { return filepath.Join(c.directory, "plugins") }
+
+// installPlugin does what docs/kubectl-plugin.md tells users to.
+func (c *Cluster) installPlugin() error {
+	if err := os.Mkdir(c.plugins(), 0o755); err != nil {
+		return err
+	}
+	for _, name := range []string{"kubectl-pinhole", "kubectl_complete-pinhole"} {
+		if err := os.Symlink(c.pinhole, filepath.Join(c.plugins(), name)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // admin runs a kubectl call that must succeed.

@@ -68,6 +68,16 @@ pub(crate) fn object(
     Some(ended(&lines))
 }
 
+/// The requests of a pod, or of the pods of a workload; `None` when it does not exist.
+pub(crate) fn standings_of(
+    picture: &Picture,
+    namespace: &str,
+    wanted: &ObjectReference,
+) -> Option<Vec<Standing>> {
+    let found = picture.object(wanted.kind.name(), namespace, &wanted.name)?;
+    Some(picture.standings().into_iter().filter(|one| is_of(one, found)).collect())
+}
+
 /// What would become of the workload's template if it were applied now.
 fn template(picture: &Picture, found: &Object, namespace: &str, palette: Palette, lines: &mut Vec<String>) {
     let violations = judge(picture, found.clone(), namespace, &picture.index());
