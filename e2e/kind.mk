@@ -7,9 +7,9 @@ E2E_PACKAGES := iproute2 iptables util-linux openssl wget gcc libc6-dev binutils
 e2e: e2e-packages ## All scenarios on a real cluster, brought up and removed (as root, 45 min cold, then 20)
 	@trap e2e/kind/down EXIT; e2e/kind/up && e2e/kind/install && e2e/kind/run
 
-e2e-all: e2e ## The scenarios again with kube-proxy in nftables mode, and on a cluster with IPv4 alone
+e2e-all: e2e ## The scenarios again with kube-proxy in nftables mode, and with agents on iptables and IPv4 alone
 	@E2E_KUBE_PROXY=nftables $(MAKE) --no-print-directory e2e
-	@E2E_IP_FAMILY=ipv4 $(MAKE) --no-print-directory e2e
+	@E2E_FIREWALL=iptables E2E_IP_FAMILY=ipv4 $(MAKE) --no-print-directory e2e
 
 e2e-prove: ## Show on the running cluster that each scenario fails when what it names is broken, or those that match S=pattern
 	@e2e/kind/prove '$(S)'

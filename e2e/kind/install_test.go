@@ -20,11 +20,22 @@ const chart = "../../chart"
 
 func install(t *testing.T, settings ...string) {
 	t.Helper()
+	if firewall := os.Getenv("E2E_FIREWALL"); firewall != "" {
+		settings = append(settings, "--set", "agent.flags.firewall="+firewall)
+	}
 	helm(t, append([]string{"upgrade", "--install", "pinhole", chart, "--wait", "--timeout", "180s"}, settings...)...)
 }
 
 // withoutPinhole takes the suite's installation away until the end of a scenario.
 func withoutPinhole(t *testing.T) {
+	t.Helper()
+	putBackAtTheEnd(t)
+	helm(t, "uninstall", "pinhole", "--wait", "--timeout", "300s")
+	kubectl(t, "", "delete", "namespace", system, "--timeout=120s")
+}
+
+// putBackAtTheEnd puts the suite's installation back at the end of a scenario, whatever that did to it.
+func putBackAtTheEnd(t *testing.T) {
 	t.Helper()
 	// What `install` noted there, so that it knows which images the nodes have.
 	note := kubectl(t, "", "get", "namespace", system, "--output", `jsonpath={.metadata.annotations.e2e-images}`)
@@ -32,7 +43,6 @@ func withoutPinhole(t *testing.T) {
 		if t.Failed() {
 			keepLogs(t)
 		}
-		// Whatever way it was installed in.
 		_, _ = command("", "helm", "uninstall", "pinhole", "--namespace", system, "--wait", "--ignore-not-found")
 		kubectl(t, "", "delete", "namespace", system, "--ignore-not-found", "--timeout=120s")
 		kubectl(t, "", "delete", "--filename", "../../webhook-config/self.yaml", "--ignore-not-found", "--timeout=120s")
@@ -40,8 +50,6 @@ func withoutPinhole(t *testing.T) {
 		install(t)
 		kubectl(t, "", "annotate", "namespace", system, "e2e-images="+note)
 	})
-	helm(t, "uninstall", "pinhole", "--wait", "--timeout", "180s")
-	kubectl(t, "", "delete", "namespace", system, "--timeout=120s")
 }
 
 // doesTheMainJob tries what everybody installs it for: a port that is granted, reached and given back, and one that is
@@ -95,6 +103,97 @@ func TestInstalledWithCertManagerItDoesTheMainJob(t *testing.T) {
 	install(t, "--create-namespace", "--set", "certificates.mode=cert-manager")
 	kubectl(t, "", "--namespace", system, "wait", "--for=condition=Ready", "certificates.cert-manager.io", "--all", "--timeout=60s")
 	doesTheMainJob(t, "cert-manager-mode", 8073)
+}
+
+func TestUninstalledItLeavesNothingBehindAndNamesTheNodeThatItCouldNotReach(t *testing.T) {
+	s := newScene(t, "uninstalled")
+	address := s.serves(8074)
+	s.apply(webPod("far", "pinhole.dev/expose", "8075:8080", atNode(otherWorker)))
+	s.ready("app=far")
+	far := addressesOf(t, otherWorker).v4
+	reaches(t, far, 8075, "hostname")
+	putBackAtTheEnd(t)
+	ready := func() string {
+		return kubectl(t, "", "get", "node", otherWorker, "--output", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
+	}
+	t.Cleanup(func() { onNode(t, otherWorker, "systemctl start kubelet") })
+	onNode(t, otherWorker, "systemctl stop kubelet")
+	eventually(t, 120*time.Second, otherWorker+" is not ready", func() error {
+		if now := ready(); now == "True" {
+			return fmt.Errorf("it is %s", now)
+		}
+		return nil
+	})
+
+	output, err := command("", "helm", "uninstall", "pinhole", "--namespace", system, "--timeout", "300s")
+	if err != nil {
+		t.Fatalf("helm uninstall: %v\n%s", err, output)
+	}
+	byHand := regexp.MustCompile(`(?m)^ *(kubectl debug node/` + otherWorker + ` .*)$`).FindStringSubmatch(output)
+	if byHand == nil || !strings.Contains(output, "NOT CLEANED: "+otherWorker) {
+		t.Fatalf("the user reads\n%s\nwithout the node that is down and the command for it", output)
+	}
+	unreachable(t, address, 8074)
+	for _, node := range []string{control, worker} {
+		nothingInTheKernel(t, node)
+	}
+	// Nobody was there to take them: the connections to its pods go on.
+	reaches(t, far, 8075, "hostname")
+
+	onNode(t, otherWorker, "systemctl start kubelet")
+	eventually(t, 120*time.Second, otherWorker+" is ready", func() error {
+		if now := ready(); now != "True" {
+			return fmt.Errorf("it is %s", now)
+		}
+		return nil
+	})
+	// As whoever read it types it.
+	t.Cleanup(func() { kubectl(t, "", "delete", "pods", "--all", "--namespace", "default", "--wait=false") })
+	if said, err := command("", "sh", "-c", byHand[1]); err != nil {
+		t.Errorf("%s: %v\n%s", byHand[1], err, said)
+	}
+	eventually(t, 60*time.Second, "its port is closed", func() error {
+		if answer, err := fetchFromClient(far, 8075, "hostname"); err == nil {
+			return fmt.Errorf("%s answers", answer)
+		}
+		return nil
+	})
+	nothingInTheKernel(t, otherWorker)
+	eventually(t, 60*time.Second, "nothing is left in the cluster", func() error {
+		if left := objectsLeft(t); len(left) != 0 {
+			return fmt.Errorf("left: %v", left)
+		}
+		return nil
+	})
+}
+
+func nothingInTheKernel(t *testing.T, node string) {
+	t.Helper()
+	if left := onNode(t, node, "{ iptables-save; ip6tables-save; iptables-legacy-save; ip6tables-legacy-save; nft list ruleset; } 2>/dev/null | grep PINHOLE || true"); left != "" {
+		t.Errorf("in the kernel of %s is left\n%s", node, left)
+	}
+}
+
+// objectsLeft names what is left of an installation, but for its custom resource definitions: to delete them would delete
+// what users wrote.
+func objectsLeft(t *testing.T) (left []string) {
+	t.Helper()
+	kinds := func(namespaced string) string {
+		return strings.Join(strings.Fields(kubectl(t, "", "api-resources", "--verbs=list", "--namespaced="+namespaced, "--output=name")), ",")
+	}
+	found := kubectl(t, "", "get", kinds("true"), "--namespace", system, "--ignore-not-found", "--output=name") +
+		kubectl(t, "", "get", kinds("false"), "--selector", "app.kubernetes.io/name=pinhole", "--ignore-not-found", "--output=name") +
+		kubectl(t, "", "get", kinds("true"), "--all-namespaces", "--selector", "app.kubernetes.io/name=pinhole", "--ignore-not-found", "--output=name")
+	for line := range strings.Lines(found) {
+		name := strings.TrimSpace(line)
+		// What every namespace has, and what tells of the past.
+		if name == "configmap/kube-root-ca.crt" || name == "serviceaccount/default" || strings.HasPrefix(name, "event") ||
+			strings.HasPrefix(name, "customresourcedefinition.") || strings.HasPrefix(name, "Warning: ") {
+			continue
+		}
+		left = append(left, name)
+	}
+	return left
 }
 
 func TestAnUpgradeAndARollbackLoseNoConnectionAndNoAdmissionCall(t *testing.T) {

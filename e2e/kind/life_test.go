@@ -75,6 +75,7 @@ func agentOn(t *testing.T, node string) string {
 		`jsonpath={range .items[?(@.status.containerStatuses[0].ready==true)]}{.metadata.name}{end}`))
 }
 
+// Whichever of the two it uses: its tables of nftables, or the way into its chains of iptables.
 func TestAFlushedFirewallIsRepairedAtTheNextResync(t *testing.T) {
 	s := newScene(t, "flushed")
 	// By default it is five minutes.
