@@ -13,6 +13,7 @@ mod demo;
 mod duration;
 mod listen;
 mod manifest;
+mod metrics;
 mod node_report;
 mod plugin;
 pub mod policy;

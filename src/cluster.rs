@@ -3,6 +3,7 @@
 //! Nothing here judges. Watches and reads turn what the API server says into the slim objects that the pure rules
 //! read. This is the only module, beside the events of the agent, that talks to the API server.
 
+pub mod access;
 pub mod ca_store;
 pub mod claim_store;
 pub mod claim_watch;

@@ -6,4 +6,5 @@ pub mod http;
 pub mod log;
 pub mod metrics;
 pub mod readiness;
+pub mod secure;
 pub mod startup;

@@ -10,6 +10,7 @@
 {{- end -}}
 
 {{- define "pinhole.webhook" -}}{{ include "pinhole.fullname" . }}-webhook{{- end -}}
+{{- define "pinhole.scraper" -}}{{ include "pinhole.fullname" . }}-scraper{{- end -}}
 {{- define "pinhole.agent" -}}{{ include "pinhole.fullname" . }}-agent{{- end -}}
 
 {{- /* The name that API servers call, and that the certificate must carry. */ -}}

@@ -13,7 +13,7 @@ pub const DEFAULT_RESTRICTED_PORTS: &str = "22,53,6443";
 
 /// The ports that a node needs to live: etcd, kubelet and the control plane, VXLAN, WireGuard, and our own.
 pub const DEFAULT_PROTECTED_PORTS: &str =
-    "2379-2380/tcp,10248-10260/tcp,8472/udp,4789/udp,51820-51821/udp,8484-8485/tcp";
+    "2379-2380/tcp,10248-10260/tcp,8472/udp,4789/udp,51820-51821/udp,8484-8486/tcp";
 
 /// The operator's settings.
 #[derive(Clone, Debug)]

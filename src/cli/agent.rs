@@ -27,6 +27,7 @@ use crate::agent::flows::Flows;
 use crate::agent::report::Reporter;
 use crate::cli::duration;
 use crate::cli::listen;
+use crate::cli::metrics::MetricsFlags;
 use crate::cli::policy::PolicyFlags;
 use crate::cli::watching;
 use crate::cluster::client;
@@ -73,7 +74,7 @@ pub(crate) struct AgentFlags {
     #[arg(long, value_name = "FILE", env = "PINHOLE_KUBECONFIG")]
     kubeconfig: Option<PathBuf>,
 
-    /// Where to serve /healthz, /readyz and /metrics. A bare port listens on every address.
+    /// Where to serve /healthz and /readyz, and /metrics unless --metrics says otherwise. A bare port listens on every address.
     #[arg(long, value_name = "[ADDRESS:]PORT", default_value = "0.0.0.0:8484", value_parser = listen::parse,
           env = "PINHOLE_HTTP_ADDRESS")]
     http_address: SocketAddr,
@@ -82,6 +83,9 @@ pub(crate) struct AgentFlags {
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8485", value_parser = listen::parse,
           env = "PINHOLE_ENTRIES_ADDRESS")]
     entries_address: SocketAddr,
+
+    #[command(flatten)]
+    exposure: MetricsFlags,
 
     /// How often to read the kernel and repair what others changed, although nothing happened.
     #[arg(long, value_name = "DURATION", default_value = "300s", value_parser = resync,
@@ -199,6 +203,7 @@ impl AgentFlags {
             kubeconfig,
             http_address,
             entries_address,
+            exposure,
             resync,
             disclose_holder,
             policy,
@@ -223,7 +228,8 @@ impl AgentFlags {
         let observer = watching::observer(caches, startup, WatchMetrics::register(&mut registry));
         let in_sync = readiness.require("rules", "starting");
         let ended = CancellationToken::new();
-        let admin = http::router(readiness, Arc::new(registry));
+        let client = connection.client.clone();
+        let admin = exposure.serve(readiness, Arc::new(registry), client, ended.clone()).await?;
         tokio::spawn(http::serve(http_listener, admin, ended.clone()));
         tokio::spawn(http::serve(entries_listener, entries::router(Arc::clone(&dataplane)), ended.clone()));
 

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
 use std::net::SocketAddr;
 
 use anyhow::Context;
@@ -11,6 +12,12 @@ use tokio::net::TcpListener;
 pub(crate) fn parse(text: &str) -> Result<SocketAddr, String> {
     if let Ok(port) = text.trim_start_matches(':').parse::<u16>() {
         return Ok(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port));
+    }
+    // An IPv6 address without brackets, as Kubernetes writes a node's address into a variable.
+    if let Some((address, port)) = text.rsplit_once(':')
+        && let (Ok(address), Ok(port)) = (address.parse::<Ipv6Addr>(), port.parse())
+    {
+        return Ok(SocketAddr::new(IpAddr::V6(address), port));
     }
     text.parse().map_err(|_| {
         format!("{text:?} is not an address to listen on; write a port, ADDRESS:PORT or [IPV6]:PORT, as in 8484, 127.0.0.1:8484 or [::]:8484")
@@ -38,6 +45,7 @@ mod tests {
             (":8484", "0.0.0.0:8484"),
             ("127.0.0.1:8484", "127.0.0.1:8484"),
             ("[::]:8484", "[::]:8484"),
+            ("2001:db8::1:8484", "[2001:db8::1]:8484"),
         ];
         for (text, expected) in cases {
             assert_eq!(parse(text).unwrap().to_string(), expected);

@@ -1,4 +1,4 @@
-//! The plain HTTP port for the kubelet and for Prometheus: `/healthz`, `/readyz`, `/metrics`.
+//! The HTTP port for the kubelet and for Prometheus: `/healthz`, `/readyz`, `/metrics`; over TLS where asked.
 //!
 //! `/healthz` answers as long as the process can answer at all and depends on nothing else: restarting a process
 //! because the API server is away helps nobody. `/readyz` lists every condition and is 503 until all hold.
@@ -22,9 +22,12 @@ use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
 use hyper_util::service::TowerToHyperService;
 use prometheus_client::registry::Registry;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use tracing::warn;
@@ -43,16 +46,41 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(200);
 
 /// The routes of every process. A process with more to show merges its own.
 pub fn router(readiness: Readiness, registry: Arc<Registry>) -> Router {
+    health(readiness).route("/metrics", get(move || async move { exposition(&registry) }))
+}
+
+/// The routes for the kubelet alone, where metrics are not for everybody.
+pub fn health(readiness: Readiness) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(move || async move { ready(&readiness) }))
-        .route("/metrics", get(move || async move { exposition(&registry) }))
 }
 
 /// Serves `router` on a listener that the caller bound, until `stop`.
 ///
 /// Give it a token that is cancelled last: while a process drains, `/readyz` must still say that it is not ready.
 pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+    accept(listener, stop, |stream| answer(stream, router.clone())).await;
+}
+
+/// The same over TLS. The handshake is part of a connection's five seconds.
+pub async fn serve_tls(listener: TcpListener, tls: TlsAcceptor, router: Router, stop: CancellationToken) {
+    accept(listener, stop, |stream| {
+        let (tls, router) = (tls.clone(), router.clone());
+        async move {
+            match tls.accept(stream).await {
+                Ok(stream) => answer(stream, router).await,
+                Err(error) => debug!(%error, "A TLS handshake on the metrics port failed"),
+            }
+        }
+    })
+    .await;
+}
+
+async fn accept<F>(listener: TcpListener, stop: CancellationToken, connect: impl Fn(TcpStream) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
     let mut connections: VecDeque<AbortHandle> = VecDeque::new();
     loop {
         let accepted = tokio::select! {
@@ -67,10 +95,11 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
                 {
                     oldest.abort();
                 }
-                connections.push_back(tokio::spawn(answer(stream, router.clone())).abort_handle());
+                let connection = tokio::time::timeout(CONNECTION_DEADLINE, connect(stream));
+                connections.push_back(tokio::spawn(connection).abort_handle());
             }
             Err(error) => {
-                warn!(%error, "Cannot accept a connection on the plain HTTP port; trying again. \
+                warn!(%error, "Cannot accept a connection on the port for probes and metrics; trying again. \
                       If this goes on, look at the process's limit of open files");
                 tokio::time::sleep(ACCEPT_RETRY).await;
             }
@@ -78,17 +107,15 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
     }
 }
 
-async fn answer(stream: TcpStream, router: Router) {
+async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router) {
     let service = TowerToHyperService::new(router);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .keep_alive(false)
         .header_read_timeout(CONNECTION_DEADLINE)
         .serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(CONNECTION_DEADLINE, connection).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(%error, "A connection to the plain HTTP port ended early"),
-        Err(_) => debug!("A connection to the plain HTTP port took too long"),
+    if let Err(error) = connection.await {
+        debug!(%error, "A connection for probes or metrics ended early");
     }
 }
 
@@ -111,7 +138,8 @@ fn ready(readiness: &Readiness) -> (StatusCode, String) {
     }
 }
 
-fn exposition(registry: &Registry) -> Response {
+/// The metrics as an answer.
+pub(crate) fn exposition(registry: &Registry) -> Response {
     match metrics::encode(registry) {
         Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], Body::from(text)).into_response(),
         Err(error) => {

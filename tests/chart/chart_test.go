@@ -44,7 +44,7 @@ var matrix = map[string][]string{
 	"host network": {"webhook.hostNetwork=true", "webhook.ports.https=18443", "webhook.ports.http=18484"},
 	"monitoring": {
 		"monitoring.podMonitor.enabled=true", "monitoring.prometheusRule.enabled=true", "monitoring.dashboard.enabled=true",
-		"agent.metrics.address=hostIP", "monitoring.podMonitor.labels.team=ops", "monitoring.prometheusRule.labels.team=ops",
+		"agent.metrics.mode=authenticated", "monitoring.podMonitor.labels.team=ops", "monitoring.prometheusRule.labels.team=ops",
 	},
 	"policy": {
 		"policy.annotationKeys={example.org/nat,example.org/more}", "policy.restrictedPorts=22\\,9000-9100", "policy.protectedPorts=",
@@ -54,6 +54,10 @@ var matrix = map[string][]string{
 	"uninstall": {
 		"uninstall.cleanNodes=true", "agent.enabled=false", "uninstall.nodeSelector.a=b", "uninstall.deadlineSeconds=30", "agent.flags.resource-prefix=NAT",
 		"uninstall.resources.requests.cpu=1m",
+	},
+	"own objects": {
+		"extraObjects[0].apiVersion=v1", "extraObjects[0].kind=ConfigMap", "extraObjects[0].metadata.name=\\{{ .Release.Name }}-more",
+		"extraObjects[0].metadata.namespace=\\{{ .Release.Namespace }}", "agent.metrics.mode=off",
 	},
 	"no uninstall": {"uninstall.enabled=false"},
 	"everything else": {
@@ -66,7 +70,7 @@ var matrix = map[string][]string{
 		"webhook.topologySpreadConstraints[0].whenUnsatisfiable=DoNotSchedule", "webhook.topologySpreadConstraints[0].labelSelector.matchLabels.a=b", "agent.nodeSelector.a=b", "agent.podLabels.a=b", "agent.podAnnotations.a=b",
 		"agent.extraEnv[0].name=A", "agent.extraEnv[0].value=b", "agent.extraVolumes[0].name=v", "agent.extraVolumes[0].emptyDir.sizeLimit=1Mi",
 		"agent.extraVolumeMounts[0].name=v", "agent.extraVolumeMounts[0].mountPath=/v", "agent.extraArgs={--resync=60s}", "agent.maxUnavailable=10%",
-		"agent.metrics.address=0.0.0.0", "webhook.service.annotations.a=b", "networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.a=b",
+		"agent.metrics.mode=open", "agent.metrics.address=0.0.0.0", "webhook.service.annotations.a=b", "networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.a=b",
 	},
 	"all flags": allFlags(),
 }
@@ -327,16 +331,34 @@ func TestOneListOfAnnotationKeysMakesFlagsAndConditions(t *testing.T) {
 }
 
 func TestWhatTheAgentServesIsOpenOnlyWhereItWasOpened(t *testing.T) {
-	for setting, want := range map[string]string{
-		"agent.metrics.address=127.0.0.1": "127.0.0.1:8484", "agent.metrics.address=hostIP": "$(HOST_IP):8484", "agent.metrics.address=[::]": "[::]:8484",
+	for settings, want := range map[string]struct{ plain, how, secure string }{
+		"":                         {plain: "127.0.0.1:8484"},
+		"agent.metrics.mode=local": {plain: "127.0.0.1:8484"},
+		"agent.metrics.mode=off":   {plain: "127.0.0.1:8484", how: "off"},
+		"agent.metrics.mode=open":  {plain: "$(HOST_IP):8484"},
+		"agent.metrics.mode=open,agent.metrics.address=[::]":           {plain: "[::]:8484"},
+		"agent.metrics.mode=authenticated":                             {"127.0.0.1:8484", "authenticated", "$(HOST_IP):8486"},
+		"agent.metrics.mode=authenticated,agent.metrics.address=[::1]": {"127.0.0.1:8484", "authenticated", "[::1]:8486"},
 	} {
-		workload := find(t, objects(t, render(t, setting)), "DaemonSet", "pinhole-agent")
-		addresses := map[string]string{}
-		for _, variable := range workload.Spec.Template.Spec.Containers[0].Env {
-			addresses[variable.Name] = variable.Value
+		found := objects(t, render(t, append(strings.Split(settings, ","), "monitoring.podMonitor.enabled=true")...))
+		variables := map[string]string{}
+		for _, variable := range find(t, found, "DaemonSet", "pinhole-agent").Spec.Template.Spec.Containers[0].Env {
+			variables[variable.Name] = variable.Value
 		}
-		if addresses["PINHOLE_HTTP_ADDRESS"] != want || addresses["PINHOLE_ENTRIES_ADDRESS"] != "127.0.0.1:8485" {
-			t.Errorf("%s: %v", setting, addresses)
+		if variables["PINHOLE_HTTP_ADDRESS"] != want.plain || variables["PINHOLE_METRICS"] != want.how ||
+			variables["PINHOLE_METRICS_ADDRESS"] != want.secure || variables["PINHOLE_ENTRIES_ADDRESS"] != "127.0.0.1:8485" {
+			t.Errorf("%s: %v", settings, variables)
+		}
+		asks := strings.Contains(find(t, found, "ClusterRole", "pinhole-agent").text, "tokenreviews")
+		if asks != (want.how == "authenticated") {
+			t.Errorf("%s: may the agent ask whose a token is? %v", settings, asks)
+		}
+		// A PodMonitor for what it cannot reach would only raise alarms.
+		isScraped := slices.ContainsFunc(found, func(object object) bool {
+			return object.Kind == "PodMonitor" && object.Metadata.Name == "pinhole-agent"
+		})
+		if isReachable := want.how == "authenticated" || strings.Contains(settings, "open"); isScraped != isReachable {
+			t.Errorf("%s: is there a PodMonitor for the agents? %v", settings, isScraped)
 		}
 	}
 }

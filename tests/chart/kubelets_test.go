@@ -181,7 +181,9 @@ func (k *kubelets) start(pod pod, path string) {
 	k.mutex.Lock()
 	message, isStuck := k.stuck[pod.Spec.NodeName]
 	k.mutex.Unlock()
-	status := map[string]any{"phase": "Running", "conditions": []any{map[string]any{"type": "Ready", "status": "True"}}}
+	// Since when decides whether a Deployment counts it as available.
+	ready := map[string]any{"type": "Ready", "status": "True", "lastTransitionTime": time.Now().UTC().Format(time.RFC3339)}
+	status := map[string]any{"phase": "Running", "conditions": []any{ready}}
 	if isStuck && pod.component() == "cleanup" {
 		failed := map[string]any{"terminated": map[string]any{"exitCode": 1, "message": message}}
 		status = map[string]any{"phase": "Pending", "initContainerStatuses": []any{map[string]any{

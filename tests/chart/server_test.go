@@ -5,7 +5,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -92,27 +91,11 @@ func normalPod(t *testing.T, template map[string]any) string {
 	return plain(t, template)
 }
 
-// What the webhook wrote at run time is not the chart's to take back.
-func TestAnUpgradeKeepsTheAuthorityAndTheTrustInIt(t *testing.T) {
-	cluster, err := cluster()
-	if err != nil {
-		t.Fatal(err)
-	}
-	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
-	if err := os.WriteFile(kubeconfig, []byte(cluster.AdminKubeconfig()), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	run := func(arguments ...string) {
-		t.Helper()
-		if _, err := helm(append(arguments, "--kubeconfig="+kubeconfig, "--namespace=second")...); err != nil {
-			t.Fatal(err)
-		}
-	}
-	// The definitions are there already, from the plain manifests, and two releases cannot own them.
-	const withoutDefinitions = "--set=crds.install=false"
-	run("install", "second", chart, "--create-namespace", withoutDefinitions)
+// What the webhook wrote at run time is not the chart's to take back, and neither way makes anything anew that runs.
+func TestUpgradeFromThePreviousChartAndRollbackKeepWhatWasMadeAtRunTime(t *testing.T) {
+	r := install(t, "second", "testdata/previous.tgz")
+	r.awaitReady("agent", 3)
 	const bundle = "LS0tLS1CRUdJTg=="
-	secret := `{"data":{"phase":"c3RhYmxl"}}`
 	trust := func(webhooks ...string) string {
 		var entries []string
 		for _, webhook := range webhooks {
@@ -121,11 +104,11 @@ func TestAnUpgradeKeepsTheAuthorityAndTheTrustInIt(t *testing.T) {
 		return fmt.Sprintf(`{"webhooks":[%s]}`, strings.Join(entries, ","))
 	}
 	for _, patch := range [][]string{
-		{"secret", "second-pinhole-webhook-ca", "--namespace=second", "--patch=" + secret},
+		{"secret", "second-pinhole-webhook-ca", "--namespace=second", `--patch={"data":{"phase":"c3RhYmxl"}}`},
 		{"mutatingwebhookconfiguration", "second-pinhole", "--patch=" + trust("mutate.pinhole.dev")},
 		{"validatingwebhookconfiguration", "second-pinhole", "--patch=" + trust("pods.pinhole.dev", "workloads.pinhole.dev")},
 	} {
-		if result := kubectl(t, "", append([]string{"patch", "--type=strategic"}, patch...)...); !result.Succeeded {
+		if result := r.kubectl("", append([]string{"patch", "--type=strategic"}, patch...)...); !result.Succeeded {
 			t.Fatal(result.Stderr)
 		}
 	}
@@ -135,24 +118,36 @@ func TestAnUpgradeKeepsTheAuthorityAndTheTrustInIt(t *testing.T) {
 			{"secret", "second-pinhole-webhook-ca", "--namespace=second", "--output=jsonpath={.data}"},
 			{"mutatingwebhookconfiguration", "second-pinhole", "--output=jsonpath={.webhooks[*].clientConfig.caBundle}"},
 			{"validatingwebhookconfiguration", "second-pinhole", "--output=jsonpath={.webhooks[*].clientConfig.caBundle}"},
+			{"deployments,daemonsets,services,secrets", "--namespace=second", "--output=jsonpath={.items[*].metadata.uid}", "--selector=app.kubernetes.io/name=pinhole"},
 		} {
-			seen.WriteString(kubectl(t, "", append([]string{"get"}, question...)...).Stdout + "\n")
+			seen.WriteString(r.kubectl("", append([]string{"get"}, question...)...).Stdout + "\n")
 		}
 		return seen.String()
 	}
-	want := fmt.Sprintf("{\"phase\":\"c3RhYmxl\"}\n%s\n%s %s\n", bundle, bundle, bundle)
-	if got := look(); got != want {
-		t.Fatalf("before any upgrade:\n%s", got)
+	want := look()
+	if !strings.HasPrefix(want, fmt.Sprintf("{\"phase\":\"c3RhYmxl\"}\n%s\n%s %s\n", bundle, bundle, bundle)) {
+		t.Fatalf("before any upgrade:\n%s", want)
 	}
-	run("upgrade", "second", chart, withoutDefinitions, "--set=webhook.timeoutSeconds.validating=4,commonLabels.team=net")
-	if got := look(); got != want {
-		t.Errorf("after an upgrade:\n%s", got)
+	for _, step := range [][]string{
+		{"upgrade", "second", chart, "--reset-then-reuse-values", "--set=" + sharedKinds},
+		{"upgrade", "second", chart, "--reset-then-reuse-values", "--set=webhook.timeoutSeconds.validating=4,commonLabels.team=net,agent.metrics.mode=authenticated"},
+		{"rollback", "second", "1"},
+		{"rollback", "second", "3"},
+	} {
+		if output, err := r.helm(append(step, "--wait", "--timeout=90s")...); err != nil {
+			t.Fatalf("%v\n%s", err, output)
+		}
+		if got := look(); got != want {
+			t.Errorf("after helm %s:\n%s\nbefore:\n%s", strings.Join(step, " "), got, want)
+		}
+		if hooks := r.kubectl("", "get", "jobs,serviceaccounts,configmaps", "--namespace=second", "--selector=app.kubernetes.io/component=uninstall", "--output=name"); hooks.Stdout != "" {
+			t.Errorf("after helm %s hooks are there that only removal needs: %s", strings.Join(step, " "), hooks.Stdout)
+		}
 	}
-	run("rollback", "second", "1")
-	if got := look(); got != want {
-		t.Errorf("after a rollback:\n%s", got)
+	if output, err := r.helm("uninstall", "second", "--wait", "--timeout=90s"); err != nil {
+		t.Fatalf("%v\n%s\n%s", err, output, r.told())
 	}
-	run("uninstall", "second")
+	r.hasLeft("second", "second")
 }
 
 // emergency is the command that docs/operations.md gives for a webhook that stands in the way.

@@ -23,6 +23,9 @@ var removal = sync.OnceValues(func() (*lab.Cluster, error) {
 	})
 })
 
+// The cluster's kinds of ours came with the manifests, and only one installation can own them.
+const sharedKinds = "crds.install=false"
+
 // release is an installation by Helm in a namespace of its own.
 type release struct {
 	*kubelets
@@ -30,7 +33,12 @@ type release struct {
 	kubeconfig string
 }
 
-func install(t *testing.T, name string, settings ...string) release {
+func installed(t *testing.T, name string, settings ...string) release {
+	t.Helper()
+	return install(t, name, chart, append(settings, sharedKinds)...)
+}
+
+func install(t *testing.T, name, chart string, settings ...string) release {
 	t.Helper()
 	cluster, err := removal()
 	if err != nil {
@@ -122,7 +130,7 @@ func (r release) had(account string) []string {
 }
 
 func TestUninstallLeavesNothingThoughANodeIsDown(t *testing.T) {
-	r := install(t, "gone")
+	r := installed(t, "gone")
 	r.awaitReady("agent", 3)
 	r.node("node-c", false)
 	output, err := r.helm("uninstall", "gone", "--timeout=2m", "--wait")
@@ -157,7 +165,7 @@ func TestUninstallLeavesNothingThoughANodeIsDown(t *testing.T) {
 }
 
 func TestUninstallGivesUpAtItsDeadlineAndGoesOnWhenItIsRunAgain(t *testing.T) {
-	r := install(t, "stuck", "uninstall.deadlineSeconds=8")
+	r := installed(t, "stuck", "uninstall.deadlineSeconds=8")
 	r.awaitReady("agent", 3)
 	r.stick("node-b", "iptables-legacy-save: cannot open the lock")
 	if output, err := r.helm("uninstall", "stuck", "--timeout=60s"); err == nil {
@@ -179,12 +187,12 @@ func TestUninstallGivesUpAtItsDeadlineAndGoesOnWhenItIsRunAgain(t *testing.T) {
 
 func TestUninstallWorksWithoutAgents(t *testing.T) {
 	for name, arrange := range map[string]func(*testing.T) release{
-		"disabled": func(t *testing.T) release { return install(t, "disabled", "agent.enabled=false") },
+		"disabled": func(t *testing.T) release { return installed(t, "disabled", "agent.enabled=false") },
 		"switched-off": func(t *testing.T) release {
-			return install(t, "switched-off", "agent.enabled=false", "uninstall.cleanNodes=true")
+			return installed(t, "switched-off", "agent.enabled=false", "uninstall.cleanNodes=true")
 		},
 		"deleted": func(t *testing.T) release {
-			r := install(t, "deleted")
+			r := installed(t, "deleted")
 			r.awaitReady("agent", 3)
 			if result := r.kubectl("", "delete", "daemonset", "--namespace=deleted", "deleted-pinhole-agent", "--wait"); !result.Succeeded {
 				t.Fatal(result.Stderr)
