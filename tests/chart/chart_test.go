@@ -295,6 +295,16 @@ func TestEveryFlagOfTheProgramIsReachableAndNoOtherIsUsed(t *testing.T) {
 	}
 }
 
+// Whoever pipes a rendered chart into kubectl must not uninstall by that.
+func TestPlainManifestsDoNotUninstall(t *testing.T) {
+	for settings, want := range map[string]bool{"plainManifests=true": false, "plainManifests=true,uninstall.standalone=true": true} {
+		found := objects(t, render(t, strings.Split(settings, ",")...))
+		if got := slices.ContainsFunc(found, func(object object) bool { return object.Kind == "Job" }); got != want {
+			t.Errorf("%s: is there a Job? %v", settings, got)
+		}
+	}
+}
+
 func TestOneListOfAnnotationKeysMakesFlagsAndConditions(t *testing.T) {
 	found := objects(t, render(t, "policy.annotationKeys={example.org/nat,bln.space/podnat}"))
 	keys := []string{
