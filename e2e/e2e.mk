@@ -15,7 +15,7 @@ K8S ?=
 
 e2e-api: packages pinhole-binary ## Test the webhook through a real API server with the real kubectl, of release K8S= (7 min)
 	@control_plane=$$(K8S=$(K8S) e2e/build-control-plane) && cert_manager=$$(e2e/cert-manager/build) && cd e2e/api && \
-	PINHOLE_CONTROL_PLANE=$$control_plane PINHOLE_CERT_MANAGER=$$cert_manager PINHOLE_BIN=$(CURDIR)/target/debug/pinhole go run ./report e2e-api .
+	K8S=$(K8S) PINHOLE_CONTROL_PLANE=$$control_plane PINHOLE_CERT_MANAGER=$$cert_manager PINHOLE_BIN=$(CURDIR)/target/debug/pinhole go run ./report e2e-api .
 
 test: e2e-tools
 

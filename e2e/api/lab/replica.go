@@ -230,11 +230,28 @@ func (c *Cluster) writeEndpoints(endpoints []serviceEndpoint) error {
 		Ports:       []map[string]any{{"name": "https", "port": 8443, "protocol": "TCP"}},
 		Endpoints:   endpoints,
 	}
-	err := c.Do(context.Background(), 0, http.MethodPost, endpointSlicePath, slice, nil)
+	if err := c.put(endpointSlicePath, slice, map[string]any{"endpoints": endpoints}); err != nil {
+		return err
+	}
+	// Older API servers find a webhook by this, and a full cluster has both.
+	subsets := []map[string]any{}
+	if len(endpoints) != 0 {
+		addresses := []map[string]string{}
+		for _, endpoint := range endpoints {
+			addresses = append(addresses, map[string]string{"ip": endpoint.Addresses[0]})
+		}
+		subsets = append(subsets, map[string]any{"addresses": addresses, "ports": slice.Ports})
+	}
+	object := map[string]any{"metadata": map[string]any{"name": webhookService}, "subsets": subsets}
+	return c.put("/api/v1/namespaces/"+WebhookNamespace+"/endpoints", object, map[string]any{"subsets": subsets})
+}
+
+// put creates the webhook's object at a path, or changes the one that is there.
+func (c *Cluster) put(path string, object any, change map[string]any) error {
+	err := c.Do(context.Background(), 0, http.MethodPost, path, object, nil)
 	var status *StatusError
 	if errors.As(err, &status) && status.Code == http.StatusConflict {
-		return c.Do(context.Background(), 0, http.MethodPatch, endpointSlicePath+"/"+webhookService,
-			map[string]any{"endpoints": endpoints}, nil)
+		return c.Do(context.Background(), 0, http.MethodPatch, path+"/"+webhookService, change, nil)
 	}
 	return err
 }
