@@ -113,7 +113,10 @@ func TestWhoeverMayReadOneNamespaceIsToldWhatStaysUnknown(t *testing.T) {
 // What an agent programmed is seen even where nobody can ask it: by its Events.
 func TestWhatAnAgentProgrammedIsListedAndExplained(t *testing.T) {
 	d := newQuietDesk(t, "plugin-agent")
-	agent, err := d.cluster.StartAgent("node-2", "203.0.113.61")
+	if err := lab.AddNodeAddress("203.0.113.61"); err != nil {
+		t.Fatal(err)
+	}
+	agent, err := d.cluster.StartAgent("node-2")
 	if err != nil {
 		t.Fatal(err)
 	}
