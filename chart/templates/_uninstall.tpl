@@ -13,9 +13,19 @@
 {{- include "pinhole.annotations" (dict "root" .root "own" $own) -}}
 {{- end -}}
 
-{{- /* What is not Helm's to delete, in the order in which it must go: what would make a Secret again goes before it. */ -}}
+{{- /* What is not Helm's to delete, in the order in which it must go: what would make it again goes first. */ -}}
 {{- define "pinhole.madeAtRunTime" -}}
 {{- $webhook := include "pinhole.webhook" . -}}
+{{- if (default dict .Values.claims).enabled }}
+- group: apps
+  resource: deployments
+  target: deployments.v1.apps
+  names: [{{ include "pinhole.controller" . }}]
+- group: coordination.k8s.io
+  resource: leases
+  target: leases.v1.coordination.k8s.io
+  names: [{{ include "pinhole.controller" . }}]
+{{- end }}
 {{- if eq .Values.certificates.mode "self" }}
 - group: ""
   resource: secrets
