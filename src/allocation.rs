@@ -7,10 +7,13 @@
 
 pub mod acquire;
 pub mod claim;
+pub mod grant;
 pub mod key;
 pub mod life;
 pub mod memory;
 pub mod operation;
+pub mod pool;
+pub mod probe;
 
 #[cfg(test)]
 mod tests;

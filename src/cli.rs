@@ -8,9 +8,11 @@ mod authority;
 mod check;
 mod cleanup;
 mod completion;
+mod controller;
 mod crd;
 mod demo;
 mod duration;
+mod hostname;
 mod listen;
 mod manifest;
 mod metrics;
@@ -41,6 +43,7 @@ use crate::cli::check::Check;
 use crate::cli::cleanup::Cleanup;
 use crate::cli::completion::Completion;
 use crate::cli::completion::Words;
+use crate::cli::controller::ControllerFlags;
 use crate::cli::crd::Crd;
 use crate::cli::demo::Demo;
 use crate::cli::node_report::NodeReportFlags;
@@ -106,6 +109,9 @@ enum Command {
     /// Answer the API server's admission calls.
     Webhook(Box<Webhook>),
 
+    /// Bind claims to pods, give unused ones back, and claim what went past the webhook.
+    Controller(Box<ControllerFlags>),
+
     /// Keep this node's NAT rules at what the pods of the node ask for and may have. Stopping it leaves the rules.
     Agent(Box<AgentFlags>),
 
@@ -161,7 +167,11 @@ impl Command {
     /// A process says what it does; a command that prints an answer says only what is wrong.
     const fn default_log_level(&self) -> &'static str {
         match self {
-            Self::Webhook(_) | Self::Agent(_) | Self::Cleanup(_) | Self::Uninstall(_) => "info",
+            Self::Webhook(_)
+            | Self::Controller(_)
+            | Self::Agent(_)
+            | Self::Cleanup(_)
+            | Self::Uninstall(_) => "info",
             Self::Check(_)
             | Self::Render(_)
             | Self::Demo(_)
@@ -202,6 +212,7 @@ impl Cli {
         log::install(log_level, log_format, terminal::is_colourful(&std::io::stderr()))?;
         match command {
             Command::Webhook(command) => command.run(),
+            Command::Controller(command) => command.run(),
             Command::Agent(command) => command.run(),
             Command::Cleanup(command) => command.run(),
             Command::Uninstall(command) => command.run(),

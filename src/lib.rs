@@ -27,6 +27,8 @@ pub mod shutdown;
 
 pub mod webhook;
 
+pub mod controller;
+
 pub mod agent;
 
 pub mod uninstall;

@@ -11,6 +11,7 @@
 
 {{- define "pinhole.webhook" -}}{{ include "pinhole.fullname" . }}-webhook{{- end -}}
 {{- define "pinhole.scraper" -}}{{ include "pinhole.fullname" . }}-scraper{{- end -}}
+{{- define "pinhole.controller" -}}{{ include "pinhole.fullname" . }}-controller{{- end -}}
 {{- define "pinhole.agent" -}}{{ include "pinhole.fullname" . }}-agent{{- end -}}
 
 {{- /* The name that API servers call, and that the certificate must carry. */ -}}
@@ -70,8 +71,16 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- join (printf ",\n%s" (repeat (int .indent) " ")) $quoted -}}
 {{- end -}}
 
-{{- /* Flags that both parts get. */ -}}
+{{- /* Flags that webhook and agent get. */ -}}
 {{- define "pinhole.policyArgs" -}}
+{{- if not .Values.policy.discloseHolder }}
+- --disclose-holder=false
+{{- end }}
+{{- include "pinhole.ruleArgs" . }}
+{{- end -}}
+
+{{- /* Flags that every part gets. */ -}}
+{{- define "pinhole.ruleArgs" -}}
 {{- with .Values.policy }}
 {{- range .annotationKeys }}
 - --annotation-key={{ . }}
@@ -87,9 +96,6 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end }}
 {{- with .allowedNamespaceSelector }}
 - {{ printf "--allowed-namespace-selector=%s" . | quote }}
-{{- end }}
-{{- if not .discloseHolder }}
-- --disclose-holder=false
 {{- end }}
 {{- end }}
 {{- if ne .Values.log.level "info" }}

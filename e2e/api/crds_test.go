@@ -95,7 +95,7 @@ func TestTheDefinitionsAreEstablishedAndExplained(t *testing.T) {
 
 func TestApplyingTheDefinitionsWarnsOfNothing(t *testing.T) {
 	d := newDesk(t, "no-warnings")
-	said := d.succeeds("", "apply", "--dry-run=server", "-f", "../../webhook-config/crds.yaml")
+	said := d.succeeds("", "apply", "--dry-run=server", "-f", "../../chart/files/crds")
 	if strings.Contains(said.Stderr, "Warning") {
 		t.Error(said.Stderr)
 	}

@@ -1,6 +1,5 @@
 //! `pinhole agent`: flags to parts, parts to a running agent.
 
-use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,6 +25,7 @@ use crate::agent::entries;
 use crate::agent::flows::Flows;
 use crate::agent::report::Reporter;
 use crate::cli::duration;
+use crate::cli::hostname;
 use crate::cli::listen;
 use crate::cli::metrics::MetricsFlags;
 use crate::cli::policy::PolicyFlags;
@@ -370,9 +370,7 @@ fn default_node_name() -> anyhow::Result<String> {
         return Ok(name);
     }
     // The kubelet registers its node in lower case.
-    let name = fs::read_to_string("/proc/sys/kernel/hostname");
-    let name = name.context("--node-name is not given, and the host's name cannot be read")?;
-    Ok(name.trim().to_lowercase())
+    Ok(hostname::read("--node-name")?.to_lowercase())
 }
 
 fn network(text: &str) -> Result<IpNet, String> {

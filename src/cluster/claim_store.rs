@@ -172,3 +172,14 @@ fn failure(doing: &str, key: ClaimKey, error: &kube::Error) -> Failure {
 fn unreadable(error: &ClaimError) -> Failure {
     Failure { reason: error.to_string(), is_lasting: true }
 }
+
+#[cfg(test)]
+impl ClaimStore for std::sync::Mutex<crate::allocation::memory::Memory> {
+    fn perform(&self, operation: Operation) -> BoxFuture<'_, Outcome> {
+        Box::pin(async move {
+            // Others come first, as they may over a network.
+            tokio::task::yield_now().await;
+            self.lock().unwrap().perform(operation)
+        })
+    }
+}

@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod authority;
+pub mod controller;
 pub mod process;
 pub mod watch;
 pub mod webhook;

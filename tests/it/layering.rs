@@ -38,6 +38,11 @@ const MODULES: &[Module] = &[
         is_pure: false,
     },
     Module {
+        name: "controller",
+        may_use: &["model", "api", "allocation", "admission", "cluster", "telemetry", "shutdown"],
+        is_pure: false,
+    },
+    Module {
         name: "agent",
         may_use: &["model", "api", "admission", "ruleset", "dataplane", "cluster", "telemetry", "shutdown"],
         is_pure: false,
@@ -48,6 +53,7 @@ const MODULES: &[Module] = &[
         may_use: &[
             "model",
             "api",
+            "allocation",
             "admission",
             "certificates",
             "removal",
@@ -57,6 +63,7 @@ const MODULES: &[Module] = &[
             "telemetry",
             "shutdown",
             "webhook",
+            "controller",
             "agent",
             "uninstall",
         ],
@@ -287,6 +294,7 @@ fn every_rule_can_fail() {
     let cases = [
         ("src/model/port.rs", "use crate::admission::decide;", "model may not use admission"),
         ("src/webhook.rs", "use crate::agent::sync;", "webhook may not use agent"),
+        ("src/controller.rs", "use crate::agent::Agent;", "controller may not use agent"),
         ("src/agent.rs", "let reply = crate::webhook::review::answer();", "agent may not use webhook"),
         ("src/cli/check.rs", "use crate::Everything;", "cli may not use Everything"),
         ("src/api.rs", "use crate::{model::port::Port, admission};", "one full `use crate::…;` path"),

@@ -6,7 +6,9 @@ use super::*;
 
 /// Every property of a schema with its path, those of nested objects and lists included.
 fn properties<'a>(schema: &'a Value, path: &str, found: &mut Vec<(String, &'a Value)>) {
-    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+    // The API server explains metadata by itself.
+    let members = schema["properties"].as_object().into_iter().flatten();
+    for (name, property) in members.filter(|(name, _)| *name != "metadata") {
         let path = format!("{path}.{name}");
         found.push((path.clone(), property));
         properties(property, &path, found);

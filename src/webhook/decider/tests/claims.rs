@@ -22,13 +22,11 @@ impl Claims {
 impl ClaimStore for Claims {
     fn perform(&self, operation: Store) -> BoxFuture<'_, Outcome> {
         async move {
-            // Others come first, as they may over a network.
-            tokio::task::yield_now().await;
             if self.fails.load(Ordering::SeqCst) {
                 let reason = "creating the PortClaim failed: connection refused".to_owned();
                 return Outcome::Failed(Failure { reason, is_lasting: false });
             }
-            self.memory.lock().unwrap().perform(operation)
+            self.memory.perform(operation).await
         }
         .boxed()
     }

@@ -1,0 +1,272 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/pinhole-dev/pinhole/e2e/api/lab"
+)
+
+// The cluster in which claims are on: three replicas of the webhook, two of the controller.
+var registry = sync.OnceValues(func() (*registryCluster, error) {
+	cluster, err := lab.StartCluster(lab.Options{Name: "registry", Network: 12, APIServers: 1})
+	if err != nil {
+		return nil, err
+	}
+	if result, err := cluster.Kubectl("", "apply", "-f", "../../webhook-config/claims.yaml"); err != nil || !result.Succeeded {
+		return nil, fmt.Errorf("claims.yaml: %w\n%s", err, result.Stderr)
+	}
+	for range 3 {
+		if _, err := cluster.StartReadyReplica("--claims"); err != nil {
+			return nil, err
+		}
+	}
+	registry := &registryCluster{Cluster: cluster}
+	for range 2 {
+		controller, err := cluster.StartController()
+		if err != nil {
+			return nil, err
+		}
+		registry.controllers = append(registry.controllers, controller)
+	}
+	return registry, nil
+})
+
+type registryCluster struct {
+	*lab.Cluster
+	controllers []*lab.Process
+}
+
+// clerk is a namespace for one test in the cluster with claims.
+type clerk struct {
+	t         *testing.T
+	cluster   *registryCluster
+	namespace string
+}
+
+func newClerk(t *testing.T, namespace string) clerk {
+	t.Helper()
+	t.Parallel()
+	cluster, err := registry()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := clerk{t, cluster, namespace}
+	c.must(http.MethodPost, "/api/v1/namespaces", object{"metadata": object{"name": namespace}}, nil)
+	t.Cleanup(func() {
+		if t.Failed() {
+			for _, controller := range cluster.controllers {
+				t.Log(controller.LogTail())
+			}
+		}
+	})
+	return c
+}
+
+func (c clerk) must(method, path string, body, out any) {
+	c.t.Helper()
+	if err := c.cluster.Do(context.Background(), 0, method, path, body, out); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// asking is a pod that asks for ports in the short form.
+func asking(name, ports string) object {
+	return object{
+		"apiVersion": "v1", "kind": "Pod",
+		"metadata": object{"name": name, "annotations": notes{"pinhole.dev/expose": ports}},
+		"spec":     object{"containers": []object{{"name": "main", "image": "example.com/app:1"}}},
+	}
+}
+
+func (c clerk) podsPath() string { return "/api/v1/namespaces/" + c.namespace + "/pods" }
+
+// create asks for a pod and returns the code of the answer.
+func (c clerk) create(query string, pod object) (int, string) {
+	err := c.cluster.Do(context.Background(), 0, http.MethodPost, c.podsPath()+query, pod, nil)
+	var status *lab.StatusError
+	switch {
+	case err == nil:
+		return http.StatusCreated, ""
+	case errors.As(err, &status):
+		return status.Code, status.Message
+	default:
+		c.t.Error(err)
+		return 0, err.Error()
+	}
+}
+
+type storedClaim struct {
+	Metadata struct{ Name string }
+	Spec     struct {
+		State  string
+		PodUID string
+		Holder struct{ Kind, Namespace, Name string }
+	}
+}
+
+// claims are the claims of an address by their names.
+func (c clerk) claims(address string) map[string]storedClaim {
+	c.t.Helper()
+	var list struct{ Items []storedClaim }
+	c.must(http.MethodGet, "/apis/pinhole.dev/v1alpha1/portclaims?fieldSelector=spec.address%3D"+address, nil, &list)
+	claims := map[string]storedClaim{}
+	for _, claim := range list.Items {
+		claims[claim.Metadata.Name] = claim
+	}
+	return claims
+}
+
+func TestOfAThousandRacesForOnePortExactlyOneIsWonEach(t *testing.T) {
+	c := newClerk(t, "races")
+	const races, racers, atOnce = 1000, 3, 4
+	var undecided atomic.Int64
+	tickets := make(chan struct{}, atOnce)
+	var all sync.WaitGroup
+	for race := range races {
+		tickets <- struct{}{}
+		all.Add(1)
+		go func() {
+			defer func() { <-tickets; all.Done() }()
+			ports := fmt.Sprintf("192.0.2.60:%d", 20000+race)
+			var winners atomic.Int64
+			var running sync.WaitGroup
+			for racer := range racers {
+				running.Add(1)
+				go func() {
+					defer running.Done()
+					switch code, said := c.create("", asking(fmt.Sprintf("racer-%d-%d", race, racer), ports)); code {
+					case http.StatusCreated:
+						winners.Add(1)
+					case http.StatusUnprocessableEntity:
+						if !strings.Contains(said, ports) || !strings.Contains(said, fmt.Sprintf("races/racer-%d-", race)) {
+							t.Errorf("race %d: the refusal names no port or no holder: %s", race, said)
+						}
+					default:
+						undecided.Add(1)
+						t.Logf("race %d: HTTP %d: %s", race, code, said)
+					}
+				}()
+			}
+			running.Wait()
+			if winners := winners.Load(); winners != 1 {
+				t.Errorf("race %d was won by %d", race, winners)
+			}
+		}()
+	}
+	all.Wait()
+	if lost := undecided.Load(); races/50 < lost {
+		t.Errorf("%d of %d requests ended without a decision", lost, races*racers)
+	}
+
+	var pods struct{ Items []storedPod }
+	c.must(http.MethodGet, c.podsPath(), nil, &pods)
+	claims := c.claims("192.0.2.60")
+	if len(pods.Items) != races || len(claims) != races {
+		t.Errorf("%d pods hold %d claims after %d races", len(pods.Items), len(claims), races)
+	}
+	for _, pod := range pods.Items {
+		port := strings.TrimPrefix(pod.Metadata.Annotations["pinhole.dev/expose"], "192.0.2.60:")
+		claim := claims["v4-192-0-2-60-tcp-"+port]
+		if claim.Spec.Holder.Name != pod.Metadata.Name {
+			t.Errorf("port %s is %s's and claimed by %q", port, pod.Metadata.Name, claim.Spec.Holder.Name)
+		}
+	}
+}
+
+func TestADryRunClaimsNothingAndSeesWhatIsClaimed(t *testing.T) {
+	c := newClerk(t, "dry-run")
+	pod := asking("first", "192.0.2.61:25,192.0.2.61:7000-7100/udp")
+	if code, said := c.create("?dryRun=All", pod); code != http.StatusCreated {
+		t.Fatalf("HTTP %d: %s", code, said)
+	}
+	if claims := c.claims("192.0.2.61"); len(claims) != 0 {
+		t.Errorf("a dry run left %v", claims)
+	}
+	if code, said := c.create("", pod); code != http.StatusCreated {
+		t.Fatalf("HTTP %d: %s", code, said)
+	}
+	if code, said := c.create("?dryRun=All", asking("second", "192.0.2.61:7050/udp")); code != http.StatusUnprocessableEntity {
+		t.Errorf("HTTP %d: %s", code, said)
+	}
+}
+
+func TestClaimsLiveAndEndWithWhatUsesThem(t *testing.T) {
+	c := newClerk(t, "lives")
+	// Quota is checked after every webhook.
+	refusing := c
+	refusing.namespace = "refusing"
+	c.must(http.MethodPost, "/api/v1/namespaces", object{"metadata": object{"name": "refusing"}}, nil)
+	c.must(http.MethodPost, "/api/v1/namespaces/refusing/resourcequotas",
+		object{"metadata": object{"name": "none"}, "spec": object{"hard": object{"pods": "0"}}}, nil)
+	c.must(http.MethodPatch, "/api/v1/namespaces/refusing/resourcequotas/none/status",
+		object{"status": object{"hard": object{"pods": "0"}, "used": object{"pods": "0"}}}, nil)
+	plain := object{"metadata": object{"name": "plain"}, "spec": asking("plain", "")["spec"]}
+	if err := lab.Poll(30*time.Second, func() error {
+		if code, said := refusing.create("?dryRun=All", plain); code != http.StatusForbidden {
+			return fmt.Errorf("HTTP %d: %s", code, said)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if code, said := refusing.create("", asking("refused", "192.0.2.62:25")); code != http.StatusForbidden {
+		t.Fatalf("HTTP %d: %s", code, said)
+	}
+	if state := c.claims("192.0.2.62")["v4-192-0-2-62-tcp-25"].Spec.State; state != "Reserved" {
+		t.Fatalf("the claim of a pod that a quota refused is %q", state)
+	}
+	if code, said := c.create("", asking("early", "192.0.2.62:25")); code != http.StatusUnprocessableEntity {
+		t.Errorf("the port of a pod that may be stored yet was given away: HTTP %d: %s", code, said)
+	}
+
+	if code, said := c.create("", asking("brief", "192.0.2.63:7000-7030/udp")); code != http.StatusCreated {
+		t.Fatalf("HTTP %d: %s", code, said)
+	}
+	var pod struct{ Metadata struct{ UID string } }
+	c.must(http.MethodGet, c.podsPath()+"/brief", nil, &pod)
+	every := func(states, uid string) error {
+		claims := c.claims("192.0.2.63")
+		// 7000-7007, 7008-7023 as a block, 7024-7030.
+		if len(claims) != 16 {
+			return fmt.Errorf("%d claims, expected 16", len(claims))
+		}
+		for name, claim := range claims {
+			if !strings.Contains(states, claim.Spec.State) || claim.Spec.PodUID != uid {
+				return fmt.Errorf("%s is %s for pod %q", name, claim.Spec.State, claim.Spec.PodUID)
+			}
+		}
+		return nil
+	}
+	if err := lab.Poll(30*time.Second, func() error { return every("Bound", pod.Metadata.UID) }); err != nil {
+		t.Fatal(err)
+	}
+	c.must(http.MethodDelete, c.podsPath()+"/brief", object{"gracePeriodSeconds": 0}, nil)
+	// The leader goes, and the other one finishes the work.
+	c.cluster.controllers[0].Kill()
+
+	if err := lab.Poll(180*time.Second, func() error {
+		if left := c.claims("192.0.2.62"); len(left) != 0 {
+			return fmt.Errorf("an orphan is left: %v", left)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if code, said := c.create("", asking("late", "192.0.2.62:25")); code != http.StatusCreated {
+		t.Errorf("a free port was refused: HTTP %d: %s", code, said)
+	}
+	if err := lab.Poll(60*time.Second, func() error { return every("Releasing or Cooldown", "") }); err != nil {
+		t.Error(err)
+	}
+	if code, said := c.create("", asking("other", "192.0.2.63:7010/udp")); code != http.StatusUnprocessableEntity {
+		t.Errorf("a port that is being released was given away: HTTP %d: %s", code, said)
+	}
+}

@@ -1,0 +1,215 @@
+//! Finding free ports for whoever leaves them open.
+//!
+//! # Guarantees
+//! - All ports of one request are on one address, and those of a group (TCP and UDP of one number) have one number.
+//! - The same request starts its search at the same place, and different ones at different places: of many that search at once
+//!   with old news, few meet. The first free port would be everybody's.
+//! - The static band is left alone until the rest is taken.
+//!
+//! What is found is only likely to be free; the claim decides. Whoever loses searches again, one attempt further.
+
+use crate::allocation::key::ClaimKey;
+use crate::allocation::key::PortBlock;
+use crate::allocation::pool::Pool;
+use crate::model::address::ExternalAddress;
+use crate::model::port::Port;
+use crate::model::port::PortRange;
+use crate::model::port::Protocol;
+
+/// One port that is to be found, for one protocol or for several at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The protocols that need the same number.
+    pub protocols: Vec<Protocol>,
+    /// What tells this port from others of its holder, as `<pod>/<protocol>/<pod port>`.
+    pub slot: String,
+}
+
+/// A port that was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The address.
+    pub address: ExternalAddress,
+    /// The port, of every protocol that was wanted.
+    pub port: Port,
+}
+
+/// Likely free ports for everything that is wanted, in that order and all on one address; `None` when no address of the pool
+/// has so many. `holder` is whose ports they are, `attempt` how often it has tried.
+pub fn find(
+    pool: &Pool,
+    holder: &str,
+    wanted: &[Wanted],
+    attempt: u32,
+    is_taken: impl Fn(ClaimKey) -> bool,
+) -> Option<Vec<Found>> {
+    let addresses = pool.addresses();
+    let count = addresses.len();
+    let first = place(&[holder], count);
+    (0..count).find_map(|offset| {
+        let address = addresses[(first + offset) % count];
+        on_address(pool, address, holder, wanted, attempt, &is_taken)
+    })
+}
+
+fn on_address(
+    pool: &Pool,
+    address: ExternalAddress,
+    holder: &str,
+    wanted: &[Wanted],
+    attempt: u32,
+    is_taken: &impl Fn(ClaimKey) -> bool,
+) -> Option<Vec<Found>> {
+    let mut found: Vec<Found> = Vec::with_capacity(wanted.len());
+    for one in wanted {
+        let is_free = |port: Port| {
+            let is_of_this_request = found.iter().any(|found| found.port == port);
+            let is_possible = |protocol: &Protocol| {
+                let single = PortRange::single(port);
+                let key = ClaimKey::ports(address, *protocol, PortBlock::single(port));
+                pool.covers(*protocol, single) && pool.reserved(*protocol, single).is_none() && !is_taken(key)
+            };
+            !is_of_this_request && one.protocols.iter().all(is_possible)
+        };
+        let seed = [holder, &one.slot, &attempt.to_string()];
+        let bands = pool.bands();
+        let dynamic = bands.iter().filter_map(|bands| bands.dynamic);
+        let fixed = bands.iter().filter_map(|bands| bands.fixed);
+        let port = dynamic.chain(fixed).find_map(|range| search(range, &seed, is_free))?;
+        found.push(Found { address, port });
+    }
+    Some(found)
+}
+
+/// The first free port of a range from where the seed says, and on from its begin.
+fn search(range: PortRange, seed: &[&str], is_free: impl Fn(Port) -> bool) -> Option<Port> {
+    let ports: Vec<_> = range.ports().collect();
+    let first = place(seed, ports.len());
+    let (before, from) = ports.split_at_checked(first)?;
+    from.iter().chain(before).copied().find(|port| is_free(*port))
+}
+
+/// A place below `count`, the same for the same seed on every machine and in every version (FNV-1a, 64 bits).
+fn place(seed: &[&str], count: usize) -> usize {
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    let bytes = seed.iter().flat_map(|part| part.bytes().chain([0]));
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325, step);
+    // The low bits of FNV-1a alone follow the last byte.
+    let mixed = hash ^ (hash >> 32);
+    usize::try_from(mixed % u64::try_from(count.max(1)).unwrap_or(1)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+    use serde_json::json;
+
+    use super::*;
+
+    fn pool(spec: Value) -> Pool {
+        Pool::read("edge", &serde_json::from_value(spec).unwrap()).unwrap()
+    }
+
+    fn wanted(protocols: &[Protocol], slot: &str) -> Wanted {
+        Wanted { protocols: protocols.to_vec(), slot: slot.to_owned() }
+    }
+
+    /// Claims what was found, as a request that wins does.
+    fn claim(taken: &mut BTreeSet<ClaimKey>, wanted: &[Wanted], found: &[Found]) {
+        for (wanted, found) in wanted.iter().zip(found) {
+            for protocol in &wanted.protocols {
+                let key = ClaimKey::ports(found.address, *protocol, PortBlock::single(found.port));
+                assert!(taken.insert(key), "{key} was found twice");
+            }
+        }
+    }
+
+    #[test]
+    fn a_pool_fills_up_to_its_last_port_and_the_static_band_comes_last() {
+        let spec = json!({"addresses": ["203.0.113.7", "203.0.113.8"],
+            "ports": [{"first": 100, "last": 131}], "reservedPorts": [{"first": 110}, {"first": 120}]});
+        let pool = pool(spec);
+        let mut taken = BTreeSet::new();
+        let mut numbers = Vec::new();
+        loop {
+            let wanted = [wanted(&[Protocol::Tcp], "tcp/80")];
+            let holder = format!("games/lobby-{}", numbers.len());
+            let Some(found) = find(&pool, &holder, &wanted, 0, |key| taken.contains(&key)) else { break };
+            claim(&mut taken, &wanted, &found);
+            numbers.push((found[0].address, found[0].port.get()));
+        }
+        assert_eq!(numbers.len(), 2 * 30);
+        for address in pool.addresses() {
+            let of_address: Vec<_> =
+                numbers.iter().filter(|(found, _)| *found == address).map(|(_, port)| *port).collect();
+            let band_begins = of_address.iter().position(|port| *port < 116).unwrap();
+            assert!(of_address[band_begins..].iter().all(|port| *port < 116), "{of_address:?}");
+            assert!(!of_address.contains(&110) && !of_address.contains(&120));
+        }
+    }
+
+    #[test]
+    fn all_ports_of_a_request_are_on_one_address_and_a_pair_has_one_number() {
+        let pool = pool(json!({"addresses": ["203.0.113.7", "203.0.113.8"],
+            "ports": [{"first": 100, "last": 103, "staticBand": 0}]}));
+        let both = [Protocol::Tcp, Protocol::Udp];
+        let wanted = [wanted(&both, "dns/53"), wanted(&[Protocol::Tcp], "tcp/80"), wanted(&both, "sip/5060")];
+        let full = pool.addresses()[0];
+        // Three TCP ports are free on the first address, but only one number of both protocols.
+        let is_taken = |key: ClaimKey| {
+            let udp =
+                |port: u16| ClaimKey::ports(full, Protocol::Udp, PortBlock::single(Port::new(port).unwrap()));
+            [udp(100), udp(101), udp(102)].contains(&key)
+        };
+        for attempt in 0..50 {
+            let found = find(&pool, "voice/pbx", &wanted, attempt, is_taken).unwrap();
+            assert!(found.iter().all(|one| one.address == pool.addresses()[1]), "{found:?}");
+            let numbers: BTreeSet<_> = found.iter().map(|one| one.port).collect();
+            assert_eq!(numbers.len(), 3);
+        }
+        let four: Vec<_> = (0..5).map(|port| self::wanted(&both, &port.to_string())).collect();
+        assert_eq!(find(&pool, "voice/pbx", &four, 0, |_| false), None, "no address has five ports");
+    }
+
+    #[test]
+    fn a_request_starts_where_it_started_before_and_others_elsewhere() {
+        let pool = pool(json!({"addresses": ["203.0.113.0/28"], "ports": [{"first": 1024, "last": 65535}]}));
+        let find = |holder: &str, attempt| {
+            find(&pool, holder, &[wanted(&[Protocol::Udp], "udp/7777")], attempt, |_| false).unwrap()[0]
+        };
+        assert_eq!(find("games/lobby-0", 0), find("games/lobby-0", 0));
+        assert_ne!(find("games/lobby-0", 0), find("games/lobby-0", 1));
+        let starts: Vec<_> = (0..64).map(|number| find(&format!("games/lobby-{number}"), 0)).collect();
+        let different =
+            starts.iter().enumerate().filter(|(index, one)| !starts[..*index].contains(one)).count();
+        assert!(60 <= different, "64 searches began at {different} places");
+    }
+
+    #[test]
+    fn sixty_four_that_search_at_once_in_a_half_full_pool_need_few_attempts() {
+        let pool = pool(json!({"addresses": ["203.0.113.7"], "ports": [{"first": 10000, "last": 10511}]}));
+        let address = pool.addresses()[0];
+        let key = |port: Port| ClaimKey::ports(address, Protocol::Tcp, PortBlock::single(port));
+        let mut claimed: BTreeSet<_> = (10000..10512).step_by(2).filter_map(Port::new).map(key).collect();
+        // Everybody sees what was claimed before all of them began, and learns only of what it lost.
+        let old_news = claimed.clone();
+        let mut attempts = 0;
+        for number in 0..64 {
+            let mut lost = BTreeSet::new();
+            for attempt in 0.. {
+                attempts += 1;
+                let is_taken = |key: ClaimKey| old_news.contains(&key) || lost.contains(&key);
+                let holder = format!("games/lobby-{number}");
+                let found =
+                    find(&pool, &holder, &[wanted(&[Protocol::Tcp], "80")], attempt, is_taken).unwrap();
+                if claimed.insert(key(found[0].port)) {
+                    break;
+                }
+                lost.insert(key(found[0].port));
+            }
+        }
+        assert!(attempts <= 2 * 64, "{attempts} attempts for 64 grants");
+    }
+}

@@ -1,0 +1,172 @@
+//! `pinhole controller`: flags to the parts of the controller.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::PoisonError;
+use std::sync::RwLock;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+use std::time::SystemTime;
+
+use anyhow::Context;
+use clap::Args;
+use k8s_openapi::jiff::SignedDuration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::admission::index::Index;
+use crate::allocation::life;
+use crate::cli::duration;
+use crate::cli::hostname;
+use crate::cli::listen;
+use crate::cli::policy::PolicyFlags;
+use crate::cli::watching;
+use crate::cluster::claim_store::ApiClaims;
+use crate::cluster::claim_watch;
+use crate::cluster::client;
+use crate::cluster::client::Source;
+use crate::cluster::informers::Informers;
+use crate::cluster::lease::Candidate;
+use crate::controller::Controller;
+use crate::controller::plan::Times;
+use crate::model::holder::ObjectName;
+use crate::shutdown;
+use crate::telemetry::http;
+use crate::telemetry::metrics;
+use crate::telemetry::metrics::controller::ControllerMetrics;
+use crate::telemetry::metrics::watch::WatchMetrics;
+use crate::telemetry::metrics::webhook::register_index;
+use crate::telemetry::readiness::Readiness;
+use crate::telemetry::startup::Startup;
+
+/// The flags of `pinhole controller`.
+#[derive(Debug, Args)]
+pub(crate) struct ControllerFlags {
+    /// Where to serve /healthz, /readyz and /metrics, without TLS. A bare port listens on every address.
+    #[arg(long, value_name = "[ADDRESS:]PORT", default_value = "0.0.0.0:8484", value_parser = listen::parse,
+          env = "PINHOLE_HTTP_ADDRESS")]
+    http_address: SocketAddr,
+
+    /// The cluster to serve. Default: what KUBECONFIG or ~/.kube/config names, else the cluster around this pod.
+    #[arg(long, value_name = "FILE", env = "PINHOLE_KUBECONFIG")]
+    kubeconfig: Option<PathBuf>,
+
+    /// The Lease by which one of several replicas leads.
+    #[arg(long, value_name = "NAMESPACE/NAME", default_value = "pinhole-system/pinhole-controller",
+          value_parser = lease, env = "PINHOLE_LEASE")]
+    lease: ObjectName,
+
+    /// The name of this replica in the Lease, unique among all. Default: the host's name and the time of the start.
+    #[arg(long, value_name = "NAME", env = "PINHOLE_IDENTITY")]
+    identity: Option<String>,
+
+    /// How long nodes have to take a released port out of their kernels, before its cooldown begins.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration::parse,
+          env = "PINHOLE_RELEASE_TIMEOUT")]
+    release_timeout: Duration,
+
+    #[command(flatten)]
+    policy: PolicyFlags,
+}
+
+impl ControllerFlags {
+    /// Looks after claims until SIGTERM.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        runtime.context("no runtime for network and timers can be made")?.block_on(self.serve())
+    }
+
+    async fn serve(self) -> anyhow::Result<ExitCode> {
+        let Self { http_address, kubeconfig, lease, identity, release_timeout, policy } = self;
+        let stop = shutdown::on_signal().context("signals cannot be listened for")?;
+        let identity = identity.map_or_else(default_identity, Ok)?;
+        let policy = Arc::new(policy.into_policy());
+        let connection = client::connect(&kubeconfig.map_or(Source::Usual, Source::File)).await?;
+        let http_listener = listen::bind(http_address, "--http-address").await?;
+
+        let readiness = Readiness::new();
+        let mut registry = metrics::registry();
+        let metrics = ControllerMetrics::register(&mut registry);
+        let index = Arc::new(RwLock::new(Index::new(Arc::clone(&policy))));
+        let counted = Arc::clone(&index);
+        register_index(&mut registry, move || {
+            counted.read().unwrap_or_else(PoisonError::into_inner).holdings_count()
+        });
+        let claims_known = Arc::new(AtomicBool::new(false));
+        let startup = Arc::new(Startup::missing(watching::FIRST_LISTS));
+        let caches = readiness.require("caches", watching::FIRST_LISTS);
+        let watch_metrics = WatchMetrics::register(&mut registry);
+        let observer = watching::observer(caches, Arc::clone(&startup), watch_metrics);
+        let ended = CancellationToken::new();
+        tokio::spawn(http::serve(http_listener, http::router(readiness, Arc::new(registry)), ended.clone()));
+
+        info!(server = connection.server, %http_address, %lease, identity, "Looking after claims");
+        let client = connection.client.clone();
+        let claims = Arc::default();
+        let (leading_tx, leading_rx) = watch::channel(false);
+        let candidate = Candidate::new(client.clone(), lease, identity);
+        let running = tokio::spawn(candidate.run(leading_tx, stop.clone()));
+        let following =
+            tokio::spawn(claim_watch::follow(client.clone(), Arc::clone(&claims), Arc::clone(&claims_known)));
+        let watching = tokio::spawn(Informers::new(connection, policy, Arc::clone(&index), observer).run());
+        let release = SignedDuration::try_from(release_timeout).context("--release-timeout is too long")?;
+        let controller = Controller {
+            store: Arc::new(ApiClaims::new(client)),
+            claims,
+            index,
+            claims_known,
+            startup,
+            leading_rx,
+            times: Times { release, cooldown: life::COOLDOWN },
+            metrics,
+        };
+        tokio::select! {
+            () = controller.run(stop) => {}
+            ended = watching => {
+                ended.context("the watches on the cluster have failed, so what is in use is not known any more")?;
+                anyhow::bail!("the watches on the cluster have ended, so what is in use is not known any more");
+            }
+            ended = following => {
+                ended.context("the watch on PortClaims has failed")?;
+                anyhow::bail!("the watch on PortClaims has ended");
+            }
+        }
+        running.await.context("giving the Lease back has failed")?;
+        ended.cancel();
+        info!("Ended");
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// A restarted container has its pod's name again, and must not be taken for the one before it.
+fn default_identity() -> anyhow::Result<String> {
+    let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Ok(format!("{}-{:x}", hostname::read("--identity")?, started.as_micros()))
+}
+
+fn lease(text: &str) -> Result<ObjectName, String> {
+    let parts = text.split_once('/').filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty());
+    let (namespace, name) = parts.ok_or_else(|| {
+        format!("{text:?} is no namespace and name; write pinhole-system/pinhole-controller")
+    })?;
+    Ok(ObjectName::new(namespace, name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::testing;
+
+    #[test]
+    fn a_lease_is_named_with_its_namespace() {
+        let flags = testing::parse::<ControllerFlags>(&["--lease=theirs/leader"]).unwrap();
+        assert_eq!(flags.lease, ObjectName::new("theirs", "leader"));
+        for wrong in ["leader", "/leader", "theirs/"] {
+            let error = testing::parse::<ControllerFlags>(&[&format!("--lease={wrong}")]).unwrap_err();
+            assert!(error.contains("pinhole-system/pinhole-controller"), "{error}");
+        }
+    }
+}

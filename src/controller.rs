@@ -1,0 +1,181 @@
+//! The controller: what becomes of claims after a request was answered.
+//!
+//! Webhooks reserve; here claims are bound to the pods that came of it, given back when nothing uses them any more, and made
+//! again from pods and templates, which are the truth, where one is missing. One replica leads; a second one that did so for a
+//! moment would do no harm, because every write names the version that it rests on.
+//!
+//! One turn: observe (the watches' view), check (is it complete, do we lead), decide ([`plan`]), apply (the store of claims),
+//! report (metrics and the log).
+
+pub mod plan;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::PoisonError;
+use std::sync::RwLock;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream;
+use k8s_openapi::jiff::Timestamp;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+use tracing::info;
+use tracing::warn;
+
+use crate::admission::index::Index;
+use crate::allocation::acquire::Acquisition;
+use crate::allocation::acquire::Purpose;
+use crate::allocation::acquire::Verdict;
+use crate::allocation::life::Change;
+use crate::allocation::operation::Operation;
+use crate::allocation::operation::Outcome;
+use crate::api::crd::port_claim::ClaimState;
+use crate::cluster::claim_store;
+use crate::cluster::claim_store::ClaimStore;
+use crate::cluster::claim_watch::Claims;
+use crate::controller::plan::Missing;
+use crate::controller::plan::Planned;
+use crate::controller::plan::Times;
+use crate::telemetry::metrics::controller::ControllerMetrics;
+use crate::telemetry::startup::Startup;
+
+/// How often a turn is taken.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// Writes at a time.
+const WRITES_AT_ONCE: usize = 8;
+
+/// The most that one turn changes, so that a turn ends soon and the next one sees what became of it.
+const MOST_IN_A_TURN: usize = 500;
+
+/// How many losers are remembered as told of.
+const MOST_TOLD: usize = 10_000;
+
+/// What the controller works with.
+pub struct Controller {
+    /// Where claims are stored.
+    pub store: Arc<dyn ClaimStore>,
+    /// The claims that the watch has shown.
+    pub claims: Arc<RwLock<Claims>>,
+    /// The pods and templates that the watches have shown.
+    pub index: Arc<RwLock<Index>>,
+    /// Whether the claims are complete.
+    pub claims_known: Arc<AtomicBool>,
+    /// Whether pods and templates are complete.
+    pub startup: Arc<Startup>,
+    /// Whether this process leads.
+    pub leading_rx: watch::Receiver<bool>,
+    /// How long claims take to their ends.
+    pub times: Times,
+    /// What is counted.
+    pub metrics: ControllerMetrics,
+}
+
+impl Controller {
+    /// Takes turns until it is stopped.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut turn = tokio::time::interval(PERIOD);
+        turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut told = HashSet::new();
+        loop {
+            tokio::select! {
+                _ = turn.tick() => self.turn(claim_store::now(), &mut told).await,
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// One turn. `told` remembers who was told that its port is somebody else's.
+    async fn turn(&self, now: Timestamp, told: &mut HashSet<String>) {
+        let leads = *self.leading_rx.borrow();
+        let is_complete = self.startup.is_complete() && self.claims_known.load(Ordering::Acquire);
+        self.metrics.leads(leads);
+        if !leads || !is_complete {
+            return;
+        }
+        let plan = {
+            let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
+            let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+            self.metrics.claims(count(&claims));
+            plan::plan(&claims, &index, &self.times, now)
+        };
+        let changes = stream::iter(plan.changes.into_iter().take(MOST_IN_A_TURN));
+        changes.for_each_concurrent(WRITES_AT_ONCE, |planned| self.change(planned)).await;
+        // One after the other, the oldest first: of two that want one port the older gets it.
+        for missing in plan.missing.into_iter().take(MOST_IN_A_TURN) {
+            if !*self.leading_rx.borrow() {
+                return;
+            }
+            self.claim(missing, now, told).await;
+        }
+    }
+
+    async fn change(&self, planned: Planned) {
+        let Planned { stored, change } = planned;
+        let key = stored.claim.key;
+        let (operation, what) = match change {
+            Change::Update(claim) => {
+                let state = claim.state;
+                (Operation::Update(*claim, stored.version), state.name())
+            }
+            Change::Delete => (Operation::Delete(stored.version), "Deleted"),
+        };
+        match self.store.perform(operation).await {
+            Outcome::Stored(_) | Outcome::Deleted => {
+                self.metrics.changed(what);
+                info!(claim = %key, holder = %stored.claim.holder, from = stored.claim.state.name(), to = what, "Changed");
+            }
+            // Somebody relied on it meanwhile; the next turn sees that.
+            Outcome::Stale => debug!(claim = %key, "Changed by somebody else meanwhile"),
+            Outcome::Failed(failure) => {
+                self.metrics.failed();
+                warn!(claim = %key, "A claim cannot be changed, trying again: {failure}");
+            }
+            outcome => {
+                warn!(claim = %key, ?outcome, "The store of claims gave an answer that fits no question; please report this");
+            }
+        }
+    }
+
+    async fn claim(&self, missing: Missing, now: Timestamp, told: &mut HashSet<String>) {
+        let Missing { object, uid, claims } = missing;
+        let acquisition = Acquisition::new(claims, Purpose::Reserve, now, self.times.cooldown);
+        let object = format!("{} {}", object.kind.name(), object.name);
+        match claim_store::acquire(&*self.store, acquisition).await {
+            Verdict::Granted => {
+                self.metrics.changed("Repaired");
+                info!(object, "Claimed the ports of an object that had no claim");
+            }
+            Verdict::Held { wanted, by } => {
+                if MOST_TOLD <= told.len() {
+                    told.clear();
+                }
+                if told.insert(format!("{uid} {wanted}")) {
+                    warn!(
+                        object, claim = %by.claim.key, holder = %by.claim.holder,
+                        "{wanted} is asked for by {object} and claimed by {}; give one of them another port",
+                        by.claim.holder
+                    );
+                }
+            }
+            Verdict::NotNow(failure) => {
+                self.metrics.failed();
+                warn!(object, "A missing claim cannot be made, trying again: {failure}");
+            }
+        }
+    }
+}
+
+/// How many claims are in each state.
+fn count(claims: &Claims) -> impl Iterator<Item = (&'static str, usize)> {
+    ClaimState::ALL
+        .into_iter()
+        .map(|state| (state.name(), claims.values().filter(|stored| stored.claim.state == state).count()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,137 @@
+//! What the controller is to do, from what is known: pure, so that a test can ask it anything.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::jiff::SignedDuration;
+use k8s_openapi::jiff::Timestamp;
+
+use crate::admission::index::Holding;
+use crate::admission::index::Index;
+use crate::admission::index::ObjectKey;
+use crate::admission::index::Scope;
+use crate::allocation::claim::Claim;
+use crate::allocation::claim::StoredClaim;
+use crate::allocation::key::ClaimKey;
+use crate::allocation::key::Claimed;
+use crate::allocation::life;
+use crate::allocation::life::Change;
+use crate::allocation::life::Usage;
+use crate::api::crd::port_claim::ClaimState;
+use crate::api::object::Kind;
+
+/// How long claims take to their ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    /// How long nodes have to take a released port out of their kernels.
+    pub release: SignedDuration,
+    /// How long a released port is kept from other holders after that.
+    pub cooldown: SignedDuration,
+}
+
+/// What to do in one turn.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Claims that are not as they should be.
+    pub changes: Vec<Planned>,
+    /// Objects whose ports nobody has claimed, the oldest first.
+    pub missing: Vec<Missing>,
+}
+
+/// A change of one claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Planned {
+    /// The claim as it is.
+    pub stored: StoredClaim,
+    /// What becomes of it.
+    pub change: Change,
+}
+
+/// An object with ports that have no claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// The pod or workload.
+    pub object: ObjectKey,
+    /// Its UID.
+    pub uid: Arc<str>,
+    /// The claims to make.
+    pub claims: Vec<Claim>,
+}
+
+/// What is to be done now.
+pub fn plan(claims: &BTreeMap<ClaimKey, StoredClaim>, index: &Index, times: &Times, now: Timestamp) -> Plan {
+    let change = |stored: &StoredClaim| {
+        let usage = usage(&stored.claim, index, times, now)?;
+        let change = life::next(&stored.claim, &usage, times.cooldown, now)?;
+        Some(Planned { stored: stored.clone(), change })
+    };
+    Plan { changes: claims.values().filter_map(change).collect(), missing: missing(claims, index, now) }
+}
+
+/// What is known of a claim's use; `None` where an owner is not known yet, so that nobody can say.
+fn usage(claim: &Claim, index: &Index, times: &Times, now: Timestamp) -> Option<Usage> {
+    let Claimed::Ports(protocol, block) = claim.key.claimed() else {
+        // Nothing that an annotation can say asks for a whole address.
+        return Some(unused(claim, times, now));
+    };
+    let scope = Scope::Address(claim.key.address());
+    let held = index.held(&scope, protocol, block.range());
+    let held = held.into_iter().filter(|held| keys(held).contains(&claim.key));
+    let mut users = Vec::new();
+    for held in held.filter(|held| held.object.name.namespace == claim.holder.object.namespace) {
+        let holder = index.holder(&held.object, held.controller.as_deref()).ok()?;
+        if holder == claim.holder {
+            users.push(held);
+        }
+    }
+    let pods = || users.iter().filter(|held| held.object.kind == Kind::Pod);
+    let current = pods().find(|held| claim.pod_uid.as_ref() == Some(&held.uid));
+    // Who serves is elected on the nodes; until they say so, the one that was there first stands for it.
+    let pod = current
+        .or_else(|| pods().min_by_key(|held| (held.terminating, held.since.clone(), held.uid.clone())));
+    Some(Usage {
+        pod: pod.map(|held| held.uid.clone()),
+        is_declared: users.iter().any(|held| held.object.kind != Kind::Pod),
+        ..unused(claim, times, now)
+    })
+}
+
+/// The use of a claim that nothing asks for. Agents do not confirm yet that they serve a port no more; they are given time.
+fn unused(claim: &Claim, times: &Times, now: Timestamp) -> Usage {
+    let released = claim.since.checked_add(times.release);
+    let is_served = claim.state == ClaimState::Releasing && released.is_ok_and(|released| now < released);
+    Usage { is_served, ..Usage::default() }
+}
+
+/// The keys of what an object holds; none for a node's own address.
+fn keys(held: &Holding) -> Vec<ClaimKey> {
+    match held.scope {
+        Scope::Node(_) => Vec::new(),
+        Scope::Address(address) => ClaimKey::of_range(address, held.protocol, held.ports),
+    }
+}
+
+/// The objects whose ports nobody has claimed. A port that another holder has claimed is in dispute; it is asked for again in
+/// each turn, and whoever holds it is left alone.
+fn missing(claims: &BTreeMap<ClaimKey, StoredClaim>, index: &Index, now: Timestamp) -> Vec<Missing> {
+    let mut objects: BTreeMap<(Arc<str>, ObjectKey), Missing> = BTreeMap::new();
+    for held in index.stored_holdings() {
+        let Ok(holder) = index.holder(&held.object, held.controller.as_deref()) else { continue };
+        let is_its = |key: &ClaimKey| claims.get(key).is_some_and(|stored| stored.claim.holder == holder);
+        let unclaimed: Vec<_> = keys(held).into_iter().filter(|key| !is_its(key)).collect();
+        if unclaimed.is_empty() {
+            continue;
+        }
+        let claims = unclaimed.into_iter().map(|key| Claim::reserve(key, holder.clone(), now));
+        objects
+            .entry((held.since.clone(), held.object.clone()))
+            .or_insert_with(|| Missing {
+                object: held.object.clone(),
+                uid: held.uid.clone(),
+                claims: Vec::new(),
+            })
+            .claims
+            .extend(claims);
+    }
+    objects.into_values().collect()
+}

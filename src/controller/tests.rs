@@ -1,0 +1,185 @@
+//! Turns of the controller over a store in memory, with the pods and templates that a test says there are.
+
+use std::sync::Mutex;
+
+use k8s_openapi::jiff::SignedDuration;
+use serde_json::json;
+
+use super::*;
+use crate::admission::index::ObjectKey;
+use crate::admission::policy::Policy;
+use crate::allocation::claim::Claim;
+use crate::allocation::memory::Memory;
+use crate::api::object::Object;
+use crate::model::holder::Holder;
+use crate::model::holder::ObjectName;
+
+struct Scene {
+    controller: Controller,
+    store: Arc<Mutex<Memory>>,
+    leading_tx: watch::Sender<bool>,
+    told: HashSet<String>,
+    now: Timestamp,
+}
+
+fn scene() -> Scene {
+    let store = Arc::new(Mutex::new(Memory::default()));
+    let (leading_tx, leading_rx) = watch::channel(true);
+    let controller = Controller {
+        store: Arc::clone(&store) as Arc<dyn ClaimStore>,
+        claims: Arc::default(),
+        index: Arc::new(RwLock::new(Index::new(Arc::new(Policy::default())))),
+        claims_known: Arc::new(AtomicBool::new(true)),
+        startup: Arc::new(Startup::complete()),
+        leading_rx,
+        times: Times { release: SignedDuration::from_secs(30), cooldown: SignedDuration::from_secs(120) },
+        metrics: ControllerMetrics::default(),
+    };
+    let now = Timestamp::from_second(1_700_000_000).unwrap();
+    Scene { controller, store, leading_tx, told: HashSet::new(), now }
+}
+
+fn pod(name: &str, ports: &str, created: &str) -> Object {
+    let object = json!({"kind": "Pod", "metadata": {
+        "name": name, "namespace": "mail", "uid": format!("uid-{name}"), "creationTimestamp": created,
+        "annotations": {"pinhole.dev/expose": ports},
+    }});
+    serde_json::from_value(object).unwrap()
+}
+
+fn deployment(ports: &str) -> Object {
+    let object = json!({"kind": "Deployment", "metadata": {"name": "mx", "namespace": "mail", "uid": "uid-mx"},
+        "spec": {"replicas": 0, "template": {"metadata": {"annotations": {"pinhole.dev/expose": ports}}}}});
+    serde_json::from_value(object).unwrap()
+}
+
+const PORT: &str = "203.0.113.7:25";
+
+impl Scene {
+    fn stored(self, object: &Object) -> Self {
+        self.controller.index.write().unwrap().apply(object);
+        self
+    }
+
+    fn reserved(self, kind: &str, name: &str, key: &str) -> Self {
+        let holder = Holder::new(kind, ObjectName::new("mail", name));
+        let claim = Claim::reserve(key.parse().unwrap(), holder, self.now);
+        self.store.lock().unwrap().perform(Operation::Create(claim));
+        self
+    }
+
+    fn deleted(&self, object: &Object) {
+        let key = ObjectKey::of(object, "mail").unwrap();
+        self.controller.index.write().unwrap().delete(&key, None);
+    }
+
+    /// One turn, some time later, that sees all that is stored.
+    async fn after(&mut self, seconds: i64) -> Vec<String> {
+        self.now = self.now.checked_add(SignedDuration::from_secs(seconds)).unwrap();
+        let seen =
+            self.store.lock().unwrap().claims().map(|stored| (stored.claim.key, stored.clone())).collect();
+        *self.controller.claims.write().unwrap() = seen;
+        self.controller.turn(self.now, &mut self.told).await;
+        let store = self.store.lock().unwrap();
+        let said = |claim: &Claim| {
+            let pod = claim.pod_uid.as_deref().map(|uid| format!(" {uid}")).unwrap_or_default();
+            format!("{} {} {}{pod}", claim.key, claim.state.name(), claim.holder.object.name)
+        };
+        store.claims().map(|stored| said(&stored.claim)).collect()
+    }
+}
+
+#[tokio::test]
+async fn a_reservation_is_bound_to_its_pod_and_given_back_when_that_is_gone() {
+    let pod = pod("mx", PORT, "2026-01-01T00:00:00Z");
+    let mut scene = scene().stored(&pod).reserved("Pod", "mx", "v4-203-0-113-7-tcp-25");
+    assert_eq!(scene.after(1).await, ["v4-203-0-113-7-tcp-25 Bound mx uid-mx"]);
+    scene.deleted(&pod);
+    assert_eq!(scene.after(118).await, ["v4-203-0-113-7-tcp-25 Bound mx uid-mx"], "its grace is not over");
+    assert_eq!(scene.after(1).await, ["v4-203-0-113-7-tcp-25 Releasing mx"]);
+    assert_eq!(scene.after(29).await, ["v4-203-0-113-7-tcp-25 Releasing mx"], "nodes still have time");
+    assert_eq!(scene.after(1).await, ["v4-203-0-113-7-tcp-25 Cooldown mx"]);
+    assert_eq!(scene.after(119).await, ["v4-203-0-113-7-tcp-25 Cooldown mx"]);
+    assert!(scene.after(1).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_reservation_of_which_nothing_came_is_an_orphan_after_two_minutes() {
+    let mut scene = scene().reserved("Pod", "refused", "v4-203-0-113-7-tcp-25");
+    assert_eq!(scene.after(119).await, ["v4-203-0-113-7-tcp-25 Reserved refused"]);
+    assert!(scene.after(1).await.is_empty());
+}
+
+#[tokio::test]
+async fn what_uses_a_claim_keeps_it_and_what_only_seems_to_does_not() {
+    let ended = {
+        let mut pod = pod("mx", PORT, "");
+        pod.status.phase = "Succeeded".to_owned();
+        pod
+    };
+    let cases = [
+        ("a pod", pod("mx", PORT, ""), "Pod", true),
+        ("a pod with a range around it", pod("mx", "203.0.113.7:20-30", ""), "Pod", true),
+        ("a pod with another port", pod("mx", "203.0.113.7:26", ""), "Pod", false),
+        ("a pod with another address", pod("mx", "203.0.113.8:25", ""), "Pod", false),
+        ("a pod that has ended", ended, "Pod", false),
+        ("another pod", pod("spam", "203.0.113.7:26", ""), "Pod", false),
+        ("a template without pods", deployment(PORT), "Deployment", true),
+        ("a template whose annotation was changed", deployment("8080"), "Deployment", false),
+    ];
+    for (name, object, kind, is_kept) in cases {
+        let mut scene = scene().stored(&object).reserved(kind, "mx", "v4-203-0-113-7-tcp-25");
+        let claims = scene.after(121).await;
+        let found = claims.iter().any(|claim| claim.starts_with("v4-203-0-113-7-tcp-25 Bound mx"));
+        let is_there = claims.iter().any(|claim| claim.starts_with("v4-203-0-113-7-tcp-25 "));
+        assert_eq!((found, is_there), (is_kept, is_kept), "{name}: {claims:?}");
+    }
+}
+
+#[tokio::test]
+async fn ports_that_nobody_claimed_are_claimed_for_the_oldest_that_asks() {
+    let younger = pod("young", PORT, "2026-01-02T00:00:00Z");
+    let older = pod("old", "203.0.113.7:25,203.0.113.7:7008-7024/udp", "2026-01-01T00:00:00Z");
+    let mut scene = scene().stored(&younger).stored(&older).stored(&pod("node", "8080", ""));
+    scene.after(1).await;
+    let claims = scene.after(1).await;
+    assert_eq!(
+        claims,
+        [
+            "v4-203-0-113-7-tcp-25 Bound old uid-old",
+            "v4-203-0-113-7-udp-7008-7023 Bound old uid-old",
+            "v4-203-0-113-7-udp-7024 Bound old uid-old",
+        ]
+    );
+    assert_eq!(scene.told.len(), 1, "the younger one is named once");
+    scene.deleted(&older);
+    for seconds in [200, 30, 120] {
+        scene.after(seconds).await;
+    }
+    scene.after(1).await;
+    assert_eq!(scene.after(1).await, ["v4-203-0-113-7-tcp-25 Bound young uid-young"]);
+}
+
+#[tokio::test]
+async fn a_claim_deleted_by_hand_comes_back() {
+    let mut scene = scene().stored(&pod("mx", PORT, "")).reserved("Pod", "mx", "v4-203-0-113-7-tcp-25");
+    scene.after(1).await;
+    *scene.store.lock().unwrap() = Memory::default();
+    scene.after(1).await;
+    assert_eq!(scene.after(1).await, ["v4-203-0-113-7-tcp-25 Bound mx uid-mx"]);
+}
+
+#[tokio::test]
+async fn who_does_not_lead_or_does_not_know_everything_changes_nothing() {
+    let mut scene = scene().reserved("Pod", "refused", "v4-203-0-113-7-tcp-25");
+    scene.leading_tx.send_replace(false);
+    assert_eq!(scene.after(500).await.len(), 1);
+    scene.leading_tx.send_replace(true);
+    scene.controller.startup.waits_for("pods");
+    assert_eq!(scene.after(1).await.len(), 1);
+    scene.controller.startup.finish();
+    scene.controller.claims_known.store(false, Ordering::Release);
+    assert_eq!(scene.after(1).await.len(), 1);
+    scene.controller.claims_known.store(true, Ordering::Release);
+    assert!(scene.after(1).await.is_empty());
+}
