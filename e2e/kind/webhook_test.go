@@ -67,7 +67,7 @@ func TestWorkloadsThatWereHeldUpStartByThemselvesOnceTheWebhookIsBack(t *testing
 	address := addressesOf(t, worker).v4
 	names := []string{}
 	for index, each := range workloads {
-		s.apply(each.manifest(8060+index, atNode(worker)))
+		s.apply(each.manifest(8063+index, atNode(worker)))
 		names = append(names, each.name())
 	}
 	everyOne := "app in (" + strings.Join(names, ", ") + ")"
@@ -83,8 +83,8 @@ func TestWorkloadsThatWereHeldUpStartByThemselvesOnceTheWebhookIsBack(t *testing
 	for index, name := range names {
 		s.left("app="+name, 1)
 		s.ready("app=" + name)
-		if answer := reaches(t, address, 8060+index, "hostname"); !strings.HasPrefix(answer, name) {
-			t.Errorf("port %d is answered by %s", 8060+index, answer)
+		if answer := reaches(t, address, 8063+index, "hostname"); !strings.HasPrefix(answer, name) {
+			t.Errorf("port %d is answered by %s", 8063+index, answer)
 		}
 	}
 }
