@@ -42,6 +42,7 @@ use crate::cli::terminal;
 use crate::cli::terminal::Palette;
 use crate::cluster::client;
 use crate::cluster::client::Source;
+use crate::cluster::reader::ReadError;
 use crate::cluster::reader::Reader;
 use crate::model::label_selector::LabelSelector;
 
@@ -244,7 +245,19 @@ impl Explain {
         let seen = look(&reader, &namespace, Depth::Workloads).await?;
         let palette = Palette { is_colourful: terminal::is_colourful(&io::stdout()) };
         let text = match &what {
-            Reference::Port(port) => explain::port(&seen.picture, &namespace, port, palette),
+            Reference::Port(port) => {
+                let path = "/apis/pinhole.dev/v1alpha1/portclaims";
+                // Neither every installation has claims nor everybody the right to read them.
+                let claims =
+                    reader.list(&format!("{path}?fieldSelector=spec.address%3D{}", port.address)).await;
+                let claims = claims.unwrap_or_else(|error| {
+                    if error != ReadError::Absent {
+                        eprintln!("hint: the PortClaims cannot be read: {error}");
+                    }
+                    Vec::new()
+                });
+                explain::port(&seen.picture, &namespace, port, &claims, palette)
+            }
             Reference::Object(object) => {
                 let Some(text) = explain::object(&seen.picture, &namespace, object, palette) else {
                     eprintln!("pinhole: there is no {object} in namespace {namespace}; name another with -n");

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use serde_json::Value;
+
 use crate::admission;
 use crate::admission::Operation;
 use crate::admission::Request;
@@ -14,6 +16,7 @@ use crate::api::keys;
 use crate::api::object::Kind;
 use crate::api::object::Metadata;
 use crate::api::object::Object;
+use crate::cli::plugin::installation::text;
 use crate::cli::plugin::picture::Picture;
 use crate::cli::plugin::picture::Standing;
 use crate::cli::plugin::picture::State;
@@ -94,8 +97,8 @@ fn template(picture: &Picture, found: &Object, namespace: &str, palette: Palette
 fn asked(picture: &Picture, subject: &Subject<'_>, palette: Palette, lines: &mut Vec<String>) {
     for key in picture.policy.input_keys() {
         if let Some(text) = subject.metadata.annotations.get(key) {
-            let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-            lines.push(field("asks", &format!("{key}: {text}"), palette));
+            let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            lines.push(field("asks", &format!("{key}: {words}"), palette));
         }
     }
 }
@@ -118,7 +121,13 @@ fn is_of(standing: &Standing, object: &Object) -> bool {
 }
 
 /// Explains one external port.
-pub(crate) fn port(picture: &Picture, namespace: &str, wanted: &PortReference, palette: Palette) -> String {
+pub(crate) fn port(
+    picture: &Picture,
+    namespace: &str,
+    wanted: &PortReference,
+    claims: &[Value],
+    palette: Palette,
+) -> String {
     let ports = PortRange::single(wanted.port);
     let key = Key { external: wanted.address, protocol: wanted.protocol, ports };
     let mut lines = vec![palette.bold(&wanted.to_string())];
@@ -129,6 +138,10 @@ pub(crate) fn port(picture: &Picture, namespace: &str, wanted: &PortReference, p
         format!("an address of {}", nodes.iter().cloned().collect::<Vec<_>>().join(", "))
     };
     lines.push(field("address", &place, palette));
+    let claims: Vec<_> = claims.iter().filter(|claim| is_claim_of(claim, wanted)).collect();
+    for claim in &claims {
+        lines.push(field("claim", &claimed(claim), palette));
+    }
     let standings = picture.standings();
     let concerned: Vec<_> = standings.iter().filter(|one| concerns(one, &key, &nodes)).collect();
     let holder = concerned.iter().find(|one| {
@@ -139,6 +152,9 @@ pub(crate) fn port(picture: &Picture, namespace: &str, wanted: &PortReference, p
     });
     match holder {
         Some(one) => lines.push(field("holder", &who(one), palette)),
+        None if !claims.is_empty() => {
+            lines.push(field("holder", "whoever the claim names; no node serves it", palette));
+        }
         None if concerned.is_empty() => {
             lines.push(field("holder", "nobody, and no pod asks for it", palette));
         }
@@ -148,11 +164,37 @@ pub(crate) fn port(picture: &Picture, namespace: &str, wanted: &PortReference, p
         lines.push(String::new());
         lines.extend(paragraph(standing, palette));
     }
-    if holder.is_none() {
+    if holder.is_none() && claims.is_empty() {
         lines.push(String::new());
         lines.extend(for_a_new_pod(picture, namespace, wanted, &nodes, palette));
     }
     ended(&lines)
+}
+
+/// Whether a PortClaim, as the API server lists it, is for this port.
+fn is_claim_of(claim: &Value, wanted: &PortReference) -> bool {
+    let number = |pointer: &str| claim.pointer(pointer).and_then(Value::as_u64);
+    let protocol = text(claim, "/spec/protocol").to_lowercase();
+    let port = u64::from(wanted.port.get());
+    let is_whole_address = protocol.is_empty();
+    let first = number("/spec/port").unwrap_or(0);
+    let last = number("/spec/portEnd").unwrap_or(first);
+    let is_there = text(claim, "/spec/address").parse::<IpAddr>().is_ok_and(|found| found == wanted.address);
+    is_there
+        && (is_whole_address || protocol == wanted.protocol.to_string() && (first..=last).contains(&port))
+}
+
+fn claimed(claim: &Value) -> String {
+    let holder = |part: &str| text(claim, &format!("/spec/holder/{part}"));
+    format!(
+        "{} for {} {}/{}, {} since {}",
+        text(claim, "/metadata/name"),
+        holder("kind"),
+        holder("namespace"),
+        holder("name"),
+        text(claim, "/spec/state"),
+        text(claim, "/spec/since")
+    )
 }
 
 /// The nodes that have an address, as far as is known.
