@@ -48,6 +48,8 @@ use crate::dataplane::Applied;
 use crate::dataplane::Dataplane;
 use crate::dataplane::KernelRefused;
 use crate::dataplane::Observed;
+use crate::dataplane::drift::Drift;
+use crate::dataplane::drift::Watcher;
 use crate::ruleset::Ruleset;
 use crate::ruleset::diff::Change;
 use crate::ruleset::diff::diff;
@@ -78,12 +80,16 @@ pub struct Config {
     pub resync: Duration,
     /// How often the node's addresses are looked at.
     pub address_check: Duration,
+    /// How often it is looked whether somebody else changed the node's rules.
+    pub drift_check: Duration,
 }
 
 /// What the loop works with.
 pub struct Parts<D> {
     /// The kernel.
     pub dataplane: Arc<D>,
+    /// Notices what others do to the rules; `None` leaves it to the resync.
+    pub drift: Option<Watcher>,
     /// The pods of the node.
     pub pods: Arc<NodePods>,
     /// Reads the node's addresses.
@@ -110,6 +116,10 @@ pub struct Agent<D> {
     observed: Option<Observed>,
     /// What the kernel refused when it was last read.
     refused: Vec<KernelRefused>,
+    /// Who changed the rules, as far as it is known.
+    drift: Option<Drift>,
+    /// Whether the last turn read the kernel.
+    has_read: bool,
     /// What the last turn wanted, to tell drift from change.
     wanted: Option<Ruleset>,
     /// The pods that were there, and their addresses.
@@ -141,6 +151,8 @@ impl<D: Dataplane> Agent<D> {
             own: Own::default(),
             observed: None,
             refused: Vec::new(),
+            drift: None,
+            has_read: false,
             wanted: None,
             alive: BTreeMap::new(),
             withheld: None,
@@ -170,6 +182,7 @@ impl<D: Dataplane> Agent<D> {
     async fn turn(&mut self) -> Result<Applied, Trouble> {
         let node = self.observe_node()?;
         let (observed, is_fresh) = self.observe_kernel().await?;
+        self.has_read = is_fresh;
         let plan = self.parts.pods.read(|view| {
             desired::plan(&Known {
                 pods: &view.pods,
@@ -183,6 +196,8 @@ impl<D: Dataplane> Agent<D> {
         let (mut wanted, withheld) = self.parts.brake.hold(&observed.ruleset, plan.ruleset.clone(), now);
         let hopeless = if is_fresh { Vec::new() } else { self.take_hopeless_out(&mut wanted) };
         let mut applied = self.parts.dataplane.apply(&wanted, &observed).await;
+        // At once: what others change from here on is noticed.
+        self.watch_from(&applied).await;
         applied.refused.extend(hopeless);
         if is_fresh {
             self.count_repairs(&observed, &wanted, &applied);
@@ -279,7 +294,9 @@ impl<D: Dataplane> Agent<D> {
 
     /// The rules in the kernel, and whether they were read just now.
     async fn observe_kernel(&mut self) -> Result<(Observed, bool), Trouble> {
+        // What others changed meanwhile must not be taken for what we made.
         if Instant::now() < self.resync_at
+            && !self.has_drifted().await
             && let Some(observed) = self.observed.take()
         {
             return Ok((observed, false));
@@ -290,13 +307,20 @@ impl<D: Dataplane> Agent<D> {
     }
 
     /// What was put right although nothing that we know of had changed: somebody else had touched it.
-    fn count_repairs(&self, observed: &Observed, wanted: &Ruleset, applied: &Applied) {
+    fn count_repairs(&mut self, observed: &Observed, wanted: &Ruleset, applied: &Applied) {
+        let by = self.drift.take().map_or_else(Vec::new, |drift| drift.by).join(", ");
         if self.wanted.as_ref() != Some(wanted) || applied.transactions.is_empty() {
             return;
         }
         let repairs = diff(&observed.ruleset, wanted).len().max(1);
         self.parts.metrics.repairs.inc_by(u64::try_from(repairs).unwrap_or(u64::MAX));
-        warn!(repairs, "Repaired rules that something else on the node had changed or removed");
+        let by = if by.is_empty() { "unknown" } else { &by };
+        warn!(
+            repairs,
+            by,
+            "Repaired rules that something else on the node had changed or removed; let it leave alone what is named \
+             after the resource prefix"
+        );
     }
 
     /// Leaves to the connection table what must end there: flows of changed entries, and all of pods that are gone.
@@ -376,21 +400,63 @@ impl<D: Dataplane> Agent<D> {
         warn!(reason, retry_in = ?pause, "The node does not have the rules that it should; trying again");
     }
 
+    /// Takes the rules as they are now as those that nobody should change.
+    async fn watch_from(&mut self, applied: &Applied) {
+        let Some(drift) = &self.parts.drift else { return };
+        // Otherwise nothing is known that was not known before.
+        if applied.transactions.is_empty() && !self.has_read {
+            return;
+        }
+        if let Err(error) = drift.settle(&applied.observed).await {
+            self.cannot_watch(&error);
+        }
+    }
+
+    /// Whether somebody else changed the rules. A turn that failed is made again anyway.
+    async fn has_drifted(&mut self) -> bool {
+        let (Some(drift), Some(observed)) = (&self.parts.drift, &self.observed) else { return false };
+        match drift.look(observed).await {
+            Ok(found) => self.drift = found,
+            Err(error) => self.cannot_watch(&error),
+        }
+        self.drift.is_some()
+    }
+
+    /// Tells once that changes of others are found by the resync only.
+    fn cannot_watch(&mut self, error: &io::Error) {
+        self.parts.drift = None;
+        warn!(
+            %error,
+            resync = ?self.config.resync,
+            "The kernel does not tell when others change the node's rules, so that is found at the next resync only; the \
+             agent needs NET_ADMIN and NET_RAW"
+        );
+    }
+
     /// Waits for a reason to make another turn.
     async fn wait(&mut self, stop: &CancellationToken) {
         let brake = self.withheld.map(|withheld| Instant::from_std(withheld.until));
         let in_peace = brake.map_or(self.resync_at, |until| until.min(self.resync_at));
         let next = self.retry.map_or(in_peace, |pause| Instant::now() + pause);
+        let mut addresses_at = Instant::now() + self.config.address_check;
+        let mut drift_at = Instant::now() + self.config.drift_check;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep_until(next) => return,
                 () = self.parts.pods.changed() => break,
-                () = tokio::time::sleep(self.config.address_check) => match self.refresh_addresses() {
-                    Ok(false) => {}
+                () = tokio::time::sleep_until(addresses_at) => match self.refresh_addresses() {
+                    Ok(false) => addresses_at = Instant::now() + self.config.address_check,
                     // A failure is told by the turn, which reads them too.
                     Ok(true) | Err(_) => return,
                 },
+                () = tokio::time::sleep_until(drift_at) => {
+                    if self.has_drifted().await {
+                        self.resync_at = Instant::now();
+                        return;
+                    }
+                    drift_at = Instant::now() + self.config.drift_check;
+                }
             }
         }
         tokio::select! {

@@ -9,6 +9,7 @@ pub mod command;
 pub mod condition;
 pub mod conntrack;
 pub mod counters;
+pub mod drift;
 pub mod dry_run;
 pub mod iptables;
 pub(crate) mod isolation;

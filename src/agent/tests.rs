@@ -130,6 +130,7 @@ impl Bench {
             Ok(Addresses { lasting: [address].into(), ..Addresses::default() })
         };
         let parts = Parts {
+            drift: None,
             dataplane: Arc::clone(&kernel),
             pods: Arc::clone(&pods),
             addresses: Box::new(addresses),
@@ -147,6 +148,7 @@ impl Bench {
             cluster_cidrs: Vec::new(),
             resync: settings.resync,
             address_check: Duration::from_millis(20),
+            drift_check: Duration::from_secs(5),
         };
         let stop = CancellationToken::new();
         let running = tokio::spawn(Agent::new(config, parts).run(stop.clone()));

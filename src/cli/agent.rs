@@ -42,6 +42,7 @@ use crate::dataplane::choice;
 use crate::dataplane::choice::FirewallChoice;
 use crate::dataplane::command::Tools;
 use crate::dataplane::conntrack::Handover;
+use crate::dataplane::drift::Watcher;
 use crate::dataplane::dry_run::Dialect;
 use crate::dataplane::dry_run::DryRun;
 use crate::dataplane::settings::FlavorChoice;
@@ -62,6 +63,9 @@ const LAST_EVENTS: Duration = Duration::from_secs(3);
 
 /// How often the node's addresses are looked at: it costs some tens of microseconds.
 const ADDRESS_CHECK: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether somebody else changed the node's rules: it costs some tens of microseconds.
+const DRIFT_CHECK: Duration = Duration::from_millis(1500);
 
 /// The flags of `pinhole agent`.
 #[derive(Debug, Args)]
@@ -245,6 +249,7 @@ impl AgentFlags {
             let (events, writing) = write_events(&connection, &node_name, &metrics);
             (Some(events), Some(writing))
         };
+        let drift = Watcher::new(&dataplane, settings.clone());
         let flows = (!is_dry_run).then(Flows::default);
         if let Some(flows) = flows.clone() {
             tokio::spawn(flows.run(settings, kernel.udp_handover, metrics.clone()));
@@ -258,8 +263,10 @@ impl AgentFlags {
             cluster_cidrs: cluster_cidr,
             resync,
             address_check: ADDRESS_CHECK,
+            drift_check: DRIFT_CHECK,
         };
         let parts = Parts {
+            drift,
             dataplane,
             pods,
             addresses: Box::new(addresses::read),

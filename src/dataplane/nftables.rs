@@ -13,9 +13,9 @@ pub mod element;
 mod laws;
 pub mod layout;
 mod message;
-mod netlink;
+pub(crate) mod netlink;
 pub mod plan;
-mod read;
+pub(crate) mod read;
 pub mod skeleton;
 
 use std::collections::BTreeMap;

@@ -81,8 +81,10 @@ impl Node {
             cluster_cidrs: Vec::new(),
             resync: Duration::from_mins(5),
             address_check: Duration::from_secs(5),
+            drift_check: Duration::from_secs(5),
         };
         let parts = Parts {
+            drift: None,
             dataplane: dataplane.clone(),
             pods: known,
             addresses: Box::new(addresses::read),

@@ -46,11 +46,13 @@ const ELEMENT_KEY_END: u16 = 10;
 const INTERVAL_END: u32 = 1;
 
 const DATA_VALUE: u16 = 1;
-const EXPRESSION_NAME: u16 = 1;
+/// What an expression is called.
+pub(crate) const EXPRESSION_NAME: u16 = 1;
 const EXPRESSION_DATA: u16 = 2;
 const COUNTER_BYTES: u16 = 1;
 const COUNTER_PACKETS: u16 = 2;
-const COUNTER: &str = "counter";
+/// The expression that counts.
+pub(crate) const COUNTER: &str = "counter";
 
 /// In user data, a comment comes behind its kind and its length.
 const COMMENT: u8 = 0;

@@ -3,6 +3,7 @@
 //! The kernel works while it is asked, so every call returns with the answer. A socket belongs to the network
 //! namespace in which it was opened.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
@@ -34,6 +35,10 @@ const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const GET_GENERATION: u16 = 16;
 const GENERATION_ID: u16 = 1;
+const NEW_GENERATION: u16 = 15;
+const GENERATION_PROCESS: u16 = 3;
+/// The group of listeners, as a bit.
+const NF_TABLES_CHANGES: u32 = 1 << (7 - 1);
 
 /// The kernel answers at once; this only keeps a surprise from becoming a hang.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -48,6 +53,13 @@ const ATTEMPTS: usize = 10;
 pub(crate) struct Socket {
     fd: OwnedFd,
     sequence: u32,
+    buffer: Vec<u8>,
+}
+
+/// Hears who changes nf_tables.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    fd: OwnedFd,
     buffer: Vec<u8>,
 }
 
@@ -216,6 +228,39 @@ impl Socket {
             return Err(io::Error::other("the kernel did not confirm a change of nf_tables"));
         }
         Ok(Ok(()))
+    }
+}
+
+impl Listener {
+    /// Begins to hear of the changes in the calling thread's network namespace.
+    pub(crate) fn open() -> io::Result<Self> {
+        let fd = rustix::net::socket_with(
+            AddressFamily::NETLINK,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC,
+            Some(netlink::NETFILTER),
+        )?;
+        rustix::net::bind(&fd, &netlink::SocketAddrNetlink::new(0, NF_TABLES_CHANGES))?;
+        Ok(Self { fd, buffer: vec![0; BUFFER] })
+    }
+
+    /// The names of the programs that changed something since this was asked last, as far as they were heard: who
+    /// changes much at once may drown the end of it, where the name is.
+    pub(crate) fn names(&mut self) -> BTreeSet<String> {
+        let mut names = BTreeSet::new();
+        loop {
+            let received = match rustix::net::recv(&self.fd, &mut self.buffer[..], RecvFlags::DONTWAIT) {
+                Ok((received, _)) => received,
+                Err(Errno::NOBUFS | Errno::INTR) => continue,
+                Err(_) => return names,
+            };
+            let mut rest = self.buffer.get(..received).unwrap_or_default();
+            while let Some(message) = Message::take(&mut rest) {
+                if message.kind == NF_TABLES << 8 | NEW_GENERATION {
+                    names.extend(message.attributes().text(GENERATION_PROCESS).map(str::to_owned));
+                }
+            }
+        }
     }
 }
 

@@ -27,6 +27,18 @@ pub struct Table {
     pub elements: Elements,
 }
 
+impl Table {
+    /// Whether both do the same, however often.
+    pub(crate) fn serves_like(&self, other: &Self) -> bool {
+        let values = |table: &Self| {
+            let elements = table.elements.iter();
+            let held = elements.flat_map(|(collection, held)| held.iter().map(|held| (*collection, held)));
+            held.map(|(collection, (key, held))| (collection, *key, held.value.clone())).collect::<Vec<_>>()
+        };
+        self.state == other.state && values(self) == values(other)
+    }
+}
+
 /// Whether a table works as we made it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum State {

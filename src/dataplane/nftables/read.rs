@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use crate::dataplane::nftables::codec::COUNTER;
+use crate::dataplane::nftables::codec::EXPRESSION_NAME;
 use crate::dataplane::nftables::codec::Reader;
 use crate::dataplane::nftables::codec::comment;
 use crate::dataplane::nftables::element::Collection;
@@ -123,6 +125,44 @@ fn damage_of_chain(
     let is_whole = listed.iter().map(|(comment, _)| comment).eq(&skeleton.comments(chain));
     rules.extend(listed.into_iter().flat_map(|(_, expressions)| expressions));
     Ok((!is_whole).then(|| format!("the rules of the chain {} are others", chain.name)))
+}
+
+/// A digest of a chain's rules and policy: equal for equal rules, whatever they counted. A chain that does not exist has
+/// one, too.
+pub(crate) fn digest_of_chain(
+    socket: &mut Socket,
+    family: Family,
+    table: &str,
+    chain: &str,
+) -> io::Result<u64> {
+    let mut policy = Vec::new();
+    let describe = |message: &mut Builder<'_>| {
+        message.text(TABLE, table).text(CHAIN_NAME, chain);
+    };
+    let is_there = socket.get(GET_CHAIN, family, describe, |found| {
+        policy.extend(found.find(CHAIN_POLICY).unwrap_or_default());
+    })?;
+    if !is_there {
+        return Ok(0);
+    }
+    let describe = |message: &mut Builder<'_>| {
+        message.text(TABLE, table).text(RULE_CHAIN, chain);
+    };
+    let begin = || policy.clone();
+    let rules = socket.list(GET_RULE, family, describe, begin, |rules, rule| {
+        if rule.text(TABLE) != Some(table) || rule.text(RULE_CHAIN) != Some(chain) {
+            return;
+        }
+        // Where one rule ends and another begins counts, too.
+        rules.push(0);
+        for (_, expression) in rule.nested(RULE_EXPRESSIONS).into_iter().flatten() {
+            if Attributes(expression).text(EXPRESSION_NAME) != Some(COUNTER) {
+                rules.extend(expression);
+            }
+        }
+        rules.extend(rule.find(RULE_USERDATA).unwrap_or_default());
+    })?;
+    Ok(rules.map_or(0, |rules| fnv1a(&rules)))
 }
 
 fn is_as_made(chain: &Chain, found: &Attributes<'_>) -> bool {

@@ -20,8 +20,13 @@ use pinhole::cluster::resource::Resource;
 use pinhole::cluster::watch::News;
 use pinhole::dataplane::Backend;
 use pinhole::dataplane::Dataplane;
+use pinhole::dataplane::Observed;
 use pinhole::dataplane::conntrack::Handover;
+use pinhole::dataplane::drift::Watcher;
+use pinhole::dataplane::settings::Firewall;
+use pinhole::dataplane::settings::Flavor;
 use pinhole::ruleset::brake::Brake;
+use pinhole::ruleset::desired;
 use pinhole::telemetry::metrics;
 use pinhole::telemetry::metrics::agent::AgentMetrics;
 use pinhole::telemetry::readiness::Readiness;
@@ -32,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 use crate::kernel::lab::A;
 use crate::kernel::lab::B;
 use crate::kernel::lab::Lab;
+use crate::kernel::lab::endpoint;
 use crate::kernel::with_every_backend;
 
 const POD: Resource = Resource::Holder(Kind::Pod);
@@ -41,6 +47,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct Running {
     pods: Arc<NodePods>,
     kernel: Arc<Backend>,
+    metrics: AgentMetrics,
     readiness: Readiness,
     stop: CancellationToken,
     tasks: [JoinHandle<()>; 2],
@@ -56,6 +63,7 @@ impl Running {
         let readiness = Readiness::new();
         let flows = Flows::default();
         let parts = Parts {
+            drift: Watcher::new(&kernel, lab.settings.clone()),
             dataplane: Arc::clone(&kernel),
             pods: Arc::clone(&known),
             addresses: Box::new(addresses::read),
@@ -74,16 +82,17 @@ impl Running {
             cluster_cidrs: Vec::new(),
             resync: Duration::from_mins(5),
             address_check: Duration::from_secs(5),
+            drift_check: Duration::from_millis(1500),
         };
         let stop = CancellationToken::new();
         let tasks = [
             tokio::spawn(Agent::new(config, parts).run(stop.clone())),
-            tokio::spawn(flows.run(lab.settings.clone(), Handover::Drain, metrics)),
+            tokio::spawn(flows.run(lab.settings.clone(), Handover::Drain, metrics.clone())),
         ];
         let node = json!({"kind": "Node", "spec": {"podCIDRs": ["10.244.1.0/24", "fd00:244:1::/64"]}});
         known.feed(Resource::Node, News::Listed(vec![serde_json::from_value(node).unwrap()]));
         known.feed(POD, News::Listed(pods));
-        Self { pods: known, kernel, readiness, stop, tasks }
+        Self { pods: known, kernel, metrics, readiness, stop, tasks }
     }
 
     fn apply(&self, pod: Object) {
@@ -237,7 +246,132 @@ fn the_brake_keeps_ports_open_while_the_cluster_seems_empty(lab: &mut Lab) {
     });
 }
 
+/// What others do to a node, and what it is called.
+fn damages(lab: &Lab) -> Vec<String> {
+    // As a service does that is restarted: everything goes, and its own rules come back.
+    let reloads = [
+        "nft flush ruleset; nft -f - <<'END'\ntable inet filter { chain input { type filter hook input priority 0; }; }\nEND",
+        "nft flush ruleset; nft -f - <<'END'\ntable inet firewalld { chain filter_FORWARD { type filter hook forward priority 10; }; }\nEND",
+    ];
+    let iptables = |arguments: &str| lab.command("iptables", arguments);
+    // As ufw and docker do: chains of theirs, at the head of the built-in ones.
+    let restored = "*filter\n:FORWARD ACCEPT [0:0]\n:ufw-before-forward - [0:0]\n-A FORWARD -j ufw-before-forward\nCOMMIT\n\
+                    *nat\n:PREROUTING ACCEPT [0:0]\n:DOCKER - [0:0]\n-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER\nCOMMIT\n";
+    let restore = format!("printf '%b' '{}' | {}", restored.replace('\n', "\\n"), iptables("-restore"));
+    let mut damages: Vec<String> = if lab.is_nftables() {
+        [
+            "nft delete table ip PINHOLE",
+            "nft flush chain ip PINHOLE c_ingress",
+            "nft delete element ip PINHOLE m_ports { 203.0.113.7 . tcp . 80 }",
+            "nft insert rule ip PINHOLE c_ingress ip saddr 198.51.100.0/24 drop",
+        ]
+        .map(str::to_owned)
+        .into()
+    } else {
+        [
+            "-F; $ -t nat -F",
+            "-t nat -F PINHOLE-T-CB007107-001",
+            "-t nat -F PREROUTING; $ -t nat -F OUTPUT; $ -t nat -F PINHOLE-DNAT; $ -t nat -X PINHOLE-DNAT",
+            "-t nat -I PREROUTING 1 -s 198.51.100.0/24 -j ACCEPT",
+            "-t nat -I PINHOLE-T-CB007107-001 1 -s 198.51.100.0/24 -j ACCEPT",
+        ]
+        .map(|script| iptables(script).replace('$', &lab.command("iptables", "")))
+        .into_iter()
+        .chain([restore])
+        .collect()
+    };
+    if lab.flavor == Flavor::Nft {
+        damages.extend(reloads.map(str::to_owned));
+    }
+    damages
+}
+
+fn r36_whatever_others_do_is_put_right_within_seconds_and_named(lab: &mut Lab) {
+    let _a = lab.a.serve("a", "[::]:8080");
+    let lab = &*lab;
+    lab.on_node(async || {
+        let agent = Running::start(lab, FOREVER, vec![pod("a", 1, "80:8080", A)]);
+        agent.ready().await;
+        for damage in &damages(lab) {
+            let before = agent.metrics.repairs.get();
+            lab.node.sh(damage);
+            assert!(lab.client.tcp("203.0.113.7:80").is_err(), "{damage}");
+            let waiting = tokio::time::Instant::now();
+            let repaired = async {
+                while agent.metrics.repairs.get() == before {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            assert!(tokio::time::timeout(PATIENCE, repaired).await.is_ok(), "{damage}: not noticed");
+            assert!(waiting.elapsed() < Duration::from_secs(5), "{damage}: {:?}", waiting.elapsed());
+            agent.ready().await;
+            eventually(Ok("a 198.51.100.9".into()), || lab.client.tcp("203.0.113.7:80")).await;
+        }
+        agent.end().await;
+    });
+}
+
+fn r41_an_idle_node_starts_no_program(lab: &mut Lab) {
+    let log = lab.log_programs();
+    let lab = &*lab;
+    lab.on_node(async || {
+        let agent = Running::start(lab, FOREVER, vec![pod("a", 1, "80:8080", A)]);
+        agent.ready().await;
+        // Connections of the start are looked at off the loop.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let started = std::fs::read_to_string(&log).unwrap();
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        assert_eq!(
+            std::fs::read_to_string(&log).unwrap(),
+            started,
+            "nothing happened, and programs were started"
+        );
+        agent.end().await;
+    });
+}
+
+fn r48_changes_of_others_are_told_from_ours_and_from_what_is_none_of_ours(lab: &mut Lab) {
+    let lab = &*lab;
+    lab.on_node(async || {
+        let backend = lab.backend();
+        let watcher = Watcher::new(&backend, lab.settings.clone()).unwrap();
+        let wanted = |ports: std::ops::Range<u16>| {
+            let endpoints: Vec<_> = ports.map(|port| endpoint(&format!("{port}/tcp"), "a", A)).collect();
+            desired(&endpoints, &Lab::facts()).ruleset
+        };
+        let observed = backend.read().await.unwrap();
+        let observed = backend.apply(&wanted(80..90), &observed).await.observed;
+        watcher.settle(&observed).await.unwrap();
+        let look = async |observed: &Observed| watcher.look(observed).await.unwrap();
+        assert_eq!(look(&observed).await, None);
+
+        let observed = backend.apply(&wanted(80..91), &observed).await.observed;
+        watcher.settle(&observed).await.unwrap();
+        assert_eq!(look(&observed).await, None, "our own change is none of others");
+        lab.node.sh("nft add table ip other; nft add chain ip other mine");
+        assert_eq!(look(&observed).await, None, "what others do among themselves is theirs");
+        lab.node
+            .sh("nft -f - <<'END' || true\nadd table ip other\ndelete element ip nowhere nothing { 1 }\nEND");
+        assert_eq!(look(&observed).await, None, "what failed has changed nothing");
+
+        if lab.is_nftables() {
+            lab.node.sh("nft delete element ip PINHOLE m_ports { 203.0.113.7 . tcp . 80 }");
+        } else {
+            lab.iptables("-t nat -F PREROUTING");
+        }
+        let drift = look(&observed).await.unwrap();
+        match lab.firewall {
+            Firewall::Nftables => assert_eq!(drift.by, ["nft"]),
+            Firewall::Iptables(Flavor::Nft) => assert_eq!(drift.by, ["iptables-nft"]),
+            Firewall::Iptables(Flavor::Legacy) => assert!(drift.by.is_empty(), "{drift:?}"),
+        }
+    });
+}
+
 with_every_backend! {
+    r36_whatever_others_do_is_put_right_within_seconds_and_named,
+    r41_an_idle_node_starts_no_program,
+    r48_changes_of_others_are_told_from_ours_and_from_what_is_none_of_ours,
     r05_r10_r11_rules_follow_the_pods_and_connections_survive_the_agent,
     r24_a_rollout_keeps_udp_flows_with_the_old_pod_until_it_is_gone,
     the_brake_keeps_ports_open_while_the_cluster_seems_empty,

@@ -235,6 +235,30 @@ impl Lab {
         self.firewall == Firewall::Nftables
     }
 
+    /// Lets every program that the dataplane starts leave a line in a file; which file.
+    pub(crate) fn log_programs(&mut self) -> std::path::PathBuf {
+        let directory = self.directory().join("logged");
+        let log = self.directory().join("started");
+        std::fs::create_dir(&directory).unwrap();
+        std::fs::write(&log, "").unwrap();
+        let mut names = vec!["nft".to_owned(), "conntrack".to_owned()];
+        for flavor in Flavor::ALL {
+            for base in ["iptables", "ip6tables"] {
+                names.extend(["", "-save", "-restore"].map(|action| format!("{base}-{flavor}{action}")));
+            }
+        }
+        for name in names {
+            let real = self.node.sh(&format!("command -v {name}"));
+            let script =
+                format!("#!/bin/sh\necho {name} >> '{}'\nexec {} \"$@\"\n", log.display(), real.trim());
+            let path = directory.join(name);
+            std::fs::write(&path, script).unwrap();
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        self.settings.tools.directory = Some(directory);
+        log
+    }
+
     /// Runs `iptables` of the lab's flavour on the node.
     pub(crate) fn iptables(&self, arguments: &str) -> String {
         self.node.sh(&self.command("iptables", arguments))
