@@ -35,6 +35,8 @@ metadata: {name: older}
 	inNamespace("older", workload("Deployment", "bad", expose("22"), "replicas: 0")),
 	inNamespace("older", workload("StatefulSet", "bad", expose("22"), "replicas: 0")),
 	inNamespace("older", workload("CronJob", "bad", expose("22"))),
+	// Left alone by the tests that change and delete the others.
+	inNamespace("older", workload("Deployment", "untouched", expose("22"), "replicas: 0")),
 }, "---\n")
 
 func inNamespace(namespace, manifest string) string {

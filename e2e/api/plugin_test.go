@@ -47,7 +47,8 @@ func TestKubectlFindsThePluginAndListsAndExplainsPorts(t *testing.T) {
 	if strings.Contains(listed, "\x1b") {
 		t.Errorf("colours are not for pipes: %q", listed)
 	}
-	d.mentions(d.asked("list", "--all-namespaces", "-o", "wide"), "POD", "WHY", "plugin/web", "older/bad")
+	d.another("plugin-elsewhere").accepted(pod("far", expose("203.0.113.62:8080:80")))
+	d.mentions(d.asked("list", "--all-namespaces", "-o", "wide"), "POD", "WHY", "plugin/web", "plugin-elsewhere/far")
 	if other := d.plugin("list", "-l", "app=nobody"); !other.Succeeded || other.Stdout != "" || !strings.Contains(other.Stderr, "No pod in namespace plugin asks for a port") {
 		t.Errorf("a selector that selects nothing: %+v", other)
 	}
@@ -66,7 +67,7 @@ func TestKubectlFindsThePluginAndListsAndExplainsPorts(t *testing.T) {
 	d.mentions(d.asked("explain", "203.0.113.60:8080"), "nobody, although it is asked for", "pod plugin/web on node-1")
 	older := d
 	older.namespace = "older"
-	d.mentions(older.asked("explain", "deployment/bad"), "refused: ", "22/tcp: is restricted in this cluster")
+	d.mentions(older.asked("explain", "deployment/untouched"), "refused: ", "22/tcp: is restricted in this cluster")
 	d.mentions(d.asked("explain", "192.0.2.99:22"), "would be refused: 192.0.2.99:22/tcp: is restricted", "choose another external port")
 
 	if nobody := d.plugin("explain", "pod/nobody"); nobody.Code != 2 || !strings.Contains(nobody.Stderr, "there is no pod/nobody in namespace plugin") {
