@@ -129,7 +129,7 @@ func TestDoctorFindsNothingWrongWithAFreshInstall(t *testing.T) {
 	// kubeadm asks for it. Here the first pod of a node that is no part of the node itself switches it on, and the control
 	// plane may have none. What was in the way is looked for when an agent starts.
 	controlPlane := "pinhole-control-plane"
-	onNode(t, controlPlane, "sysctl -w net.ipv4.ip_forward=1")
+	onNode(t, controlPlane, "echo 1 >/proc/sys/net/ipv4/ip_forward")
 	kubectl(t, "", "--namespace", system, "delete", "pod", "--selector", "app.kubernetes.io/component=agent",
 		"--field-selector", "spec.nodeName="+controlPlane)
 	var found string
