@@ -30,7 +30,6 @@ var unreachable = map[string]string{
 
 // matrix are the values with which the chart must work.
 var matrix = map[string][]string{
-	"claims":       {"claims.enabled=true"},
 	"defaults":     {},
 	"cert-manager": {"certificates.mode=cert-manager"},
 	"other times": {
@@ -269,9 +268,6 @@ func TestEveryFlagOfTheProgramIsReachableAndNoOtherIsUsed(t *testing.T) {
 					continue
 				}
 				container := object.Spec.Template.Spec.Containers[0]
-				if container.Args[0] == "controller" && part != "controller" {
-					continue
-				}
 				if container.Args[0] != part {
 					continue
 				}
