@@ -191,7 +191,7 @@ impl Command {
 impl Cli {
     /// Reads the command line. A mistake ends the process with what is wrong and the exit code 2.
     ///
-    /// Called as `kubectl-pinhole`, as kubectl calls its plugins, everything after that is for [`Command::Kubectl`].
+    /// Called as `kubectl-pinhole`, as kubectl calls its plugins, everything after that is for `kubectl pinhole`.
     pub fn from_command_line() -> Self {
         let mut arguments: Vec<OsString> = std::env::args_os().collect();
         let name = arguments.first().map(Path::new).and_then(Path::file_name).map(OsStr::to_owned);

@@ -12,7 +12,7 @@
 //! that are replaced one after the other fail the key check in between and are read again later.
 //!
 //! # What is good stays
-//! A pair that cannot be served, that callers would not accept (see [`acceptance`]) or that is not valid yet does not
+//! A pair that cannot be served, that callers would not accept (see `acceptance`) or that is not valid yet does not
 //! replace one that is.
 
 use std::fs;
