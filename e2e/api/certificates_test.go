@@ -17,7 +17,7 @@ const selfManaged = "../../webhook-config/self.yaml"
 
 // The times are those of a test: each stands to the others as in the
 // defaults.
-var hurriedAuthority = []string{"--ca-lifetime=1h", "--ca-soak=5s", "--ca-retire-after=32s", "--leaf-lifetime=31s"}
+var hurriedAuthority = []string{"--ca-lifetime=1h", "--ca-soak=5s", "--ca-retire-after=46s", "--leaf-lifetime=45s"}
 
 // Less than the soak time: so late may an API server learn of a change.
 const latestNews = 2500 * time.Millisecond

@@ -53,7 +53,6 @@ type clerk struct {
 
 func newClerk(t *testing.T, namespace string) clerk {
 	t.Helper()
-	t.Parallel()
 	cluster, err := registry()
 	if err != nil {
 		t.Fatal(err)
@@ -124,6 +123,7 @@ func (c clerk) claims(address string) map[string]storedClaim {
 	return claims
 }
 
+// Before the tests that run side by side: it keeps the machine busy by itself.
 func TestOfAThousandRacesForOnePortExactlyOneIsWonEach(t *testing.T) {
 	c := newClerk(t, "races")
 	const races, racers, atOnce = 1000, 3, 4
@@ -199,6 +199,7 @@ func TestADryRunClaimsNothingAndSeesWhatIsClaimed(t *testing.T) {
 }
 
 func TestClaimsLiveAndEndWithWhatUsesThem(t *testing.T) {
+	t.Parallel()
 	c := newClerk(t, "lives")
 	// Quota is checked after every webhook.
 	refusing := c
@@ -268,5 +269,18 @@ func TestClaimsLiveAndEndWithWhatUsesThem(t *testing.T) {
 	}
 	if code, said := c.create("", asking("other", "192.0.2.63:7010/udp")); code != http.StatusUnprocessableEntity {
 		t.Errorf("a port that is being released was given away: HTTP %d: %s", code, said)
+	}
+
+	if code, said := c.create("", asking("brief", "192.0.2.63:7000-7030/udp")); code != http.StatusCreated {
+		t.Fatalf("the ports that a holder has just had were refused to itself: HTTP %d: %s", code, said)
+	}
+	c.must(http.MethodGet, c.podsPath()+"/brief", nil, &pod)
+	bound := func() error { return every("Bound", pod.Metadata.UID) }
+	if err := lab.Poll(30*time.Second, bound); err != nil {
+		t.Fatal(err)
+	}
+	c.must(http.MethodDelete, "/apis/pinhole.dev/v1alpha1/portclaims/v4-192-0-2-63-udp-7030", nil, nil)
+	if err := lab.Poll(30*time.Second, bound); err != nil {
+		t.Errorf("a deleted claim of a living pod does not come back: %v", err)
 	}
 }
