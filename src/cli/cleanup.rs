@@ -3,9 +3,11 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use tokio::time::Instant;
 
 use crate::cli::terminal;
 use crate::dataplane::cleanup;
@@ -14,6 +16,12 @@ use crate::dataplane::command::Tools;
 use crate::dataplane::settings::Prefix;
 use crate::dataplane::settings::Settings;
 use crate::shutdown;
+
+/// What an agent that still runs on the node puts back, it puts back within this time.
+const SETTLING: Duration = Duration::from_secs(5);
+
+/// How long an agent that has been told to end may go on: twice as long as Kubernetes gives a pod.
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The flags of `pinhole cleanup`.
 #[derive(Debug, Args)]
@@ -43,13 +51,33 @@ impl Cleanup {
         runtime.block_on(async {
             // Listened for from the start: who is told to end while it removes ends afterwards.
             let stop = shutdown::on_signal().context("signals cannot be listened for")?;
-            let removed = cleanup::cleanup(&settings).await?;
+            let removed = for_good(async || Ok(cleanup::cleanup(&settings).await?)).await?;
             terminal::print(&report(&removed, &settings.prefix))?;
             if stay {
                 stop.cancelled().await;
             }
             Ok(ExitCode::SUCCESS)
         })
+    }
+}
+
+/// Removes until nothing comes back, and returns what was there at first. On a node that was away while Pinhole was
+/// uninstalled, the kubelet may not have ended the agent yet.
+async fn for_good(remove: impl AsyncFn() -> anyhow::Result<Vec<Removed>>) -> anyhow::Result<Vec<Removed>> {
+    let removed = remove().await?;
+    if removed.is_empty() {
+        return Ok(removed);
+    }
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        tokio::time::sleep(SETTLING).await;
+        if remove().await?.is_empty() {
+            return Ok(removed);
+        }
+        anyhow::ensure!(
+            Instant::now() < deadline,
+            "what is removed comes back: an agent runs on this node; stop it (its pod or its process), then run this again"
+        );
     }
 }
 
@@ -75,11 +103,46 @@ fn report(removed: &[Removed], prefix: &Prefix) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
     use crate::dataplane::Transaction;
     use crate::dataplane::settings::Firewall;
     use crate::dataplane::settings::Flavor;
     use crate::model::address::Family;
+
+    fn one() -> Removed {
+        let transaction = Transaction { family: Family::V4, input: String::new(), chains: 6, elements: 0 };
+        Removed { firewall: Firewall::Nftables, transaction }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_an_ending_agent_puts_back_is_removed_again() {
+        for (comes_back, expected) in [(0, 1), (1, 2), (3, 4)] {
+            let runs = Cell::new(0);
+            let removed = for_good(async || {
+                runs.set(runs.get() + 1);
+                Ok(if runs.get() <= comes_back + 1 { vec![one()] } else { Vec::new() })
+            });
+            assert_eq!(removed.await.unwrap(), [one()]);
+            assert_eq!(runs.get(), expected + 1, "and one more run finds nothing");
+        }
+        let runs = Cell::new(0);
+        let nothing = for_good(async || {
+            runs.set(runs.get() + 1);
+            Ok(Vec::new())
+        });
+        assert_eq!(nothing.await.unwrap(), []);
+        assert_eq!(runs.get(), 1, "a clean node is not waited for");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn beside_an_agent_that_goes_on_it_gives_up_and_says_so() {
+        let began = Instant::now();
+        let error = for_good(async || Ok(vec![one()])).await.unwrap_err().to_string();
+        assert!(error.contains("an agent runs on this node; stop it"), "{error}");
+        assert_eq!(began.elapsed(), PATIENCE);
+    }
 
     #[test]
     fn it_says_what_was_removed_and_what_was_not() {
