@@ -62,7 +62,10 @@ pub fn next(claim: &Claim, usage: &Usage, cooldown: SignedDuration, now: Timesta
     let is_settled = is_over(claim.renewed, GRACE);
     let change = |state| Some(update(Claim { pod_uid: None, ..claim.clone() }.into_state(state, now)));
     match claim.state {
-        ClaimState::Reserved => (is_settled).then_some(Change::Delete),
+        ClaimState::Reserved if !is_settled => None,
+        // Its pod came and went without being seen, and a node may not have noticed the end.
+        ClaimState::Reserved if usage.is_served => change(ClaimState::Releasing),
+        ClaimState::Reserved => Some(Change::Delete),
         ClaimState::Bound if !is_settled => None,
         ClaimState::Bound => match claim.retention.policy {
             RetentionPolicy::Retain if usage.holder_exists => idle(claim, now),
@@ -147,6 +150,7 @@ mod tests {
         let cases = [
             ("an orphan within its grace", &reserved, &unserved, 119, "same"),
             ("an orphan", &reserved, &unserved, 120, "gone"),
+            ("a pod that nobody saw and a node may serve", &reserved, &served(), 120, "Releasing"),
             ("a pod that is seen", &reserved, &pod(), 1, "Bound"),
             ("a template without pods", &reserved, &template, 500, "Bound"),
             ("a pod that is gone, admitted a moment ago", &bound, &served(), 119, "same"),
