@@ -62,11 +62,10 @@ pub fn next(claim: &Claim, usage: &Usage, cooldown: SignedDuration, now: Timesta
     let is_settled = is_over(claim.renewed, GRACE);
     let change = |state| Some(update(Claim { pod_uid: None, ..claim.clone() }.into_state(state, now)));
     match claim.state {
-        ClaimState::Reserved if !is_settled => None,
+        ClaimState::Reserved | ClaimState::Bound if !is_settled => None,
         // Its pod came and went without being seen, and a node may not have noticed the end.
         ClaimState::Reserved if usage.is_served => change(ClaimState::Releasing),
         ClaimState::Reserved => Some(Change::Delete),
-        ClaimState::Bound if !is_settled => None,
         ClaimState::Bound => match claim.retention.policy {
             RetentionPolicy::Retain if usage.holder_exists => idle(claim, now),
             RetentionPolicy::Release | RetentionPolicy::Retain => change(ClaimState::Releasing),
