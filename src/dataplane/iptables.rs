@@ -41,7 +41,6 @@ use crate::dataplane::iptables::plan::plan;
 use crate::dataplane::iptables::table::Tables;
 use crate::dataplane::isolation;
 use crate::dataplane::isolation::Work as _;
-use crate::dataplane::isolation::isolate;
 use crate::dataplane::nftables;
 use crate::dataplane::nftables::Nftables;
 use crate::dataplane::nftables::plan::Table;
@@ -113,19 +112,9 @@ impl Iptables {
             None => save(&self.settings, self.flavor, family).await?,
         };
         let mut work = Work::new(&self.settings, self.flavor, family, tables);
-        let mut refused = Vec::new();
-        let mut outcome = work.bring_to(desired).await;
-        if outcome.as_ref().is_err_and(DataplaneError::is_refusal) {
-            // The usual reason is that the chains are no longer what they were when they were read.
-            work.tables = save(&self.settings, self.flavor, family).await?;
-            outcome = work.bring_to(desired).await;
-        }
-        if outcome.as_ref().is_err_and(DataplaneError::is_refusal) {
-            outcome = isolate(&mut work, desired, &mut refused).await;
-        }
+        let outcome = isolation::bring(&mut work, desired, &mut applied.refused).await;
         applied.observed.tables.insert(family, work.tables);
         applied.transactions.append(&mut work.transactions);
-        applied.refused.append(&mut refused);
         outcome
     }
 }
@@ -204,6 +193,11 @@ impl isolation::Work for Work<'_> {
     fn present(&self) -> Ruleset {
         let here = BTreeMap::from([(self.family, self.tables.clone())]);
         decode(&here, Names(&self.settings.prefix)).0
+    }
+
+    async fn reread(&mut self) -> Result<(), DataplaneError> {
+        self.tables = save(self.settings, self.flavor, self.family).await?;
+        Ok(())
     }
 
     async fn bring_to(&mut self, desired: &Ruleset) -> Result<(), DataplaneError> {

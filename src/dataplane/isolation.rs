@@ -1,4 +1,5 @@
-//! Finds the entries that the kernel refuses, by halving, so that they keep no other from being programmed (R08).
+//! Brings one family to its wanted state, whichever the backend. Entries that the kernel refuses are found by halving, so
+//! that they keep no other from being programmed (R08).
 
 use std::future::Future;
 
@@ -21,12 +22,33 @@ pub(crate) trait Work {
     /// What it serves now.
     fn present(&self) -> Ruleset;
 
+    /// Reads it from the kernel.
+    fn reread(&mut self) -> impl Future<Output = Result<(), DataplaneError>> + Send;
+
     /// Brings it to another state by one transaction, or changes nothing.
     fn bring_to(&mut self, desired: &Ruleset) -> impl Future<Output = Result<(), DataplaneError>> + Send;
 }
 
+/// Programs everything that can be, from what was read last; what the kernel refuses is added to `refused`.
+pub(crate) async fn bring(
+    work: &mut (impl Work + Send),
+    desired: &Ruleset,
+    refused: &mut Vec<KernelRefused>,
+) -> Result<(), DataplaneError> {
+    let mut outcome = work.bring_to(desired).await;
+    if outcome.as_ref().is_err_and(DataplaneError::is_refusal) {
+        // The usual reason is that the rules are no longer what they were when they were read.
+        work.reread().await?;
+        outcome = work.bring_to(desired).await;
+    }
+    if outcome.as_ref().is_err_and(DataplaneError::is_refusal) {
+        outcome = isolate(work, desired, refused).await;
+    }
+    outcome
+}
+
 /// Programs everything but the entries that the kernel refuses.
-pub(crate) async fn isolate(
+async fn isolate(
     work: &mut (impl Work + Send),
     desired: &Ruleset,
     refused: &mut Vec<KernelRefused>,

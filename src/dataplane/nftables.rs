@@ -39,7 +39,6 @@ use crate::dataplane::iptables::blockers;
 use crate::dataplane::iptables::layout::shim;
 use crate::dataplane::isolation;
 use crate::dataplane::isolation::Work as _;
-use crate::dataplane::isolation::isolate;
 use crate::dataplane::nftables::element::Collection;
 use crate::dataplane::nftables::element::Elements;
 use crate::dataplane::nftables::layout::impossible;
@@ -184,19 +183,9 @@ impl Nftables {
         };
         let skeleton = Skeleton::new(family, &self.settings);
         let mut work = Work { backend: self, skeleton, table, transactions: Vec::new() };
-        let mut refused = Vec::new();
-        let mut outcome = work.bring_to(desired).await;
-        if outcome.as_ref().is_err_and(DataplaneError::is_refusal) {
-            // The usual reason is that the table is no longer what it was when it was read.
-            work.table = self.read_family(family).await?;
-            outcome = work.bring_to(desired).await;
-        }
-        if outcome.as_ref().is_err_and(DataplaneError::is_refusal) {
-            outcome = isolate(&mut work, desired, &mut refused).await;
-        }
+        let outcome = isolation::bring(&mut work, desired, &mut applied.refused).await;
         applied.observed.nftables.insert(family, work.table);
         applied.transactions.append(&mut work.transactions);
-        applied.refused.append(&mut refused);
         outcome
     }
 
@@ -296,6 +285,11 @@ impl isolation::Work for Work<'_> {
     fn present(&self) -> Ruleset {
         let here = BTreeMap::from([(self.skeleton.family, self.table.clone())]);
         decode(&here).0
+    }
+
+    async fn reread(&mut self) -> Result<(), DataplaneError> {
+        self.table = self.backend.read_family(self.skeleton.family).await?;
+        Ok(())
     }
 
     async fn bring_to(&mut self, desired: &Ruleset) -> Result<(), DataplaneError> {
