@@ -40,7 +40,6 @@ use crate::dataplane::iptables::plan::Plan;
 use crate::dataplane::iptables::plan::plan;
 use crate::dataplane::iptables::table::Tables;
 use crate::dataplane::isolation;
-use crate::dataplane::isolation::Work as _;
 use crate::dataplane::nftables;
 use crate::dataplane::nftables::Nftables;
 use crate::dataplane::nftables::plan::Table;

@@ -38,7 +38,6 @@ use crate::dataplane::iptables;
 use crate::dataplane::iptables::blockers;
 use crate::dataplane::iptables::layout::shim;
 use crate::dataplane::isolation;
-use crate::dataplane::isolation::Work as _;
 use crate::dataplane::nftables::element::Collection;
 use crate::dataplane::nftables::element::Elements;
 use crate::dataplane::nftables::layout::impossible;
