@@ -8,6 +8,8 @@ CACHE ?= $(or $(PINHOLE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pinhole)
 CARGO_DENY := $(CACHE)/tools/bin/cargo-deny
 CARGO_DENY_VERSION := 0.20.2
 KERNEL_PACKAGES := iptables nftables conntrack iproute2 ethtool netcat-openbsd
+# Whose completion is tried.
+SHELL_PACKAGES := bash zsh fish
 # Tests make network namespaces of their own, which takes root or, for an ordinary user, a user namespace.
 AS_NETWORK_ROOT := $(if $(filter 0,$(shell id -u)),,unshare -Urn sh -c 'ip link set lo up && exec "$$@"' sh)
 
@@ -31,6 +33,7 @@ test: test-rust e2e-api test-chart ## All tests: unit, property, kernel, a real 
 
 .PHONY: test-rust
 test-rust: packages ## Unit, property and kernel tests; no cluster
+	@.ci/packages $(SHELL_PACKAGES)
 	cargo test --locked --workspace --no-run
 	PATH="$$PATH:/usr/sbin:/sbin" $(AS_NETWORK_ROOT) cargo test --locked --workspace
 

@@ -42,9 +42,14 @@ _pinhole() {
 compdef _pinhole pinhole
 "#;
 
-const FISH: &str = r"# Put this into ~/.config/fish/completions/pinhole.fish: pinhole completion fish
-complete -c pinhole -a '(pinhole complete -- (commandline -opc)[2..-1] (commandline -ct | string collect --allow-empty) 2>/dev/null)'
-";
+const FISH: &str = r#"# Put this into ~/.config/fish/completions/pinhole.fish: pinhole completion fish
+function __pinhole_complete
+    # Quoted, so that an empty word is passed on, too.
+    set -l word (commandline -ct)
+    pinhole complete -- (commandline -opc)[2..-1] "$word" 2>/dev/null
+end
+complete -c pinhole -a '(__pinhole_complete)'
+"#;
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Shell {
