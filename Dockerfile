@@ -9,6 +9,8 @@ WORKDIR /source
 COPY Cargo.toml Cargo.lock ./
 COPY src src
 COPY benches benches
+# Inside `pinhole demo`.
+COPY examples examples
 COPY image/build-binary image/
 RUN image/build-binary /binary
 

@@ -13,6 +13,7 @@ mod command_line;
 mod demo;
 mod generated;
 mod golden;
+mod image;
 mod kernel;
 mod layering;
 mod links;
