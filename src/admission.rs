@@ -12,6 +12,7 @@ mod json;
 pub mod policy;
 pub mod reservation;
 mod short_form;
+mod spread;
 pub mod subject;
 mod suggest;
 mod validate;
@@ -100,10 +101,12 @@ pub fn decide(request: &Request, world: &World<'_>) -> Decision {
         mappings: wanted.entries.iter().map(|entry| entry.mapping.clone()).collect(),
         evidence: Vec::new(),
     };
+    decision.violations.extend(spread::is_asked_for(&subject, &decision.mappings).err());
     judge_alone(&subject, &request.namespace, &wanted.entries, world, &mut decision);
     conflict::judge(&subject, &request.namespace, &wanted.entries, world, &mut decision);
     violation::sort(&mut decision.violations);
     decision.warnings.extend(warning::shared_by_replicas(&subject, &wanted.entries));
+    decision.warnings.extend(warning::spread_in_vain(&subject, &wanted.entries));
     decision
 }
 

@@ -7,7 +7,6 @@
 
 pub mod brake;
 pub mod diff;
-pub mod digest;
 pub mod election;
 pub mod endpoint;
 pub mod entry;

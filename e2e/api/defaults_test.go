@@ -70,6 +70,29 @@ func TestWhatAUserWritesIntoOutputKeysIsOverwritten(t *testing.T) {
 	}
 }
 
+func TestAPodThatAsksToBeSpreadGetsLabelsAndAnAntiAffinityThatTheAPIServerTakes(t *testing.T) {
+	d := newDesk(t, "spread")
+	d.accepted(pod("web", notes{"pinhole.dev/expose": "8000:80,5353/udp", "pinhole.dev/spread": "true"}))
+	labels := d.pod("web").Metadata.Labels
+	holder := labels["pinhole.dev/port-tcp-8000"]
+	if holder == "" || labels["pinhole.dev/port-udp-5353"] != holder {
+		t.Errorf("the labels are %v", labels)
+	}
+	terms := d.succeeds("", "get", "pod", "web", "--output",
+		"jsonpath={range .spec.affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution[*]}{.labelSelector.matchExpressions[0].key} {end}").Stdout
+	if terms != "pinhole.dev/port-tcp-8000 pinhole.dev/port-udp-5353 " {
+		t.Errorf("it is kept off nodes by %q", terms)
+	}
+
+	d.succeeds("", "label", "--overwrite", "pod", "web", "pinhole.dev/port-tcp-8000=no", "pinhole.dev/port-tcp-9=no")
+	now := d.pod("web").Metadata.Labels
+	if _, present := now["pinhole.dev/port-tcp-9"]; present || now["pinhole.dev/port-tcp-8000"] != holder {
+		t.Errorf("after an update the labels are %v", now)
+	}
+	d.mentions(d.refused(pod("wrong", notes{"pinhole.dev/expose": "8001:80", "pinhole.dev/spread": "yes"})),
+		`metadata.annotations[pinhole.dev/spread]: yes: is neither "true" nor "false"`)
+}
+
 func TestOutputKeysWithoutARequestAreDropped(t *testing.T) {
 	d := newDesk(t, "leftovers")
 	manifest := pod("copied", notes{effective: `{"entries":[]}`, "example.com/team": "mail"})

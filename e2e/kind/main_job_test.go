@@ -146,6 +146,42 @@ func TestDefaultsAreVisibleOnThePod(t *testing.T) {
 	}
 }
 
+// On two nodes that take pods there is room for two holders of a port.
+func TestPodsThatAskToBeSpreadGetTheirPortOnNodesOfTheirOwn(t *testing.T) {
+	s := newScene(t, "spread")
+	other := newScene(t, "spread-other")
+	spread := func(name string) string {
+		return strings.Replace(webPod(name, "pinhole.dev/expose", "8034:8080"), "annotations: {", `annotations: {pinhole.dev/spread: "true", `, 1)
+	}
+	s.apply(spread("first"))
+	s.ready("app=first")
+	other.apply(spread("second"))
+	other.ready("app=second")
+	first, second := s.onlyPod("app=first").Spec.NodeName, other.onlyPod("app=second").Spec.NodeName
+	if first == second {
+		t.Fatalf("both run on %s", first)
+	}
+	for node, name := range map[string]string{first: "first", second: "second"} {
+		if answer := reaches(t, addressesOf(t, node).v4, 8034, "hostname"); answer != name {
+			t.Errorf("on %s %s answers", node, answer)
+		}
+	}
+
+	s.apply(webPod("third", "pinhole.dev/expose", "8034:8080"))
+	eventually(t, 30*time.Second, "who does not ask finds no node either, and is told", func() error {
+		if events := s.kubectl("get", "events", "--output", "name", "--field-selector",
+			"involvedObject.name=third,reason=FailedScheduling"); events == "" {
+			return fmt.Errorf("no event says that it was not scheduled; it is on %q", s.onlyPod("app=third").Spec.NodeName)
+		}
+		return nil
+	})
+	s.kubectl("delete", "pod", "first", "--grace-period=1")
+	s.ready("app=third")
+	if answer := reaches(t, addressesOf(t, first).v4, 8034, "hostname"); answer != "third" {
+		t.Errorf("%s answers", answer)
+	}
+}
+
 func TestARefusalIsReadAtApply(t *testing.T) {
 	s := newScene(t, "refusals")
 	other := newScene(t, "refusals-other")

@@ -1,4 +1,5 @@
-//! What the mutating webhook writes: the request as it was understood, with every default, under a key of our own.
+//! What the mutating webhook writes: the request as it was understood, with every default, under a key of our own, and
+//! what the scheduler needs to place the pod.
 //!
 //! The user's key is never rewritten. Output keys that somebody else sent are replaced or dropped. A second call on
 //! the result finds nothing to do.
@@ -11,10 +12,12 @@ use json_patch::PatchOperation;
 use json_patch::RemoveOperation;
 use json_patch::jsonptr::PointerBuf;
 use serde_json::Value;
+use serde_json::json;
 
 use crate::admission::Operation;
 use crate::admission::Request;
 use crate::admission::policy::Policy;
+use crate::admission::spread;
 use crate::admission::subject::Subject;
 use crate::admission::wanted;
 use crate::api::annotation::NatAnnotation;
@@ -52,24 +55,61 @@ pub fn mutate(request: &Request, policy: &Policy) -> Option<Patch> {
     if subject.kind != Kind::Pod || request.operation == Operation::Other || subject.is_mirror() {
         return None;
     }
-    let effective = effective(&subject, policy);
+    let mappings = readable(&subject, policy);
     let mut annotations = Edits::of("annotations", &subject.metadata.annotations);
-    annotations.set(keys::EFFECTIVE, effective.as_deref());
-    if request.operation == Operation::Create {
+    annotations.set(keys::EFFECTIVE, text(&mappings).as_deref());
+    let is_new = request.operation == Operation::Create;
+    if is_new {
         annotations.set(keys::ENDPOINTS, None);
     }
+    let ports = spread::labels(&subject, &request.namespace, &mappings);
     let mut labels = Edits::of("labels", &subject.metadata.labels);
-    labels.set(keys::ENABLED_LABEL, effective.is_some().then_some("true"));
-    let operations: Vec<_> = annotations.operations.into_iter().chain(labels.operations).collect();
+    let is_of_others = |key: &&String| key.starts_with(keys::PORT_LABEL_PREFIX) && !ports.contains_key(*key);
+    for key in subject.metadata.labels.keys().filter(is_of_others) {
+        labels.set(key, None);
+    }
+    labels.set(keys::ENABLED_LABEL, (!mappings.is_empty()).then_some("true"));
+    for (key, holder) in &ports {
+        labels.set(key, Some(holder));
+    }
+    // Where a pod may run can be said only once.
+    let placement = is_new.then(|| {
+        let is_spread = spread::is_asked_for(&subject, &mappings) == Ok(true);
+        spread::required_terms(&subject, &ports, is_spread).map(|terms| require(&subject, terms))
+    });
+    let operations = annotations.operations.into_iter().chain(labels.operations);
+    let operations: Vec<_> = operations.chain(placement.flatten()).collect();
     (!operations.is_empty()).then_some(Patch(operations))
 }
 
-/// The text of the output annotation, if the request can be read as a whole.
-fn effective(subject: &Subject<'_>, policy: &Policy) -> Option<String> {
-    let wanted = wanted::read(&subject.metadata.annotations, "", policy)?;
-    let mappings: Vec<_> = wanted.mappings().cloned().collect();
-    let is_whole = wanted.violations.is_empty() && !mappings.is_empty();
-    is_whole.then(|| serde_json::to_string(&annotation(&mappings)).ok()).flatten()
+/// What the pod asks for, if the request can be read as a whole.
+fn readable(subject: &Subject<'_>, policy: &Policy) -> Vec<Mapping> {
+    let wanted = wanted::read(&subject.metadata.annotations, "", policy);
+    let whole = wanted.filter(|wanted| wanted.violations.is_empty());
+    whole.map(|wanted| wanted.mappings().cloned().collect()).unwrap_or_default()
+}
+
+/// The text of the output annotation.
+fn text(mappings: &[Mapping]) -> Option<String> {
+    (!mappings.is_empty()).then(|| serde_json::to_string(&annotation(mappings)).ok()).flatten()
+}
+
+/// Gives the pod these terms of required anti-affinity in place of those that it has.
+fn require(subject: &Subject<'_>, terms: Vec<Value>) -> PatchOperation {
+    const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
+    let affinity = subject.spec.affinity.as_ref();
+    let mut path = vec!["spec", "affinity"];
+    let mut value = Value::from(terms);
+    // Only what is absent is added around them.
+    match affinity.map(|affinity| &affinity.pod_anti_affinity) {
+        None => value = json!({"podAntiAffinity": {REQUIRED: value}}),
+        Some(None) => {
+            path.push("podAntiAffinity");
+            value = json!({REQUIRED: value});
+        }
+        Some(Some(_)) => path.extend(["podAntiAffinity", REQUIRED]),
+    }
+    PatchOperation::Add(AddOperation { path: PointerBuf::from_tokens(path), value })
 }
 
 /// Patch operations on one map of the object's metadata.

@@ -67,7 +67,8 @@ impl<'a> Subject<'a> {
             return Some(PinnedNode::Hostname(hostname));
         }
         // Terms are alternatives, so that only a single one pins; its own requirements all hold at once.
-        let [term] = self.spec.affinity.node_affinity.required.node_selector_terms.as_slice() else {
+        let affinity = self.spec.affinity.as_ref()?;
+        let [term] = affinity.node_affinity.required.node_selector_terms.as_slice() else {
             return None;
         };
         let hostname = only_value(&term.match_expressions, keys::HOSTNAME_LABEL).map(PinnedNode::Hostname);

@@ -6,6 +6,7 @@ mod conflicts;
 mod forms;
 mod mutation;
 mod rules;
+mod spread;
 mod warnings;
 
 use std::sync::Arc;

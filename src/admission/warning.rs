@@ -54,6 +54,15 @@ pub(crate) fn shared_by_replicas(subject: &Subject<'_>, entries: &[Located]) -> 
     })
 }
 
+/// A pod that asks to be spread and has no port of its node's own address.
+pub(crate) fn spread_in_vain(subject: &Subject<'_>, entries: &[Located]) -> Option<String> {
+    let asks = subject.metadata.annotations.get(keys::SPREAD).is_some_and(|text| text == "true");
+    let has_any = entries.iter().any(|entry| entry.mapping.address() == Address::Node);
+    (asks && !has_any).then(|| {
+        cut(format!("{} has no effect: no port of the node's own address is asked for", keys::SPREAD))
+    })
+}
+
 /// The nodes where others have the port.
 pub(crate) fn taken_on(mapping: &Mapping, nodes: &[&str]) -> String {
     let listed = nodes.iter().take(2).copied().collect::<Vec<_>>().join(", ");

@@ -9,6 +9,9 @@ pub const NAT: &str = "pinhole.dev/nat";
 /// Input: the ports a pod asks for, in the short form of `docker run -p`.
 pub const EXPOSE: &str = "pinhole.dev/expose";
 
+/// Input: whether pods that want the same port of their node's own address are kept on different nodes.
+pub const SPREAD: &str = "pinhole.dev/spread";
+
 /// Output: the request as it was understood, with every default written out. Never read back.
 pub const EFFECTIVE: &str = "pinhole.dev/effective";
 
@@ -17,6 +20,13 @@ pub const ENDPOINTS: &str = "pinhole.dev/endpoints";
 
 /// Output: the label of every pod that asks for ports, for selectors. Never read back.
 pub const ENABLED_LABEL: &str = "pinhole.dev/enabled";
+
+/// Output: what the labels start with that tell which ports of its node a pod asks for, and whose they are there.
+/// Never read back.
+pub const PORT_LABEL_PREFIX: &str = "pinhole.dev/port-";
+
+/// The label that the ReplicaSets of a Deployment and their pods have, whose value the ReplicaSet's name ends with.
+pub const POD_TEMPLATE_HASH: &str = "pod-template-hash";
 
 /// podnat-controller's annotation: the same JSON as [`NAT`], read where an operator adds the key by flag.
 pub const PODNAT: &str = "bln.space/podnat";
@@ -36,4 +46,4 @@ pub const MIRROR_POD: &str = "kubernetes.io/config.mirror";
 pub const HOSTNAME_LABEL: &str = "kubernetes.io/hostname";
 
 /// The annotation keys with a prefix of ours that mean something.
-pub const OURS: [&str; 4] = [NAT, EXPOSE, EFFECTIVE, ENDPOINTS];
+pub const OURS: [&str; 5] = [NAT, EXPOSE, SPREAD, EFFECTIVE, ENDPOINTS];

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde::Deserializer;
+use serde_json::Value;
 
 /// The kinds that Pinhole knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -170,8 +171,7 @@ pub struct Spec {
     #[serde(deserialize_with = "null_is_default")]
     pub node_selector: BTreeMap<String, String>,
     /// Pod: `affinity`.
-    #[serde(deserialize_with = "null_is_default")]
-    pub affinity: Affinity,
+    pub affinity: Option<Affinity>,
     /// Workload: `replicas`.
     pub replicas: Option<i64>,
     /// Workload: the template of its pods.
@@ -204,13 +204,24 @@ pub struct JobTemplate {
     pub spec: Spec,
 }
 
-/// A pod's `affinity`: only what can pin it to one node.
+/// A pod's `affinity`: what can pin it to one node or keep it off one.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Affinity {
     /// `nodeAffinity`.
     #[serde(deserialize_with = "null_is_default")]
     pub node_affinity: NodeAffinity,
+    /// `podAntiAffinity`.
+    pub pod_anti_affinity: Option<PodAntiAffinity>,
+}
+
+/// A pod's `podAntiAffinity`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct PodAntiAffinity {
+    /// `requiredDuringSchedulingIgnoredDuringExecution`: terms that are passed on as they are.
+    #[serde(rename = "requiredDuringSchedulingIgnoredDuringExecution", deserialize_with = "null_is_default")]
+    pub required: Vec<Value>,
 }
 
 /// A pod's `nodeAffinity`.

@@ -27,7 +27,7 @@ use crate::dataplane::nftables::plan::Table;
 use crate::dataplane::nftables::read::digest_of_chain;
 use crate::dataplane::settings::Settings;
 use crate::model::address::Family;
-use crate::ruleset::digest::fnv1a;
+use crate::model::digest::fnv1a;
 
 /// Somebody else changed something that concerns us.
 #[derive(Clone, Debug, PartialEq, Eq)]

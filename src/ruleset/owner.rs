@@ -3,8 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::model::digest::fnv1a;
 use crate::model::holder::ObjectName;
-use crate::ruleset::digest::fnv1a;
 
 /// The longest comment: nft keeps 128 bytes, and iptables silently cuts at 255 (R32).
 const MAX_LENGTH: usize = 128;

@@ -30,7 +30,12 @@ fn every_default_is_written_out_beside_the_user_s_own_key() {
         )
     );
     assert_eq!(annotations["pinhole.dev/nat"], object["metadata"]["annotations"]["pinhole.dev/nat"]);
-    assert_eq!(patched["metadata"]["labels"], json!({"pinhole.dev/enabled": "true"}));
+    let holder = &patched["metadata"]["labels"]["pinhole.dev/port-tcp-25"];
+    assert_eq!(
+        patched["metadata"]["labels"],
+        json!({"pinhole.dev/enabled": "true", "pinhole.dev/port-tcp-25": holder}),
+        "the ports of a fixed address are unique without the scheduler"
+    );
 }
 
 #[test]
@@ -39,9 +44,16 @@ fn output_keys_that_a_user_sends_are_replaced_or_dropped() {
         "web",
         json!({"pinhole.dev/expose": "80", "pinhole.dev/effective": "forged", "pinhole.dev/endpoints": "forged"}),
     );
-    let forged = with(forged, &[("/metadata/labels", json!({"pinhole.dev/enabled": "maybe", "app": "web"}))]);
+    let labels = json!({"pinhole.dev/enabled": "maybe", "pinhole.dev/port-tcp-80": "forged",
+        "pinhole.dev/port-tcp-81": "forged", "app": "web"});
+    let forged = with(forged, &[("/metadata/labels", labels)]);
     let patched = mutated(Operation::Create, &forged);
-    assert_eq!(patched["metadata"]["labels"], json!({"pinhole.dev/enabled": "true", "app": "web"}));
+    let honest = mutated(Operation::Create, &exposing("web", "80"));
+    let holder = &honest["metadata"]["labels"]["pinhole.dev/port-tcp-80"];
+    assert_eq!(
+        patched["metadata"]["labels"],
+        json!({"pinhole.dev/enabled": "true", "pinhole.dev/port-tcp-80": holder, "app": "web"})
+    );
     assert!(patched["metadata"]["annotations"].get("pinhole.dev/endpoints").is_none());
     assert_ne!(patched["metadata"]["annotations"]["pinhole.dev/effective"], "forged");
 

@@ -17,10 +17,10 @@ use ipnet::IpNet;
 
 use crate::dataplane::settings::Prefix;
 use crate::model::address::Family;
+use crate::model::digest::fnv1a;
 use crate::model::port::Port;
 use crate::model::port::PortRange;
 use crate::model::port::Protocol;
-use crate::ruleset::digest::fnv1a;
 
 /// The kernel's limit.
 pub const MAX_LENGTH: usize = 28;

@@ -20,7 +20,7 @@ use crate::dataplane::nftables::plan::Table;
 use crate::dataplane::nftables::skeleton::Chain;
 use crate::dataplane::nftables::skeleton::Skeleton;
 use crate::model::address::Family;
-use crate::ruleset::digest::fnv1a;
+use crate::model::digest::fnv1a;
 
 const GET_TABLE: u16 = 1;
 const GET_CHAIN: u16 = 4;

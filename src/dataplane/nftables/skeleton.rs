@@ -14,7 +14,7 @@ use std::fmt::Write as _;
 use crate::dataplane::nftables::element::Collection;
 use crate::dataplane::settings::Settings;
 use crate::model::address::Family;
-use crate::ruleset::digest::fnv1a;
+use crate::model::digest::fnv1a;
 
 /// The packet mark by which kube-proxy asks for masquerading. Its rule for that stands behind ours.
 const KUBE_MASQUERADE: u32 = 0x4000;

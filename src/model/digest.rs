@@ -1,4 +1,4 @@
-//! A short digest that is the same in every build and on every node, for names in the kernel that must fit a limit.
+//! A short digest that is the same in every build and on every node, for names that must fit a limit.
 //!
 //! It is no protection against somebody who looks for collisions: whoever uses it resolves them.
 
