@@ -76,12 +76,9 @@ func agentOn(t *testing.T, node string) string {
 }
 
 // Whichever of the two it uses: its tables of nftables, or the way into its chains of iptables.
-func TestAFlushedFirewallIsRepairedAtTheNextResync(t *testing.T) {
+func TestAFlushedFirewallIsRepairedWithinSeconds(t *testing.T) {
 	s := newScene(t, "flushed")
-	// By default it is five minutes.
-	setAgents(t, "PINHOLE_RESYNC=5s")
 	t.Cleanup(func() {
-		setAgents(t, "PINHOLE_RESYNC-")
 		// kube-proxy does not notice: its own rules come back with its pod.
 		kubectl(t, "", "--namespace", "kube-system", "delete", "pod", "--selector", "k8s-app=kube-proxy",
 			"--field-selector", "spec.nodeName="+worker)
