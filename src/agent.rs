@@ -10,12 +10,15 @@
 //! - A slow kernel delays the loop, never the watches that feed it (R42).
 //! - An entry that the kernel refuses is told to its pod and keeps nothing else from being programmed (R08).
 //! - A failed turn is tried again, with growing pauses, until it succeeds (R13).
+//! - While an operator has paused the node, nothing in the kernel is changed.
 
 pub mod addresses;
 pub mod brake;
 pub mod desired;
 pub mod entries;
 pub mod flows;
+pub mod listeners;
+pub mod nat_node;
 pub mod report;
 
 use std::collections::BTreeMap;
@@ -40,8 +43,12 @@ use crate::agent::brake::Withheld;
 use crate::agent::desired::Known;
 use crate::agent::desired::Plan;
 use crate::agent::flows::Flows;
+use crate::agent::nat_node::Desk;
+use crate::agent::nat_node::Situation;
 use crate::agent::report::Reporter;
 use crate::api::object::Object;
+use crate::cluster::claim_store;
+use crate::cluster::nat_nodes::Identity;
 use crate::cluster::node_pods::NodePods;
 use crate::cluster::resource::Resource;
 use crate::dataplane::Applied;
@@ -53,6 +60,7 @@ use crate::dataplane::drift::Watcher;
 use crate::ruleset::Ruleset;
 use crate::ruleset::diff::Change;
 use crate::ruleset::diff::diff;
+use crate::ruleset::entry::Entry;
 use crate::ruleset::node::NodeFacts;
 use crate::telemetry::metrics::agent::AgentMetrics;
 use crate::telemetry::readiness::Condition;
@@ -128,6 +136,9 @@ pub struct Agent<D> {
     retry: Option<Duration>,
     resync_at: Instant,
     warned_of_cidrs: bool,
+    /// Where the node's NatNode is told of, and heard from.
+    desk: Option<Desk>,
+    situation: Situation,
 }
 
 /// Why a turn could not even try.
@@ -159,7 +170,14 @@ impl<D: Dataplane> Agent<D> {
             retry: None,
             resync_at: Instant::now(),
             warned_of_cidrs: false,
+            desk: None,
+            situation: Situation::default(),
         }
+    }
+
+    /// Also tells how the node stands, and changes nothing while an operator has paused it.
+    pub fn with_nat_node(self, desk: Desk) -> Self {
+        Self { desk: Some(desk), ..self }
     }
 
     /// Keeps the kernel as it should be until `stop`, and leaves it so. A turn that has begun is finished.
@@ -169,10 +187,18 @@ impl<D: Dataplane> Agent<D> {
         }
         while !stop.is_cancelled() {
             let started = Instant::now();
-            match self.turn().await {
-                Ok(applied) => self.settle(applied, started.elapsed()),
-                Err(trouble) => self.fail(&trouble.to_string()),
+            if self.is_paused() {
+                match self.rest().await {
+                    Ok(()) => self.parts.in_sync.met(),
+                    Err(trouble) => self.fail(&trouble.to_string()),
+                }
+            } else {
+                match self.turn().await {
+                    Ok(applied) => self.settle(applied, started.elapsed()),
+                    Err(trouble) => self.fail(&trouble.to_string()),
+                }
             }
+            self.tell();
             self.wait(&stop).await;
         }
         info!("Stopped; the rules stay in the kernel and go on working");
@@ -201,13 +227,59 @@ impl<D: Dataplane> Agent<D> {
         applied.refused.extend(hopeless);
         if is_fresh {
             self.count_repairs(&observed, &wanted, &applied);
-            self.parts.reporter.report_conditions(self.parts.dataplane.conditions(&wanted).await);
+            self.situation.blockers = self.parts.dataplane.conditions(&wanted).await;
+            self.parts.reporter.report_conditions(self.situation.blockers.clone());
         }
+        self.take_stock(&wanted, &applied);
         self.end_flows(&plan, &applied);
         self.parts.reporter.report(&plan, &applied);
         self.report_brake(withheld);
         self.wanted = Some(wanted);
         Ok(applied)
+    }
+
+    /// Whether an operator wants nothing to be changed, told when it changes.
+    fn is_paused(&mut self) -> bool {
+        let is_paused = self.desk.as_ref().is_some_and(Desk::is_paused);
+        if std::mem::replace(&mut self.situation.is_paused, is_paused) != is_paused {
+            // What others did meanwhile is seen, whichever way it goes.
+            self.resync_at = Instant::now();
+            self.parts.metrics.paused.set(i64::from(is_paused));
+            if is_paused {
+                warn!(
+                    "Paused by spec.paused of this node's NatNode: nothing in the kernel is changed until it is false"
+                );
+            } else {
+                info!("No longer paused");
+            }
+        }
+        is_paused
+    }
+
+    /// A turn of a paused node: only looks.
+    async fn rest(&mut self) -> Result<(), Trouble> {
+        self.refresh_addresses()?;
+        let (observed, _) = self.observe_kernel().await?;
+        self.situation.entries = serving(&observed.ruleset);
+        self.retry = None;
+        self.observed = Some(observed);
+        Ok(())
+    }
+
+    /// Leaves word of how the node stands.
+    fn tell(&mut self) {
+        let Some(desk) = &self.desk else { return };
+        let identity = self.parts.pods.read(|view| {
+            let metadata = view.node.as_ref().map(|node| node.metadata.clone()).unwrap_or_default();
+            Identity { node_uid: metadata.uid, labels: metadata.labels }
+        });
+        desk.leave(Situation {
+            identity,
+            addresses: self.addresses.clone().unwrap_or_default(),
+            own: self.own.clone(),
+            withheld: self.withheld.map(|withheld| withheld.removal),
+            ..self.situation.clone()
+        });
     }
 
     /// Takes out what the kernel refused before. Finding such an entry among others takes many attempts, so it is
@@ -223,7 +295,8 @@ impl<D: Dataplane> Agent<D> {
 
     async fn wait_for_lists(&mut self, stop: &CancellationToken) -> bool {
         loop {
-            let waiting: Vec<_> = self.parts.pods.waiting().into_iter().map(Resource::plural).collect();
+            let mut waiting: Vec<_> = self.parts.pods.waiting().into_iter().map(Resource::plural).collect();
+            waiting.extend(self.desk.as_ref().filter(|desk| !desk.is_known()).map(|_| "natnodes"));
             if waiting.is_empty() {
                 return true;
             }
@@ -232,6 +305,7 @@ impl<D: Dataplane> Agent<D> {
             tokio::select! {
                 () = stop.cancelled() => return false,
                 () = self.parts.pods.changed() => {}
+                () = heard(self.desk.as_mut()) => {}
             }
         }
     }
@@ -342,6 +416,18 @@ impl<D: Dataplane> Agent<D> {
         flows.leave(&applied.changes, gone);
     }
 
+    /// What the node's NatNode is to say of the kernel.
+    fn take_stock(&mut self, wanted: &Ruleset, applied: &Applied) {
+        let programmed = &applied.observed.ruleset;
+        let is_missing = |entry: &&Entry| programmed.entry(&entry.key) != Some(*entry);
+        let missing = wanted.entries().filter(is_missing).count() + applied.refused.len();
+        self.situation.entries = serving(programmed);
+        self.situation.missing = missing;
+        if !applied.changes.is_empty() {
+            self.situation.changed = Some(claim_store::now());
+        }
+    }
+
     fn report_brake(&mut self, withheld: Option<Withheld>) {
         let removed = withheld.map_or(0, |withheld| withheld.removal.removed);
         self.parts.metrics.withheld.set(i64::try_from(removed).unwrap_or(i64::MAX));
@@ -380,6 +466,7 @@ impl<D: Dataplane> Agent<D> {
             (None, _) => None,
         };
         self.parts.metrics.in_sync.set(i64::from(missing.is_none()));
+        self.situation.trouble.clone_from(&missing);
         match missing {
             Some(reason) => self.parts.in_sync.missing(reason),
             None => self.parts.in_sync.met(),
@@ -396,6 +483,7 @@ impl<D: Dataplane> Agent<D> {
         self.wanted = None;
         self.parts.metrics.failures.inc();
         self.parts.metrics.in_sync.set(0);
+        self.situation.trouble = Some(reason.to_owned());
         self.parts.in_sync.missing(reason);
         warn!(reason, retry_in = ?pause, "The node does not have the rules that it should; trying again");
     }
@@ -445,6 +533,9 @@ impl<D: Dataplane> Agent<D> {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep_until(next) => return,
                 () = self.parts.pods.changed() => break,
+                () = heard(self.desk.as_mut()) => if self.situation.is_paused != self.desk.as_ref().is_some_and(Desk::is_paused) {
+                    return;
+                },
                 () = tokio::time::sleep_until(addresses_at) => match self.refresh_addresses() {
                     Ok(false) => addresses_at = Instant::now() + self.config.address_check,
                     // A failure is told by the turn, which reads them too.
@@ -464,6 +555,19 @@ impl<D: Dataplane> Agent<D> {
             () = tokio::time::sleep(DEBOUNCE) => {}
         }
     }
+}
+
+/// Waits for news of the NatNode, where there is one.
+async fn heard(desk: Option<&mut Desk>) {
+    match desk {
+        Some(desk) => desk.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// How many entries lead somewhere.
+fn serving(ruleset: &Ruleset) -> usize {
+    ruleset.entries().filter(|entry| entry.target.is_some()).count()
 }
 
 #[cfg(test)]

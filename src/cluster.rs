@@ -13,6 +13,7 @@ pub mod evidence;
 pub mod informers;
 pub mod lease;
 pub mod live;
+pub mod nat_nodes;
 pub mod node_pods;
 pub mod pod_access;
 pub mod reader;

@@ -8,12 +8,16 @@ use std::sync::atomic::Ordering;
 
 use serde_json::json;
 use tokio::sync::mpsc;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::api::crd::nat_node::NatNode;
+use crate::api::crd::nat_node::NatNodeSpec;
 use crate::api::object::Kind;
 use crate::cluster::events;
 use crate::cluster::events::PodEvent;
+use crate::cluster::nat_nodes::Stored;
 use crate::cluster::watch::News;
 use crate::dataplane::DataplaneError;
 use crate::dataplane::Failure;
@@ -117,6 +121,10 @@ impl Default for Settings {
 
 impl Bench {
     fn start(settings: Settings) -> Self {
+        Self::start_with(settings, None)
+    }
+
+    fn start_with(settings: Settings, desk: Option<Desk>) -> Self {
         let kernel = Arc::new(settings.kernel);
         let policy = Arc::new(Policy::default());
         let pods = Arc::new(NodePods::new(Arc::clone(&policy)));
@@ -151,7 +159,8 @@ impl Bench {
             drift_check: Duration::from_secs(5),
         };
         let stop = CancellationToken::new();
-        let running = tokio::spawn(Agent::new(config, parts).run(stop.clone()));
+        let agent = Agent { desk, ..Agent::new(config, parts) };
+        let running = tokio::spawn(agent.run(stop.clone()));
         Self { kernel, pods, public, metrics, readiness, events, stop, running }
     }
 
@@ -404,4 +413,50 @@ async fn r40_stopping_leaves_the_rules_and_starting_again_changes_none() {
     let bench = Bench::with_pods(Settings { kernel, ..Settings::default() }, (1..4).map(pod).collect());
     bench.until("ready", |bench| bench.readiness.is_ready()).await;
     assert_eq!(bench.end().await.transactions.load(Ordering::SeqCst), 0);
+}
+
+fn stored(is_paused: bool) -> Stored {
+    Stored::Present(Arc::new(NatNode::new("node-1", NatNodeSpec { paused: is_paused, resume: None })))
+}
+
+#[tokio::test]
+async fn a_paused_node_is_looked_at_and_not_changed_until_it_is_no_longer_paused() {
+    let (stored_tx, stored_rx) = watch::channel(Stored::Unknown);
+    let (desk, situation_rx) = Desk::new(stored_rx);
+    let bench = Bench::start_with(Settings::default(), Some(desk));
+    bench.list_node();
+    bench.pods.feed(POD, News::Listed(vec![pod(25)]));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(bench.kernel.reads.load(Ordering::SeqCst), 0, "whether it is paused is not known yet");
+    assert!(bench.missing().contains("natnodes"), "{}", bench.missing());
+
+    stored_tx.send_replace(stored(true));
+    bench.until("a paused agent is ready", |bench| bench.missing().is_empty()).await;
+    bench.apply(pod(26));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(bench.kernel.applies.load(Ordering::SeqCst), 0);
+    let told = situation_rx.borrow().clone().unwrap();
+    assert!(told.is_paused && told.entries == 0);
+
+    stored_tx.send_replace(stored(false));
+    bench.until("both are programmed", |bench| bench.kernel.count() == 2).await;
+    stored_tx.send_replace(stored(true));
+    bench.until("it is paused again", |bench| bench.metrics.paused.get() == 1).await;
+    let told = situation_rx.borrow().clone().unwrap();
+    assert_eq!((told.entries, told.missing, told.trouble), (2, 0, None));
+    bench.pods.feed(POD, News::Listed(Vec::new()));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(bench.end().await.count(), 2, "what is programmed stays");
+}
+
+#[tokio::test]
+async fn a_cluster_without_nat_nodes_keeps_nothing_from_being_programmed() {
+    let (_stored_tx, stored_rx) = watch::channel(Stored::Absent);
+    let (desk, situation_rx) = Desk::new(stored_rx);
+    let bench = Bench::start_with(Settings::default(), Some(desk));
+    bench.list_node();
+    bench.pods.feed(POD, News::Listed(vec![pod(25)]));
+    bench.until("it is programmed", |bench| bench.kernel.count() == 1).await;
+    bench.until("it is told", |_| situation_rx.borrow().as_ref().is_some_and(|told| told.entries == 1)).await;
+    bench.end().await;
 }

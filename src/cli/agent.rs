@@ -11,6 +11,8 @@ use clap::ArgAction;
 use clap::Args;
 use clap::ValueEnum;
 use ipnet::IpNet;
+use kube::Client;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -23,6 +25,8 @@ use crate::agent::addresses::Filter;
 use crate::agent::brake::BrakeOverTime;
 use crate::agent::entries;
 use crate::agent::flows::Flows;
+use crate::agent::nat_node;
+use crate::agent::nat_node::Desk;
 use crate::agent::report::Reporter;
 use crate::cli::duration;
 use crate::cli::hostname;
@@ -36,6 +40,8 @@ use crate::cluster::client::Source;
 use crate::cluster::events;
 use crate::cluster::events::Events;
 use crate::cluster::events::Outcome;
+use crate::cluster::nat_nodes::NatNodes;
+use crate::cluster::nat_nodes::Stored;
 use crate::cluster::node_pods::NodePods;
 use crate::dataplane::Backend;
 use crate::dataplane::choice;
@@ -66,6 +72,9 @@ const ADDRESS_CHECK: Duration = Duration::from_secs(5);
 
 /// How often it is looked whether somebody else changed the node's rules: it costs some tens of microseconds.
 const DRIFT_CHECK: Duration = Duration::from_millis(1500);
+
+/// Where the kernel says which it is.
+const KERNEL_RELEASE: &str = "/proc/sys/kernel/osrelease";
 
 /// The flags of `pinhole agent`.
 #[derive(Debug, Args)]
@@ -100,6 +109,11 @@ pub(crate) struct AgentFlags {
     #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set,
           env = "PINHOLE_DISCLOSE_HOLDER")]
     disclose_holder: bool,
+
+    /// Keep a NatNode under the node's name: what it is, which ports its own programs have, how it stands. Its spec.paused
+    /// then makes this agent change nothing. Needs the custom resources and the right to write NatNodes.
+    #[arg(long, env = "PINHOLE_NAT_NODE")]
+    nat_node: bool,
 
     #[command(flatten)]
     policy: PolicyFlags,
@@ -210,6 +224,7 @@ impl AgentFlags {
             exposure,
             resync,
             disclose_holder,
+            nat_node,
             policy,
             addresses,
             kernel,
@@ -219,7 +234,8 @@ impl AgentFlags {
         let node_name = node_name.map_or_else(default_node_name, Ok)?;
         let policy = Arc::new(Policy { disclose_holder, ..policy.into_policy() });
         let settings = kernel.settings();
-        let dataplane = Arc::new(kernel.backend(&settings).await?);
+        let (dataplane, backend) = kernel.backend(&settings).await?;
+        let dataplane = Arc::new(dataplane);
         let connection = client::connect(&kubeconfig.map_or(Source::Usual, Source::File)).await?;
         let http_listener = listen::bind(http_address, "--http-address").await?;
         let entries_listener = listen::bind(entries_address, "--entries-address").await?;
@@ -233,7 +249,7 @@ impl AgentFlags {
         let in_sync = readiness.require("rules", "starting");
         let ended = CancellationToken::new();
         let client = connection.client.clone();
-        let admin = exposure.serve(readiness, Arc::new(registry), client, ended.clone()).await?;
+        let admin = exposure.serve(readiness, Arc::new(registry), client.clone(), ended.clone()).await?;
         tokio::spawn(http::serve(http_listener, admin, ended.clone()));
         tokio::spawn(http::serve(entries_listener, entries::router(Arc::clone(&dataplane)), ended.clone()));
 
@@ -272,12 +288,16 @@ impl AgentFlags {
             addresses: Box::new(addresses::read),
             brake: brake.into_brake(),
             flows,
-            reporter: Reporter::new(node_name, disclose_holder, metrics.clone(), events),
+            reporter: Reporter::new(node_name.clone(), disclose_holder, metrics.clone(), events),
             metrics,
             in_sync,
         };
+        let mut agent = Agent::new(config, parts);
+        if nat_node && !is_dry_run {
+            agent = agent.with_nat_node(keep_nat_node(client, &node_name, backend));
+        }
         tokio::select! {
-            () = Agent::new(config, parts).run(stop) => {}
+            () = agent.run(stop) => {}
             watched = watching => {
                 watched.context("the watches on the cluster have failed, so what the node should serve is not known any more")?;
                 anyhow::bail!("the watches on the cluster have ended, so what the node should serve is not known any more");
@@ -324,7 +344,7 @@ impl KernelFlags {
         Settings { prefix: self.resource_prefix.clone(), mark: MarkBit::default(), tools: Tools::default() }
     }
 
-    async fn backend(&self, settings: &Settings) -> anyhow::Result<Backend> {
+    async fn backend(&self, settings: &Settings) -> anyhow::Result<(Backend, nat_node::Backend)> {
         let choice = match self.firewall {
             FirewallFlag::Auto => FirewallChoice::Auto,
             FirewallFlag::Nftables => FirewallChoice::Nftables,
@@ -337,11 +357,16 @@ impl KernelFlags {
                 FirewallChoice::Auto | FirewallChoice::Iptables => Dialect::Iptables,
             };
             let printing = DryRun::new(settings.clone(), dialect, Box::new(std::io::stdout()));
-            return Ok(Backend::DryRun(Box::new(printing)));
+            return Ok((Backend::DryRun(Box::new(printing)), nat_node::Backend::default()));
         }
         let chosen = choice::choose(choice, self.iptables_flavor, settings).await?;
         info!(firewall = %chosen.firewall, because = chosen.reason, "Programming the node");
-        Ok(Backend::new(chosen.firewall, settings.clone()))
+        let described = nat_node::Backend {
+            name: chosen.firewall.to_string(),
+            version: chosen.version,
+            kernel: std::fs::read_to_string(KERNEL_RELEASE).unwrap_or_default().trim().to_owned(),
+        };
+        Ok((Backend::new(chosen.firewall, settings.clone()), described))
     }
 }
 
@@ -350,6 +375,16 @@ impl BrakeFlags {
         let Self { threshold_percent, minimum, grace } = self;
         BrakeOverTime::new(Brake { threshold_percent, minimum }, grace)
     }
+}
+
+/// Follows and writes the NatNode of this node beside the loop.
+fn keep_nat_node(client: Client, node_name: &str, backend: nat_node::Backend) -> Desk {
+    let nodes = NatNodes::new(client, node_name.to_owned());
+    let (stored_tx, stored_rx) = watch::channel(Stored::Unknown);
+    tokio::spawn(nodes.clone().follow(stored_tx));
+    let (desk, clerk) = nat_node::open(nodes, backend, stored_rx);
+    tokio::spawn(clerk.run());
+    desk
 }
 
 fn write_events(

@@ -32,6 +32,8 @@ pub enum FirewallChoice {
 pub struct Chosen {
     /// What programs the node.
     pub firewall: Firewall,
+    /// What the program behind it calls itself; empty where the kernel is asked without one.
+    pub version: String,
     /// Why, for the log.
     pub reason: String,
 }
@@ -42,31 +44,31 @@ pub async fn choose(
     flavor: FlavorChoice,
     settings: &Settings,
 ) -> Result<Chosen, DataplaneError> {
-    let operator = || "chosen by the operator".to_owned();
+    let operator = "chosen by the operator";
     match choice {
-        FirewallChoice::Nftables => Ok(Chosen { firewall: Firewall::Nftables, reason: operator() }),
-        FirewallChoice::Iptables => with_iptables(flavor, settings, &operator()).await,
+        FirewallChoice::Nftables => Ok(with_nftables(operator)),
+        FirewallChoice::Iptables => with_iptables(flavor, settings, operator).await,
         FirewallChoice::Auto => {
             let nftables = Nftables::new(settings.clone());
             let tables = nftables.tables().await.unwrap_or_default();
             if !nftables::decode(&tables).0.is_empty() {
-                let reason = "the node has entries in it".to_owned();
-                return Ok(Chosen { firewall: Firewall::Nftables, reason });
+                return Ok(with_nftables("the node has entries in it"));
             }
             if serving_flavor(settings).await?.is_some() {
                 return with_iptables(flavor, settings, "the node has entries in it").await;
             }
             match nftables.is_possible().await {
-                Ok(()) => {
-                    let reason = "the kernel has it".to_owned();
-                    Ok(Chosen { firewall: Firewall::Nftables, reason })
-                }
+                Ok(()) => Ok(with_nftables("the kernel has it")),
                 Err(error) => {
                     with_iptables(flavor, settings, &format!("nftables cannot be used: {error}")).await
                 }
             }
         }
     }
+}
+
+fn with_nftables(reason: &str) -> Chosen {
+    Chosen { firewall: Firewall::Nftables, version: String::new(), reason: reason.to_owned() }
 }
 
 /// The flavour that is asked for, else the one that has entries of ours, else the one that other programs use.
@@ -82,7 +84,8 @@ async fn with_iptables(
     };
     let Found { flavor, version, reason: because } = probe::flavor(flavor, &settings.tools).await?;
     let because = if serving == Some(flavor) { "this flavour has entries" } else { because };
-    Ok(Chosen { firewall: Firewall::Iptables(flavor), reason: format!("{reason}; {version}: {because}") })
+    let reason = format!("{reason}; {version}: {because}");
+    Ok(Chosen { firewall: Firewall::Iptables(flavor), version, reason })
 }
 
 /// The flavour that has entries of ours.

@@ -96,7 +96,8 @@ pub struct NatNodeStatus {
     #[schemars(length(max = 1024))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["address".into()]))]
     pub addresses: Vec<NodeAddress>,
-    /// Ports that programs and other parts of Kubernetes have on the node, so that nobody is granted one.
+    /// Ports that programs have on the node, so that nobody is granted one there. Those of Services and hostPorts are known from
+    /// the Services and pods themselves.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 4096))]
     pub ports_in_use: Vec<PortInUse>,
@@ -118,7 +119,7 @@ pub struct NatNodeStatus {
     /// A mass removal that is held back, and the value of `spec.resume` that releases it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub brake: Option<String>,
-    /// When the agent last reported, in UTC. It does so every minute.
+    /// When the agent last reported, in UTC. It does so when something has changed, and every five minutes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     pub last_report: Option<Timestamp>,
@@ -158,7 +159,7 @@ pub struct PortInUse {
     /// The last port.
     #[schemars(range(min = 1))]
     pub last: u16,
-    /// The addresses where they are taken. Absent: on every address of the node.
+    /// The addresses where they are taken; 0.0.0.0 is every IPv4 address. Absent: on every address of the node.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub addresses: Vec<String>,

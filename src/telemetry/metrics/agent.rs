@@ -51,6 +51,8 @@ pub struct AgentMetrics {
     pub withheld: Gauge,
     /// Requests for ports that another pod has.
     pub losers: Gauge,
+    /// 1 while an operator wants nothing to be changed on the node.
+    pub paused: Gauge,
     /// Deletions made in the connection table.
     pub flows_ended: Counter,
     /// Passes over the connection table that failed.
@@ -72,6 +74,7 @@ impl AgentMetrics {
             repairs: Counter::default(),
             withheld: Gauge::default(),
             losers: Gauge::default(),
+            paused: Gauge::default(),
             flows_ended: Counter::default(),
             flow_failures: Counter::default(),
         };
@@ -114,6 +117,11 @@ impl AgentMetrics {
             self.in_sync.clone(),
         );
         registry.register("entries", "Entries in the kernel", self.entries.clone());
+        registry.register(
+            "paused",
+            "1 while an operator wants nothing to be changed on the node",
+            self.paused.clone(),
+        );
         registry.register("losers", "Requests for ports that another pod has", self.losers.clone());
         registry.register(
             "unserved",
@@ -185,6 +193,7 @@ mod tests {
             r#"pinhole_agent_entries{state="programmed"} 3"#,
             r#"pinhole_agent_entries{state="reserved"} 1"#,
             "pinhole_agent_losers 0",
+            "pinhole_agent_paused 0",
             r#"pinhole_agent_unserved{by="admission"} 2"#,
             "pinhole_agent_withheld_removals 40",
             r#"pinhole_agent_condition{kind="ForwardBlocked"} 1"#,

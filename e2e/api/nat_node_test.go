@@ -1,0 +1,130 @@
+package api
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/pinhole-dev/pinhole/e2e/api/lab"
+)
+
+type natNode struct {
+	Metadata struct {
+		Labels          map[string]string
+		OwnerReferences []struct{ Kind, Name, UID string }
+	}
+	Spec   struct{ Paused bool }
+	Status struct {
+		Backend    string
+		PortsInUse []struct {
+			Protocol    string
+			First, Last int
+			Addresses   []string
+		}
+		Programmed struct{ Entries int }
+		Conditions []struct{ Type, Status, Reason string }
+	}
+}
+
+func (n natNode) is(condition, status string) bool {
+	for _, each := range n.Status.Conditions {
+		if each.Type == condition {
+			return each.Status == status
+		}
+	}
+	return false
+}
+
+// One after the other with the test of the agent, whose node is the same.
+func TestAnAgentKeepsTheNatNodeOfItsNodeAndChangesNothingWhilePaused(t *testing.T) {
+	c := newClerk(t, "nat-node")
+	const nodePath, path = "/api/v1/nodes/node-1", "/apis/pinhole.dev/v1alpha1/natnodes/node-1"
+	c.must(http.MethodPost, "/api/v1/nodes", object{"metadata": object{"name": "node-1", "labels": notes{"zone": "a"}}}, nil)
+	t.Cleanup(func() { c.must(http.MethodDelete, nodePath, nil, nil) })
+	if err := lab.AddNodeAddress("203.0.113.33"); err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.Listen("tcp", "203.0.113.33:2600")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	agent, err := c.cluster.StartAgent("node-1", "--nat-node")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(agent.LogTail())
+		}
+	})
+	if err := agent.AwaitReady(); err != nil {
+		t.Fatal(err)
+	}
+	awaits := func(what string, holds func(natNode) bool) natNode {
+		t.Helper()
+		var found natNode
+		err := lab.Poll(45*time.Second, func() error {
+			found = natNode{}
+			if err := c.cluster.Do(t.Context(), 0, http.MethodGet, path, nil, &found); err != nil {
+				return err
+			}
+			if !holds(found) {
+				return fmt.Errorf("%s: %+v", what, found)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return found
+	}
+
+	found := awaits("it says what the node is", func(n natNode) bool {
+		listens := false
+		for _, port := range n.Status.PortsInUse {
+			listens = listens || port.Protocol == "TCP" && port.First <= 2600 && 2600 <= port.Last
+		}
+		return listens && n.is("Ready", "True") && n.is("Paused", "False") && n.Status.Backend != ""
+	})
+	if owners := found.Metadata.OwnerReferences; found.Metadata.Labels["zone"] != "a" || len(owners) != 1 || owners[0].Kind != "Node" {
+		t.Errorf("the NatNode has not the labels of its Node, or does not go with it: %+v", found.Metadata)
+	}
+
+	// Somebody else's fields and somebody else's change.
+	patch := func(path string, body object) {
+		t.Helper()
+		c.must(http.MethodPatch, path, body, nil)
+	}
+	patch(path, object{"spec": object{"paused": true}})
+	awaits("it is paused", func(n natNode) bool { return n.Spec.Paused && n.is("Paused", "True") && n.is("Ready", "False") })
+	pod := asking("smtp", "203.0.113.33:2525:25")
+	pod["spec"].(object)["nodeName"] = "node-1"
+	if code, said := c.create("", pod); code != http.StatusCreated {
+		t.Fatalf("HTTP %d: %s", code, said)
+	}
+	patch(c.podsPath()+"/smtp/status", object{"status": object{
+		"phase": "Running", "podIP": "10.244.1.9", "podIPs": []object{{"ip": "10.244.1.9"}},
+		"conditions": []object{{"type": "ContainersReady", "status": "True"}},
+	}})
+	time.Sleep(3 * time.Second)
+	if entries, err := agent.Entries(); err != nil || entries != "[]" {
+		t.Errorf("a paused agent has programmed %s %v", entries, err)
+	}
+
+	patch(path, object{"spec": object{"paused": false}})
+	patch(nodePath, object{"metadata": object{"labels": notes{"zone": "b"}}})
+	awaits("it is no longer paused, and follows the Node's labels", func(n natNode) bool {
+		return n.is("Ready", "True") && n.Status.Programmed.Entries == 1 && n.Metadata.Labels["zone"] == "b"
+	})
+
+	c.must(http.MethodDelete, path, nil, nil)
+	awaits("it comes back", func(n natNode) bool { return n.is("Ready", "True") })
+	c.must(http.MethodDelete, c.podsPath()+"/smtp", object{"gracePeriodSeconds": 0}, nil)
+	awaits("nothing is programmed", func(n natNode) bool { return n.Status.Programmed.Entries == 0 })
+	if err := agent.Stop(agentPatience); err != nil {
+		t.Error(err)
+	}
+}
