@@ -17,6 +17,7 @@ use tracing::warn;
 use crate::cluster::removal::Installation;
 use crate::cluster::removal::RemovalError;
 use crate::cluster::removal::Target;
+use crate::cluster::removal::every::Every;
 use crate::removal;
 use crate::removal::Node;
 use crate::removal::Pending;
@@ -39,6 +40,10 @@ pub struct Plan {
     pub cleanup: Option<DaemonSet>,
     /// What was made at run time.
     pub leftovers: Vec<Target>,
+    /// Kinds of which nothing is left.
+    pub kinds: Vec<Every>,
+    /// Kinds whose objects stay, without our finalizers.
+    pub kept_kinds: Vec<Every>,
     /// When to give up.
     pub deadline: Duration,
 }
@@ -86,6 +91,7 @@ impl Uninstall {
         self.clean_nodes().await;
         self.forget_abandoned_pods().await;
         self.delete_leftovers().await;
+        self.delete_kinds().await;
     }
 
     async fn delete_configurations(&mut self) {
@@ -223,6 +229,32 @@ impl Uninstall {
                     self.outcome.deleted.push(target.to_string());
                 }
                 break;
+            }
+        }
+    }
+
+    async fn delete_kinds(&mut self) {
+        for every in self.plan.kinds.clone() {
+            loop {
+                let deleted = self.installation.delete_every(&every).await;
+                let Some(count) = self.attempt(deleted).await else { continue };
+                if count != 0 {
+                    self.outcome.deleted.push(format!("{every}: {count}"));
+                }
+                break;
+            }
+            self.let_go(&every).await;
+        }
+        for every in self.plan.kept_kinds.clone() {
+            self.let_go(&every).await;
+        }
+    }
+
+    async fn let_go(&mut self, every: &Every) {
+        loop {
+            let done = self.installation.let_go(every).await;
+            if self.attempt(done).await.is_some() {
+                return;
             }
         }
     }

@@ -44,6 +44,14 @@
 {{- end }}
 {{- end -}}
 
+{{- /* The kinds of ours of which nothing is left: what Pinhole wrote, and what means nothing without it. */ -}}
+{{- define "pinhole.kindsMadeAtRunTime" -}}
+{{- if (default dict .Values.claims).enabled }}
+- portclaims
+- natnodes
+{{- end }}
+{{- end -}}
+
 {{- define "pinhole.cleanupDaemonSet" -}}
 {{- $labels := dict "root" . "component" "cleanup" -}}
 apiVersion: apps/v1

@@ -113,6 +113,16 @@ func TestUninstalledItLeavesNothingBehindAndNamesTheNodeThatItCouldNotReach(t *t
 	far := addressesOf(t, otherWorker).v4
 	reaches(t, far, 8075, "hostname")
 	putBackAtTheEnd(t)
+	// With everything that can be switched on, so that there is the most to remove.
+	install(t, "--set", "claims.enabled=true")
+	s.apply(webPod("claimed", "pinhole.dev/expose", address+":8076:8080", atNode(worker)))
+	eventually(t, 60*time.Second, "a port is claimed and the nodes have reported", func() error {
+		found := kubectl(t, "", "get", ours, "--output=name")
+		if !strings.Contains(found, "portclaim") || strings.Count(found, "natnode") != len(nodes) {
+			return fmt.Errorf("there is %s", found)
+		}
+		return nil
+	})
 	ready := func() string {
 		return kubectl(t, "", "get", "node", otherWorker, "--output", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
 	}
@@ -174,6 +184,9 @@ func nothingInTheKernel(t *testing.T, node string) {
 	}
 }
 
+// What Pinhole writes of its own kinds.
+const ours = "portclaims.pinhole.dev,natnodes.pinhole.dev"
+
 // objectsLeft names what is left of an installation, but for its custom resource definitions: to delete them would delete
 // what users wrote.
 func objectsLeft(t *testing.T) (left []string) {
@@ -181,7 +194,8 @@ func objectsLeft(t *testing.T) (left []string) {
 	kinds := func(namespaced string) string {
 		return strings.Join(strings.Fields(kubectl(t, "", "api-resources", "--verbs=list", "--namespaced="+namespaced, "--output=name")), ",")
 	}
-	found := kubectl(t, "", "get", kinds("true"), "--namespace", system, "--ignore-not-found", "--output=name") +
+	found := kubectl(t, "", "get", ours, "--output=name") +
+		kubectl(t, "", "get", kinds("true"), "--namespace", system, "--ignore-not-found", "--output=name") +
 		kubectl(t, "", "get", kinds("false"), "--selector", "app.kubernetes.io/name=pinhole", "--ignore-not-found", "--output=name") +
 		kubectl(t, "", "get", kinds("true"), "--all-namespaces", "--selector", "app.kubernetes.io/name=pinhole", "--ignore-not-found", "--output=name")
 	for line := range strings.Lines(found) {

@@ -16,6 +16,7 @@ use crate::cluster::client;
 use crate::cluster::client::Source;
 use crate::cluster::removal::Installation;
 use crate::cluster::removal::Target;
+use crate::cluster::removal::every::Every;
 use crate::uninstall;
 use crate::uninstall::Plan;
 
@@ -47,6 +48,15 @@ pub(crate) struct Uninstall {
     #[arg(long, value_name = "RESOURCE/NAME", value_delimiter = ',', env = "PINHOLE_DELETE")]
     delete: Vec<Target>,
 
+    /// Kinds of which to delete everything in the whole cluster: portclaims.v1alpha1.pinhole.dev, or only what has a label,
+    /// with ?KEY=VALUE behind it. Repeatable.
+    #[arg(long, value_name = "KIND[?LABEL]", env = "PINHOLE_DELETE_EVERY", value_delimiter = ',')]
+    delete_every: Vec<Every>,
+
+    /// Kinds whose objects stay, but without the finalizers of Pinhole, which nobody is left to take off. Repeatable.
+    #[arg(long, value_name = "KIND", env = "PINHOLE_LET_GO", value_delimiter = ',')]
+    let_go: Vec<Every>,
+
     /// When to give up. What is done by then stays done.
     #[arg(long, value_name = "DURATION", default_value = "4m", value_parser = duration::parse,
           env = "PINHOLE_DEADLINE")]
@@ -68,6 +78,8 @@ impl Uninstall {
             agent_daemon_set,
             cleanup_manifest,
             delete,
+            delete_every,
+            let_go,
             deadline,
         } = self;
         let connection = client::connect(&kubeconfig.map_or(Source::Usual, Source::File)).await?;
@@ -79,6 +91,8 @@ impl Uninstall {
             agents: agent_daemon_set,
             cleanup,
             leftovers: delete,
+            kinds: delete_every,
+            kept_kinds: let_go,
             deadline,
         };
         let outcome = uninstall::run(Installation::new(connection.client, namespace), plan).await?;

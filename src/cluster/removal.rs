@@ -2,6 +2,8 @@
 //!
 //! Deleting what does not exist is no error. Every failure names the object and says what to do.
 
+pub mod every;
+
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::DaemonSet;

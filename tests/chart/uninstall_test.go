@@ -164,6 +164,42 @@ func TestUninstallLeavesNothingThoughANodeIsDown(t *testing.T) {
 	r.hasLeft("gone", "gone")
 }
 
+func TestUninstallDeletesWhatWasClaimedAndReported(t *testing.T) {
+	r := installed(t, "claimed", "claims.enabled=true")
+	r.awaitReady("agent", 3)
+	written := r.kubectl(`apiVersion: pinhole.dev/v1alpha1
+kind: PortClaim
+metadata: {name: v4-192-0-2-1-tcp-80}
+spec:
+  address: 192.0.2.1
+  protocol: TCP
+  port: 80
+  holder: {kind: Deployment, namespace: mail, name: postfix}
+  state: Reserved
+  since: "2026-01-02T03:04:05Z"
+  renewed: "2026-01-02T03:04:05Z"
+---
+apiVersion: pinhole.dev/v1alpha1
+kind: NatNode
+metadata: {name: node-z, finalizers: [pinhole.dev/agent, example.com/audit]}
+spec: {}
+`, "apply", "--filename=-")
+	if !written.Succeeded {
+		t.Fatal(written.Stderr)
+	}
+	if output, err := r.helm("uninstall", "claimed", "--timeout=2m", "--wait"); err != nil {
+		t.Fatalf("%v\n%s\n%s", err, output, r.told())
+	}
+	mentions(t, r.told(), "deleted  portclaims.v1alpha1.pinhole.dev: 1", "deleted  natnodes.v1alpha1.pinhole.dev: ")
+	left := r.kubectl("", "get", "portclaims,natnodes", "--output=jsonpath={range .items[*]}{.metadata.name} {.metadata.finalizers}{end}")
+	if left.Stdout != `node-z ["example.com/audit"]` {
+		t.Errorf("this is left: %s", left.Stdout)
+	}
+	r.had("claimed:claimed-pinhole-uninstall")
+	r.hasLeft("claimed", "claimed")
+	r.kubectl("", "patch", "natnode", "node-z", "--type=merge", "--patch={\"metadata\":{\"finalizers\":null}}")
+}
+
 func TestUninstallGivesUpAtItsDeadlineAndGoesOnWhenItIsRunAgain(t *testing.T) {
 	r := installed(t, "stuck", "uninstall.deadlineSeconds=8")
 	r.awaitReady("agent", 3)

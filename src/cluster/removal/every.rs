@@ -1,0 +1,139 @@
+//! Everything of one kind, in every namespace: how it is named, deleted, and let go.
+
+use kube::Api;
+use kube::api::ApiResource;
+use kube::api::DeleteParams;
+use kube::api::DynamicObject;
+use kube::api::ListParams;
+use kube::api::Patch;
+use kube::api::PatchParams;
+use kube::core::GroupVersionKind;
+use serde_json::json;
+use thiserror::Error;
+
+use crate::api::keys;
+use crate::cluster::removal::Installation;
+use crate::cluster::removal::RemovalError;
+use crate::cluster::removal::failed;
+
+/// All objects of a kind, as kubectl names it: `portclaims.v1alpha1.pinhole.dev`; with `?LABEL=VALUE` those with the label.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Every {
+    resource: ApiResource,
+    selector: Option<String>,
+}
+
+/// Text that names no kind.
+#[derive(Debug, Error)]
+#[error(
+    "{0:?} names no kind; write portclaims.v1alpha1.pinhole.dev, and for those with a label ?KEY=VALUE behind it"
+)]
+pub struct EveryError(String);
+
+impl Installation {
+    /// Deletes all of them; how many there were. None where the cluster knows no such kind.
+    pub async fn delete_every(&self, every: &Every) -> Result<usize, RemovalError> {
+        let deleted = self.every(every).delete_collection(&DeleteParams::background(), &every.list()).await;
+        match deleted {
+            Ok(deleted) => Ok(deleted.map_left(|list| list.items.len()).left_or(0)),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(0),
+            Err(error) => Err(failed("delete", every.to_string())(error)),
+        }
+    }
+
+    /// Takes our finalizers off all of them, for nobody is left who would: else whoever deletes one waits forever.
+    pub async fn let_go(&self, every: &Every) -> Result<(), RemovalError> {
+        let api = self.every(every);
+        let found = match api.list(&every.list()).await {
+            Ok(found) => found,
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+            Err(error) => return Err(failed("list", every.to_string())(error)),
+        };
+        for object in found.items {
+            let metadata = object.metadata;
+            let finalizers = metadata.finalizers.unwrap_or_default();
+            let theirs: Vec<_> = finalizers.iter().filter(|name| !name.starts_with(keys::PREFIX)).collect();
+            if theirs.len() == finalizers.len() {
+                continue;
+            }
+            let name = metadata.name.unwrap_or_default();
+            let namespace = metadata.namespace;
+            let change =
+                json!({"metadata": {"finalizers": theirs, "resourceVersion": metadata.resource_version}});
+            let api = namespace.as_deref().map_or_else(
+                || api.clone(),
+                |namespace| Api::namespaced_with(self.client.clone(), namespace, &every.resource),
+            );
+            match api.patch(&name, &PatchParams::default(), &Patch::Merge(change)).await {
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                changed => {
+                    changed.map_err(failed(
+                        "take the finalizer off",
+                        format!("{}/{name}", every.resource.plural),
+                    ))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn every(&self, every: &Every) -> Api<DynamicObject> {
+        Api::all_with(self.client.clone(), &every.resource)
+    }
+}
+
+impl Every {
+    fn list(&self) -> ListParams {
+        ListParams { label_selector: self.selector.clone(), ..ListParams::default() }
+    }
+}
+
+impl std::str::FromStr for Every {
+    type Err = EveryError;
+
+    fn from_str(text: &str) -> Result<Self, EveryError> {
+        let malformed = || EveryError(text.to_owned());
+        let (resource, selector) = match text.split_once('?') {
+            Some((resource, selector)) => (resource, Some(selector)),
+            None => (text, None),
+        };
+        let mut parts = resource.splitn(3, '.');
+        let (plural, version, group) = (parts.next(), parts.next(), parts.next());
+        let (Some(plural), Some(version), Some(group)) = (plural, version, group) else {
+            return Err(malformed());
+        };
+        let is_named = [plural, version, group].iter().all(|part| !part.is_empty());
+        if !is_named || resource.contains('/') || selector.is_some_and(|selector| !selector.contains('=')) {
+            return Err(malformed());
+        }
+        // Only the path of its URL matters, and the kind has no part in that.
+        let kind = GroupVersionKind::gvk(group, version, plural);
+        let resource = ApiResource::from_gvk_with_plural(&kind, plural);
+        Ok(Self { resource, selector: selector.map(str::to_owned) })
+    }
+}
+
+impl std::fmt::Display for Every {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ApiResource { group, version, plural, .. } = &self.resource;
+        write!(f, "{plural}.{version}.{group}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_named_as_kubectl_names_them() {
+        let claims: Every = "portclaims.v1alpha1.pinhole.dev".parse().unwrap();
+        assert_eq!(claims.to_string(), "portclaims.v1alpha1.pinhole.dev");
+        assert_eq!(claims.list().label_selector, None);
+        let some: Every = "pinholes.v1alpha1.pinhole.dev?a=b".parse().unwrap();
+        assert_eq!(some.list().label_selector.as_deref(), Some("a=b"));
+        for text in ["portclaims", "portclaims.v1alpha1", "a.b.c/d", ".v1.x", "a.v1.b?c"] {
+            let error = text.parse::<Every>().unwrap_err().to_string();
+            assert!(error.contains("names no kind; write portclaims.v1alpha1.pinhole.dev"), "{error}");
+        }
+    }
+}
