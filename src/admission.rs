@@ -7,6 +7,7 @@
 pub mod conflict;
 pub mod effective;
 mod entries;
+mod grant;
 pub mod index;
 mod json;
 pub mod policy;
@@ -24,8 +25,12 @@ use crate::admission::conflict::Evidence;
 use crate::admission::index::Index;
 use crate::admission::policy::Policy;
 use crate::admission::subject::Subject;
+use crate::admission::violation::Rule;
 use crate::admission::violation::Violation;
 use crate::admission::wanted::Located;
+use crate::allocation;
+use crate::allocation::claim::Claim;
+use crate::allocation::claim::StoredClaim;
 use crate::api::object::Object;
 use crate::model::mapping::Address;
 use crate::model::mapping::Mapping;
@@ -72,6 +77,8 @@ pub struct Decision {
     pub warnings: Vec<String>,
     /// What the object asks for, as far as it can be read. Empty when no rule applies to the request.
     pub mappings: Vec<Mapping>,
+    /// The pool of each mapping, where pools grant them; empty where nobody has to.
+    pub pools: Vec<Option<String>>,
     /// What a refusal rests on that may have changed since it was seen: read these live before refusing.
     pub evidence: Vec<Evidence>,
 }
@@ -99,15 +106,36 @@ pub fn decide(request: &Request, world: &World<'_>) -> Decision {
         violations: wanted.violations,
         warnings: warning::ignored_keys(&subject, world.policy),
         mappings: wanted.entries.iter().map(|entry| entry.mapping.clone()).collect(),
+        pools: Vec::new(),
         evidence: Vec::new(),
     };
     decision.violations.extend(spread::is_asked_for(&subject, &decision.mappings).err());
     judge_alone(&subject, &request.namespace, &wanted.entries, world, &mut decision);
+    grant::judge(&subject, &request.namespace, &wanted.entries, world, &mut decision);
     conflict::judge(&subject, &request.namespace, &wanted.entries, world, &mut decision);
     violation::sort(&mut decision.violations);
     decision.warnings.extend(warning::shared_by_replicas(&subject, &wanted.entries));
     decision.warnings.extend(warning::spread_in_vain(&subject, &wanted.entries));
     decision
+}
+
+/// What is said of a request whose namespace would hold more of a pool than it may, by what it holds and what the request
+/// would claim; `None` when it may.
+pub fn over_quota(
+    request: &Request,
+    world: &World<'_>,
+    held: &[StoredClaim],
+    wishes: &[Claim],
+) -> Option<Violation> {
+    let subject = Subject::of(request.object.as_ref()?)?;
+    let asker = grant::asker(&subject, &request.namespace, world);
+    let refusal = allocation::grant::over_quota(world.index.pools()?, asker, held, wishes)?;
+    Some(Violation {
+        field: subject.annotations_path(),
+        value: String::new(),
+        problem: refusal.to_string(),
+        rule: Rule::Pool,
+    })
 }
 
 /// The subject of a request that rules apply to.

@@ -14,6 +14,7 @@ pub mod informers;
 pub mod lease;
 pub mod live;
 pub mod nat_nodes;
+pub mod nat_pools;
 pub mod node_pods;
 pub mod pod_access;
 pub mod reader;

@@ -33,6 +33,7 @@ use crate::allocation::acquire::Verdict;
 use crate::allocation::life::Change;
 use crate::allocation::operation::Operation;
 use crate::allocation::operation::Outcome;
+use crate::allocation::pool::Cooldowns;
 use crate::api::crd::port_claim::ClaimState;
 use crate::cluster::claim_store;
 use crate::cluster::claim_store::ClaimStore;
@@ -143,9 +144,11 @@ impl Controller {
 
     async fn claim(&self, missing: Missing, now: Timestamp, told: &mut HashSet<String>) {
         let Missing { object, uid, claims } = missing;
-        let acquisition = Acquisition::new(claims, Purpose::Reserve, now, self.times.cooldown);
+        let pools = self.index.read().unwrap_or_else(PoisonError::into_inner).pools().cloned();
+        let cooldowns = Cooldowns::new(self.times.cooldown, &pools.unwrap_or_default());
+        let mut acquisition = Acquisition::new(claims, Purpose::Reserve, now, cooldowns);
         let object = format!("{} {}", object.kind.name(), object.name);
-        match claim_store::acquire(&*self.store, acquisition).await {
+        match claim_store::acquire(&*self.store, &mut acquisition).await {
             Verdict::Granted => {
                 self.metrics.changed("Repaired");
                 info!(object, "Claimed the ports of an object that had no claim");

@@ -23,6 +23,12 @@ var registry = sync.OnceValues(func() (*registryCluster, error) {
 	if result, err := cluster.Kubectl("", "apply", "-f", "../../webhook-config/claims.yaml"); err != nil || !result.Succeeded {
 		return nil, fmt.Errorf("claims.yaml: %w\n%s", err, result.Stderr)
 	}
+	open := natPool("documentation", object{
+		"addresses": []string{"192.0.2.0/24", "203.0.113.33"}, "ports": everyPort, "namespaces": object{"all": true},
+	})
+	if err := cluster.Do(context.Background(), 0, http.MethodPost, poolsPath, open, nil); err != nil {
+		return nil, err
+	}
 	for range 3 {
 		if _, err := cluster.StartReadyReplica("--claims"); err != nil {
 			return nil, err
@@ -107,6 +113,7 @@ type storedClaim struct {
 	Spec     struct {
 		State  string
 		PodUID string
+		Pool   string
 		Holder struct{ Kind, Namespace, Name string }
 	}
 }

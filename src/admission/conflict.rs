@@ -30,6 +30,8 @@ pub enum Evidence {
     Object(ObjectKey),
     /// How this namespace is labelled.
     Namespace(String),
+    /// Which pools there are.
+    Pools,
 }
 
 /// Adds to a decision what others have against these entries.

@@ -20,6 +20,8 @@ use crate::admission::policy::Policy;
 use crate::admission::subject::PinnedNode;
 use crate::admission::subject::Subject;
 use crate::admission::wanted;
+use crate::admission::wanted::Wanted;
+use crate::allocation::pool::Pool;
 use crate::api::object::Kind;
 use crate::api::object::Object;
 use crate::api::object::OwnerReference;
@@ -101,6 +103,7 @@ pub struct Index {
     owners: Owners,
     facts: Facts,
     pending: Pending,
+    pools: Option<Arc<[Pool]>>,
 }
 
 /// An object that holds ports.
@@ -109,6 +112,8 @@ struct Stored {
     uid: Arc<str>,
     version: Option<u64>,
     holdings: Vec<Arc<Holding>>,
+    /// What it asks for on the own address of a node that is not known yet.
+    unplaced: Vec<(Protocol, PortRange)>,
 }
 
 impl Index {
@@ -121,7 +126,44 @@ impl Index {
             owners: Owners::default(),
             facts: Facts::default(),
             pending: Pending::default(),
+            pools: None,
         }
+    }
+
+    /// Takes the pools that grant ports; `None` where nobody has to grant any.
+    pub fn set_pools(&mut self, pools: Option<Arc<[Pool]>>) {
+        self.pools = pools;
+    }
+
+    /// The pools that grant ports; `None` where nobody has to grant any.
+    pub fn pools(&self) -> Option<&Arc<[Pool]>> {
+        self.pools.as_ref()
+    }
+
+    /// Whether a stored object asks for these ports already, all of them.
+    pub fn asks_already(
+        &self,
+        key: &ObjectKey,
+        address: Address,
+        protocol: Protocol,
+        ports: PortRange,
+    ) -> bool {
+        let covers = |range: PortRange| range.intersection(ports) == Some(ports);
+        self.stored.get(key).is_some_and(|stored| {
+            let is_there = |scope: &Scope| match (address, scope) {
+                (Address::Node, Scope::Node(_)) => true,
+                (Address::Fixed(address), Scope::Address(held)) => address == *held,
+                (Address::Node, Scope::Address(_)) | (Address::Fixed(_), Scope::Node(_)) => false,
+            };
+            let is_held = |held: &Arc<Holding>| {
+                is_there(&held.scope) && held.protocol == protocol && covers(held.ports)
+            };
+            let is_unplaced = || {
+                address == Address::Node
+                    && stored.unplaced.iter().any(|(found, range)| *found == protocol && covers(*range))
+            };
+            stored.holdings.iter().any(is_held) || is_unplaced()
+        })
     }
 
     /// Takes an object as it is now: a pod, a workload, a Namespace or a Node.
@@ -293,12 +335,14 @@ impl Index {
         } else if object.is_finished() {
             self.drop_pending(key, Some(&object.metadata.uid));
         }
-        if !holdings.is_empty() {
+        let unplaced = self.unplaced_of(object);
+        if !holdings.is_empty() || !unplaced.is_empty() {
             for holding in &holdings {
                 self.holdings.add(holding);
             }
             let uid = object.metadata.uid.as_str().into();
-            self.stored.insert(key.clone(), Stored { uid, version: object.metadata.version(), holdings });
+            let version = object.metadata.version();
+            self.stored.insert(key.clone(), Stored { uid, version, holdings, unplaced });
         }
     }
 
@@ -314,13 +358,19 @@ impl Index {
         }
     }
 
-    /// The ports that an object holds by being stored: none once it has ended, and none of a workload whose own
-    /// controller holds them.
+    /// The ports that an object asks for on a node that is not known yet.
+    fn unplaced_of(&self, object: &Object) -> Vec<(Protocol, PortRange)> {
+        let subject = holding_subject(object).filter(|subject| subject.pinned_node().is_none());
+        let Some(subject) = subject.filter(|_| self.pools.is_some()) else { return Vec::new() };
+        let wanted = wanted::read(&subject.metadata.annotations, "", &self.policy);
+        let mappings = wanted.iter().flat_map(Wanted::mappings);
+        let unplaced = mappings.filter(|mapping| mapping.address() == Address::Node);
+        unplaced.map(|mapping| (mapping.protocol(), mapping.external())).collect()
+    }
+
+    /// The ports that an object holds by being stored.
     fn holdings_of(&self, key: &ObjectKey, object: &Object) -> Vec<Arc<Holding>> {
-        let Some(subject) = Subject::of(object) else { return Vec::new() };
-        if object.is_finished() || subject.is_derived_workload() || subject.spec.host_network {
-            return Vec::new();
-        }
+        let Some(subject) = holding_subject(object) else { return Vec::new() };
         let Some(wanted) = wanted::read(&subject.metadata.annotations, "", &self.policy) else {
             return Vec::new();
         };
@@ -343,6 +393,14 @@ impl Index {
         };
         wanted.mappings().filter_map(holding).collect()
     }
+}
+
+/// What of an object holds ports by being stored: nothing once it has ended, and nothing of a workload whose own controller
+/// holds them.
+fn holding_subject(object: &Object) -> Option<Subject<'_>> {
+    let subject = Subject::of(object)?;
+    let holds = !object.is_finished() && !subject.is_derived_workload() && !subject.spec.host_network;
+    holds.then_some(subject)
 }
 
 /// Whether a version is older than a known one, as far as both are numbers.

@@ -28,14 +28,22 @@ pub fn claims(
     index: &Index,
     now: Timestamp,
 ) -> Result<Vec<Claim>, ObjectKey> {
-    let keys: Vec<_> = decision.mappings.iter().flat_map(keys).collect();
+    let pool = |at: usize| decision.pools.get(at).cloned().flatten();
+    let mappings = decision.mappings.iter().enumerate();
+    let keys: Vec<_> = mappings
+        .flat_map(|(at, mapping)| keys(mapping).into_iter().map(move |key| (key, pool(at))))
+        .collect();
     let Some(object) = request.object.as_ref().filter(|_| !keys.is_empty()) else { return Ok(Vec::new()) };
     let key = ObjectKey::of(object, &request.namespace).filter(|key| !key.name.name.is_empty());
     let Some(itself) = key else { return Ok(Vec::new()) };
     let holder = index.holder(&itself, object.metadata.controller())?;
     let is_itself = &*holder.kind == itself.kind.name() && holder.object == itself.name;
     let holder_uid = if is_itself { object.metadata.uid.clone() } else { String::new() };
-    let claim = |key| Claim { holder_uid: holder_uid.clone(), ..Claim::reserve(key, holder.clone(), now) };
+    let claim = |(key, pool)| Claim {
+        pool,
+        holder_uid: holder_uid.clone(),
+        ..Claim::reserve(key, holder.clone(), now)
+    };
     Ok(keys.into_iter().map(claim).collect())
 }
 

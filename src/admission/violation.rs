@@ -22,13 +22,15 @@ pub enum Rule {
     Namespace,
     /// The pod shares its node's network, where NAT has nothing to forward to.
     HostNetwork,
+    /// No pool grants the port.
+    Pool,
     /// Another holder has the port.
     Conflict,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Syntax,
         Self::Address,
         Self::Duplicate,
@@ -36,6 +38,7 @@ impl Rule {
         Self::Protected,
         Self::Namespace,
         Self::HostNetwork,
+        Self::Pool,
         Self::Conflict,
     ];
 
@@ -49,6 +52,7 @@ impl Rule {
             Self::Protected => "protected-port",
             Self::Namespace => "namespace",
             Self::HostNetwork => "host-network",
+            Self::Pool => "pool",
             Self::Conflict => "conflict",
         }
     }

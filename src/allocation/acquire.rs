@@ -25,6 +25,7 @@ use crate::allocation::key::ClaimKey;
 use crate::allocation::operation::Failure;
 use crate::allocation::operation::Operation;
 use crate::allocation::operation::Outcome;
+use crate::allocation::pool::Cooldowns;
 use crate::api::crd::port_claim::ClaimState;
 use crate::model::address::ExternalAddress;
 
@@ -68,7 +69,7 @@ pub struct Acquisition {
     wishes: Vec<Claim>,
     purpose: Purpose,
     now: Timestamp,
-    cooldown: SignedDuration,
+    cooldowns: Cooldowns,
     step: Step,
     /// What this request stored, to be taken back if it fails.
     made: Vec<StoredClaim>,
@@ -105,16 +106,21 @@ enum Step {
 }
 
 impl Acquisition {
-    /// Begins a request for these claims, all of one holder. A claim of another holder that has cooled down for `cooldown` is
-    /// free.
-    pub fn new(mut wishes: Vec<Claim>, purpose: Purpose, now: Timestamp, cooldown: SignedDuration) -> Self {
+    /// Begins a request for these claims, all of one holder. A claim of another holder that has cooled down for as long as
+    /// its pool says is free.
+    pub fn new(
+        mut wishes: Vec<Claim>,
+        purpose: Purpose,
+        now: Timestamp,
+        cooldowns: impl Into<Cooldowns>,
+    ) -> Self {
         wishes.sort_by_key(|wish| wish.key);
         wishes.dedup_by_key(|wish| wish.key);
         let mut acquisition = Self {
             wishes,
             purpose,
             now,
-            cooldown,
+            cooldowns: cooldowns.into(),
             step: Step::Make(0),
             made: Vec::new(),
             unverified: Vec::new(),
@@ -145,6 +151,11 @@ impl Acquisition {
             Step::Over(_) => return None,
         };
         Some(operation)
+    }
+
+    /// Takes back what a granted request stored, for a reason that was found afterwards.
+    pub fn revoke(&mut self, verdict: Verdict) {
+        self.fail(verdict);
     }
 
     /// How it ended, once it has.
@@ -239,7 +250,7 @@ impl Acquisition {
         let wanted = wish.key;
         let is_own = found.claim.holder == wish.holder;
         let is_free = found.claim.state == ClaimState::Cooldown
-            && found.claim.since.saturating_add_or_max(self.cooldown) <= self.now;
+            && found.claim.since.saturating_add_or_max(self.cooldowns.of(&found.claim)) <= self.now;
         if is_own || is_free {
             if self.purpose == Purpose::Look {
                 return self.make(index + 1);

@@ -5,12 +5,15 @@
 
 use std::fmt;
 
+use crate::allocation::claim::Claim;
+use crate::allocation::claim::StoredClaim;
+use crate::allocation::key::ClaimKey;
+use crate::allocation::key::Claimed;
 use crate::allocation::pool::Asker;
 use crate::allocation::pool::Pool;
 use crate::api::crd::nat_pool::ClaimMode;
-use crate::model::address::ExternalAddress;
 use crate::model::mapping::Address;
-use crate::model::mapping::ExternalPorts;
+use crate::model::mapping::Mapping;
 use crate::model::port::PortRange;
 use crate::model::port::Protocol;
 
@@ -18,17 +21,28 @@ use crate::model::port::Protocol;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Named {
     /// The address.
-    pub address: ExternalAddress,
+    pub address: Address,
     /// The protocol.
     pub protocol: Protocol,
     /// The ports.
     pub ports: PortRange,
 }
 
-impl fmt::Display for Named {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { address, protocol, ports } = *self;
-        ExternalPorts { address: Address::Fixed(address), protocol, ports }.fmt(f)
+impl From<&Mapping> for Named {
+    fn from(mapping: &Mapping) -> Self {
+        Self { address: mapping.address(), protocol: mapping.protocol(), ports: mapping.external() }
+    }
+}
+
+impl Named {
+    /// What a claim is for; `None` for a whole address.
+    pub fn of(key: ClaimKey) -> Option<Self> {
+        match key.claimed() {
+            Claimed::Whole => None,
+            Claimed::Ports(protocol, block) => {
+                Some(Self { address: Address::Fixed(key.address()), protocol, ports: block.range() })
+            }
+        }
     }
 }
 
@@ -47,7 +61,9 @@ pub struct Refusal {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reason {
     /// The address is of no pool.
-    NoPool(ExternalAddress),
+    NoPool(Address),
+    /// The pool is about to go.
+    Deleting,
     /// The pool does not admit the namespace or the ServiceAccount.
     NotAdmitted,
     /// The pool's ports are found, not named.
@@ -71,7 +87,11 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let pool = self.pool.as_deref().unwrap_or_default();
         match &self.reason {
+            Reason::NoPool(Address::Node) => {
+                f.write_str("is on its node's own address, which no NatPool opens (nodeAddresses)")?;
+            }
             Reason::NoPool(address) => write!(f, "is on {address}, which no NatPool has")?,
+            Reason::Deleting => write!(f, "is of NatPool {pool}, which is being deleted and grants nothing")?,
             Reason::NotAdmitted => {
                 write!(f, "is of NatPool {pool}, which does not admit this namespace or ServiceAccount")?;
             }
@@ -87,7 +107,7 @@ impl fmt::Display for Refusal {
             }
             Reason::Quota { limit, used, more } => write!(
                 f,
-                "needs {more} ports more, and this namespace holds {used} of the {limit} that NatPool {pool} grants it"
+                "needs {more} more of NatPool {pool}, of which this namespace holds {used} and may hold {limit} ports"
             )?,
         }
         match self.usable.as_slice() {
@@ -97,17 +117,12 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// The pool that grants ports that were asked for by name. `used` says how many ports a namespace holds in a pool.
-pub fn named<'p>(
-    pools: &'p [Pool],
-    asker: Asker<'_>,
-    wish: Named,
-    used: impl Fn(&Pool) -> u32,
-) -> Result<&'p Pool, Refusal> {
+/// The pool that grants ports that were asked for by name, as far as it does not depend on what others hold.
+pub fn named<'p>(pools: &'p [Pool], asker: Asker<'_>, wish: Named) -> Result<&'p Pool, Refusal> {
     let candidates = ordered(pools).into_iter().filter(|pool| pool.has(wish.address));
     let mut nearest = (None, Reason::NoPool(wish.address));
     for pool in candidates {
-        match against(pool, asker, wish, used(pool)) {
+        match against(pool, asker, wish) {
             None => return Ok(pool),
             Some(reason) if nearest.0.is_none() || rank(&nearest.1) < rank(&reason) => {
                 nearest = (Some(pool.name.clone()), reason);
@@ -119,6 +134,39 @@ pub fn named<'p>(
     Err(Refusal { pool, reason, usable: usable(pools, asker) })
 }
 
+/// The pool that ports belong to which are held already, whoever granted them: one that would grant them, else one that has
+/// them, else one that has their address.
+pub fn pool_of<'p>(pools: &'p [Pool], asker: Asker<'_>, held: Named) -> Option<&'p Pool> {
+    let of_address: Vec<_> = ordered(pools).into_iter().filter(|pool| pool.has(held.address)).collect();
+    let having = || of_address.iter().filter(|pool| pool.covers(held.protocol, held.ports));
+    let admitting = having().find(|pool| pool.admits(asker));
+    admitting.or_else(|| having().next()).or_else(|| of_address.first()).copied()
+}
+
+/// Whether a namespace would hold more of a pool than it may. `held` are its claims; those that are also in `wishes` count once.
+pub fn over_quota(
+    pools: &[Pool],
+    asker: Asker<'_>,
+    held: &[StoredClaim],
+    wishes: &[Claim],
+) -> Option<Refusal> {
+    let is_of = |pool: &Pool, claim: &Claim| claim.pool.as_ref() == Some(&pool.name);
+    let is_wished = |claim: &Claim| wishes.iter().any(|wish| wish.key == claim.key);
+    let count = |claims: &mut dyn Iterator<Item = &Claim>| claims.map(|claim| claim.key.count()).sum::<u32>();
+    pools.iter().find_map(|pool| {
+        let limit = pool.ports_per_namespace?;
+        let more = count(&mut wishes.iter().filter(|wish| is_of(pool, wish)));
+        let held = held.iter().map(|stored| &stored.claim);
+        let used = count(&mut held.filter(|claim| is_of(pool, claim) && !is_wished(claim)));
+        let is_over = 0 < more && limit < used.saturating_add(more);
+        is_over.then(|| Refusal {
+            pool: Some(pool.name.clone()),
+            reason: Reason::Quota { limit, used, more },
+            usable: usable(pools, asker),
+        })
+    })
+}
+
 /// Pools in the order in which they are asked.
 pub fn ordered(pools: &[Pool]) -> Vec<&Pool> {
     let mut ordered: Vec<_> = pools.iter().collect();
@@ -128,12 +176,15 @@ pub fn ordered(pools: &[Pool]) -> Vec<&Pool> {
 
 /// The pools that somebody may use, for a message.
 pub fn usable(pools: &[Pool], asker: Asker<'_>) -> Vec<String> {
-    let admitting = ordered(pools).into_iter().filter(|pool| pool.admits(asker));
-    admitting.map(|pool| format!("{} ({})", pool.name, pool.shown_ports())).collect()
+    let admitting = ordered(pools).into_iter().filter(|pool| pool.admits(asker) && !pool.is_deleting);
+    admitting.map(Pool::shown).collect()
 }
 
-fn against(pool: &Pool, asker: Asker<'_>, wish: Named, used: u32) -> Option<Reason> {
+fn against(pool: &Pool, asker: Asker<'_>, wish: Named) -> Option<Reason> {
     let Named { address: _, protocol, ports } = wish;
+    if pool.is_deleting {
+        return Some(Reason::Deleting);
+    }
     if !pool.admits(asker) {
         return Some(Reason::NotAdmitted);
     }
@@ -143,32 +194,34 @@ fn against(pool: &Pool, asker: Asker<'_>, wish: Named, used: u32) -> Option<Reas
     if !pool.covers(protocol, ports) {
         return Some(Reason::OutOfRange(pool.shown_ports()));
     }
-    if let Some((reserved, shared)) = pool.reserved(protocol, ports) {
-        return Some(Reason::Reserved(shared, reserved.reason.clone()));
-    }
-    let limit = pool.ports_per_namespace?;
-    let more = ports.count();
-    (limit < used.saturating_add(more)).then_some(Reason::Quota { limit, used, more })
+    let (reserved, shared) = pool.reserved(protocol, ports)?;
+    Some(Reason::Reserved(shared, reserved.reason.clone()))
 }
 
 /// How near a pool came to granting: the later the check, the nearer.
 fn rank(reason: &Reason) -> u8 {
     match reason {
         Reason::NoPool(_) => 0,
-        Reason::NotAdmitted => 1,
-        Reason::DynamicOnly => 2,
-        Reason::OutOfRange(_) => 3,
-        Reason::Reserved(..) => 4,
-        Reason::Quota { .. } => 5,
+        Reason::Deleting => 1,
+        Reason::NotAdmitted => 2,
+        Reason::DynamicOnly => 3,
+        Reason::OutOfRange(_) => 4,
+        Reason::Reserved(..) => 5,
+        Reason::Quota { .. } => 6,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::jiff::Timestamp;
     use serde_json::Value;
     use serde_json::json;
 
     use super::*;
+    use crate::allocation::claim::Version;
+    use crate::model::address::ExternalAddress;
+    use crate::model::holder::Holder;
+    use crate::model::holder::ObjectName;
 
     fn pools() -> Vec<Pool> {
         let pool =
@@ -191,58 +244,65 @@ mod tests {
                 json!({"addresses": ["203.0.113.7"], "namespaces": {"all": true}, "priority": -1,
                 "ports": [{"first": 40000, "last": 40009}]}),
             ),
+            pool("old", json!({"addresses": ["203.0.113.5"], "namespaces": {"all": true}})).deleting(true),
         ]
     }
 
-    fn ask(namespace: &str, address: &str, ports: &str, used: u32) -> Result<String, String> {
+    fn fixed(address: &str) -> Address {
+        Address::Fixed(ExternalAddress::new(address.parse().unwrap()).unwrap())
+    }
+
+    fn ask(namespace: &str, address: &str, ports: &str) -> Result<String, String> {
         let wish = Named {
-            address: ExternalAddress::new(address.parse().unwrap()).unwrap(),
+            address: if address == "node" { Address::Node } else { fixed(address) },
             protocol: if ports.ends_with("/udp") { Protocol::Udp } else { Protocol::Tcp },
             ports: ports.trim_end_matches("/udp").parse().unwrap(),
         };
         let asker = Asker { namespace, labels: None, service_account: "default" };
         let pools = pools();
-        let granted = named(&pools, asker, wish, |_| used);
+        let granted = named(&pools, asker, wish);
         granted.map(|pool| pool.name.clone()).map_err(|refusal| refusal.to_string())
     }
 
     #[test]
     fn the_first_pool_that_grants_a_port_does() {
-        assert_eq!(ask("mail", "203.0.113.7", "25", 0).unwrap(), "mail");
-        assert_eq!(ask("mail", "203.0.113.7", "40000", 0).unwrap(), "fallback");
-        assert_eq!(ask("web", "203.0.113.7", "40000-40009/udp", 0).unwrap(), "fallback");
-        assert_eq!(ask("mail", "203.0.113.7", "100-105", 4).unwrap(), "mail");
+        assert_eq!(ask("mail", "203.0.113.7", "25").unwrap(), "mail");
+        assert_eq!(ask("mail", "203.0.113.7", "40000").unwrap(), "fallback");
+        assert_eq!(ask("web", "203.0.113.7", "40000-40009/udp").unwrap(), "fallback");
+        assert_eq!(ask("mail", "203.0.113.7", "100-105").unwrap(), "mail");
     }
 
     #[test]
     fn a_refusal_says_what_is_against_it_and_which_pools_there_are() {
-        let mail = "; this namespace may use mail (25-1000/tcp), fallback (40000-40009)";
-        let web = "; this namespace may use fallback (40000-40009)";
+        let mail =
+            "; this namespace may use mail (203.0.113.7: 25-1000/tcp), fallback (203.0.113.7: 40000-40009)";
+        let web = "; this namespace may use fallback (203.0.113.7: 40000-40009)";
         let cases = [
-            (ask("mail", "203.0.113.9", "25", 0), "is on 203.0.113.9, which no NatPool has", mail),
+            (ask("mail", "203.0.113.9", "25"), "is on 203.0.113.9, which no NatPool has", mail),
             (
-                ask("web", "203.0.113.8", "25", 0),
+                ask("web", "203.0.113.8", "25"),
                 "is of NatPool games, which does not admit this namespace or ServiceAccount",
                 web,
             ),
-            (ask("web", "203.0.113.7", "25", 0), "is outside NatPool fallback, which has 40000-40009", web),
+            (ask("web", "203.0.113.7", "25"), "is outside NatPool fallback, which has 40000-40009", web),
+            (ask("mail", "203.0.113.7", "995-1005"), "is outside NatPool mail, which has 25-1000/tcp", mail),
+            (ask("mail", "203.0.113.7", "25/udp"), "is outside NatPool mail, which has 25-1000/tcp", mail),
+            (ask("mail", "203.0.113.7", "50-55"), "is reserved in NatPool mail (53: the resolver)", mail),
+            (ask("mail", "203.0.113.7", "111"), "is reserved in NatPool mail (111)", mail),
             (
-                ask("mail", "203.0.113.7", "995-1005", 0),
-                "is outside NatPool mail, which has 25-1000/tcp",
-                mail,
-            ),
-            (ask("mail", "203.0.113.7", "25/udp", 0), "is outside NatPool mail, which has 25-1000/tcp", mail),
-            (ask("mail", "203.0.113.7", "50-55", 0), "is reserved in NatPool mail (53: the resolver)", mail),
-            (ask("mail", "203.0.113.7", "111", 0), "is reserved in NatPool mail (111)", mail),
-            (
-                ask("mail", "203.0.113.7", "100-105", 5),
-                "needs 6 ports more, and this namespace holds 5 of the 10 that NatPool mail grants it",
-                mail,
+                ask("web", "203.0.113.5", "2000"),
+                "is of NatPool old, which is being deleted and grants nothing",
+                web,
             ),
             (
-                ask("games", "203.0.113.8", "2000", 0),
+                ask("web", "node", "2000"),
+                "is on its node's own address, which no NatPool opens (nodeAddresses)",
+                web,
+            ),
+            (
+                ask("games", "203.0.113.8", "2000"),
                 "is of NatPool games, which finds ports by itself; ask for auto",
-                "; this namespace may use games (1024-65535), fallback (40000-40009)",
+                "; this namespace may use games (203.0.113.8: 1024-65535), fallback (203.0.113.7: 40000-40009)",
             ),
         ];
         for (answer, reason, usable) in cases {
@@ -251,11 +311,56 @@ mod tests {
     }
 
     #[test]
+    fn a_namespace_holds_no_more_than_its_quota_and_what_it_has_already_counts_once() {
+        let holder = Holder::new("Pod", ObjectName::new("mail", "mx"));
+        let claim = |name: &str| Claim {
+            pool: Some("mail".to_owned()),
+            ..Claim::reserve(name.parse().unwrap(), holder.clone(), Timestamp::UNIX_EPOCH)
+        };
+        let stored = |name: &str| {
+            let key = name.parse().unwrap();
+            StoredClaim { claim: claim(name), version: Version { key, uid: "u".into(), revision: 1 } }
+        };
+        let held = [stored("v4-203-0-113-7-tcp-25"), stored("v4-203-0-113-7-tcp-26")];
+        let asker = Asker { namespace: "mail", labels: None, service_account: "default" };
+        let over =
+            |wishes: &[Claim]| over_quota(&pools(), asker, &held, wishes).map(|refusal| refusal.to_string());
+        let eight: Vec<_> = (30..38).map(|port| claim(&format!("v4-203-0-113-7-tcp-{port}"))).collect();
+        assert_eq!(over(&eight), None);
+        assert_eq!(over(&[&eight[..], &[claim("v4-203-0-113-7-tcp-25")]].concat()), None);
+        let said = over(&[&eight[..], &[claim("v4-203-0-113-7-tcp-40")]].concat()).unwrap();
+        assert!(
+            said.starts_with(
+                "needs 9 more of NatPool mail, of which this namespace holds 2 and may hold 10 ports; "
+            ),
+            "{said}"
+        );
+        assert!(over(&[claim("v4-203-0-113-7-tcp-112-127")]).is_some(), "a block is as many ports as it has");
+        let elsewhere = Claim { pool: Some("games".to_owned()), ..claim("v4-203-0-113-8-tcp-112-127") };
+        assert_eq!(over(&[elsewhere]), None);
+    }
+
+    #[test]
+    fn what_is_held_belongs_to_the_pool_that_would_grant_it_else_to_one_that_has_it() {
+        let of = |namespace: &str, address: &str, ports: &str| {
+            let asker = Asker { namespace, labels: None, service_account: "" };
+            let held =
+                Named { address: fixed(address), protocol: Protocol::Tcp, ports: ports.parse().unwrap() };
+            pool_of(&pools(), asker, held).map(|pool| pool.name.clone())
+        };
+        assert_eq!(of("mail", "203.0.113.7", "25").as_deref(), Some("mail"));
+        assert_eq!(of("web", "203.0.113.7", "25").as_deref(), Some("mail"), "its range has it");
+        assert_eq!(of("web", "203.0.113.7", "40001").as_deref(), Some("fallback"));
+        assert_eq!(of("web", "203.0.113.7", "50000").as_deref(), Some("mail"), "its address has it");
+        assert_eq!(of("web", "203.0.113.9", "25"), None);
+    }
+
+    #[test]
     fn without_any_pool_the_reader_is_told_whom_to_ask() {
         let asker = Asker { namespace: "web", labels: None, service_account: "default" };
-        let address = ExternalAddress::new("203.0.113.7".parse().unwrap()).unwrap();
-        let wish = Named { address, protocol: Protocol::Tcp, ports: "80".parse().unwrap() };
-        let refusal = named(&[], asker, wish, |_| 0).unwrap_err().to_string();
+        let wish =
+            Named { address: fixed("203.0.113.7"), protocol: Protocol::Tcp, ports: "80".parse().unwrap() };
+        let refusal = named(&[], asker, wish).unwrap_err().to_string();
         assert_eq!(
             refusal,
             "is on 203.0.113.7, which no NatPool has; no NatPool admits this namespace: ask whoever runs the cluster for one"

@@ -118,6 +118,14 @@ impl ClaimKey {
         }
     }
 
+    /// How many ports it is for.
+    pub fn count(self) -> u32 {
+        match self.claimed {
+            Claimed::Whole => 65_535,
+            Claimed::Ports(_, block) => block.range().count(),
+        }
+    }
+
     /// Whether both keys have a port in common.
     pub fn overlaps(self, other: Self) -> bool {
         let shares_ports = match (self.claimed, other.claimed) {

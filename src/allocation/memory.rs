@@ -33,6 +33,13 @@ impl Memory {
                     .cloned()
                     .collect(),
             ),
+            Operation::ListOf(namespace) => Outcome::Listed(
+                self.claims
+                    .values()
+                    .filter(|stored| stored.claim.holder.object.namespace == namespace)
+                    .cloned()
+                    .collect(),
+            ),
             Operation::Update(claim, version) if self.is_current(&version) => self.store(claim, version.uid),
             Operation::Delete(version) if self.is_current(&version) => {
                 self.revision += 1;

@@ -3,6 +3,8 @@
 //! Creating is create-if-absent, and every change is conditional on the version that was read: that is all that uniqueness
 //! rests on. The API server is such a store, and so is [`memory::Memory`](crate::allocation::memory::Memory).
 
+use std::sync::Arc;
+
 use crate::allocation::claim::Claim;
 use crate::allocation::claim::StoredClaim;
 use crate::allocation::claim::Version;
@@ -18,6 +20,8 @@ pub enum Operation {
     Get(ClaimKey),
     /// Reads every claim of an address as it is now: [`Outcome::Listed`].
     List(ExternalAddress),
+    /// Reads every claim of the holders in a namespace as it is now: [`Outcome::Listed`].
+    ListOf(Arc<str>),
     /// Replaces a claim that is still the version that was read: [`Outcome::Stored`] or [`Outcome::Stale`].
     Update(Claim, Version),
     /// Deletes a claim that is still the version that was read: [`Outcome::Deleted`] or [`Outcome::Stale`].

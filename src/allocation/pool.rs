@@ -8,12 +8,14 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use k8s_openapi::jiff::SignedDuration;
 
+use crate::allocation::claim::Claim;
 use crate::api::crd::nat_pool::ClaimMode;
 use crate::api::crd::nat_pool::NamespaceGrant;
 use crate::api::crd::nat_pool::NatPoolSpec;
 use crate::api::crd::nat_pool::PoolPorts;
 use crate::api::crd::nat_pool::ServiceAccountGrant;
 use crate::model::address::ExternalAddress;
+use crate::model::mapping::Address;
 use crate::model::port::Port;
 use crate::model::port::PortRange;
 use crate::model::port::Protocol;
@@ -23,6 +25,9 @@ const STATIC_BAND: (u32, u32) = (16, 128);
 
 /// The most addresses that a pool is searched through for a free port.
 const MOST_ADDRESSES: usize = 4096;
+
+/// The most addresses that a message names of one pool.
+const SHOWN_ADDRESSES: usize = 3;
 
 /// A pool.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +40,9 @@ pub struct Pool {
     pub priority: i32,
     /// How many ports a namespace may hold.
     pub ports_per_namespace: Option<u32>,
+    /// Whether it grants nothing any more and waits for its claims to end.
+    pub is_deleting: bool,
+    has_node_addresses: bool,
     networks: Vec<IpNet>,
     bands: Vec<Bands>,
     protocols: Vec<Protocol>,
@@ -82,6 +90,31 @@ pub struct Asker<'a> {
     pub service_account: &'a str,
 }
 
+/// How long released ports are kept from other holders: each pool says so for its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cooldowns {
+    default: SignedDuration,
+    by_pool: BTreeMap<String, SignedDuration>,
+}
+
+impl From<SignedDuration> for Cooldowns {
+    fn from(default: SignedDuration) -> Self {
+        Self { default, by_pool: BTreeMap::new() }
+    }
+}
+
+impl Cooldowns {
+    /// What these pools say, and `default` for claims of none of them.
+    pub fn new(default: SignedDuration, pools: &[Pool]) -> Self {
+        Self { default, by_pool: pools.iter().map(|pool| (pool.name.clone(), pool.cooldown)).collect() }
+    }
+
+    /// How long the port of a claim is kept from others.
+    pub fn of(&self, claim: &Claim) -> SignedDuration {
+        claim.pool.as_ref().and_then(|pool| self.by_pool.get(pool)).copied().unwrap_or(self.default)
+    }
+}
+
 /// Why a `NatPool` grants nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("spec.{field}: {value:?} {problem}")]
@@ -97,6 +130,15 @@ pub struct PoolError {
 impl Pool {
     /// Reads a pool.
     pub fn read(name: &str, spec: &NatPoolSpec) -> Result<Self, PoolError> {
+        if spec.node_addresses && spec.nodes.is_some() {
+            return Err(PoolError {
+                field: "nodes".to_owned(),
+                value: "a selector".to_owned(),
+                problem: "cannot be kept together with nodeAddresses: on which node a pod will run is not known when it asks; \
+                          leave one of them out"
+                    .to_owned(),
+            });
+        }
         let networks = spec.addresses.iter().enumerate();
         let networks = networks.map(|(index, text)| network(index, text)).collect::<Result<_, _>>()?;
         let bands = spec.ports.iter().enumerate().map(|(index, ports)| bands(index, ports));
@@ -110,6 +152,8 @@ impl Pool {
             name: name.to_owned(),
             cooldown: SignedDuration::from_secs(spec.cooldown_seconds.into()),
             priority: spec.priority,
+            is_deleting: false,
+            has_node_addresses: spec.node_addresses,
             ports_per_namespace: spec.quota.as_ref().and_then(|quota| quota.ports_per_namespace),
             networks,
             bands: bands.collect::<Result<_, _>>()?,
@@ -121,11 +165,25 @@ impl Pool {
         })
     }
 
+    /// The same pool on its way out, or not.
+    pub fn deleting(self, is_deleting: bool) -> Self {
+        Self { is_deleting, ..self }
+    }
+
     /// Whether an address is of the pool.
-    pub fn has(&self, address: ExternalAddress) -> bool {
-        self.networks
-            .iter()
-            .any(|network| network.contains(&address.ip()) && is_usable(network, address.ip()))
+    pub fn has(&self, address: Address) -> bool {
+        match address {
+            Address::Node => self.has_node_addresses,
+            Address::Fixed(address) => self
+                .networks
+                .iter()
+                .any(|network| network.contains(&address.ip()) && is_usable(network, address.ip())),
+        }
+    }
+
+    /// Whether it has addresses of its own, beside those of nodes.
+    pub fn has_fixed_addresses(&self) -> bool {
+        !self.networks.is_empty()
     }
 
     /// The pool's addresses in their order, as many as are worth a search.
@@ -181,6 +239,18 @@ impl Pool {
         &self.bands
     }
 
+    /// What a reader is told of the pool: `edge (203.0.113.7: 1024-32767)`.
+    pub fn shown(&self) -> String {
+        let node = self.has_node_addresses.then(|| "each node's own address".to_owned());
+        let mut addresses: Vec<_> = node.into_iter().chain(self.networks.iter().map(shown_network)).collect();
+        let more = addresses.len().saturating_sub(SHOWN_ADDRESSES);
+        addresses.truncate(SHOWN_ADDRESSES);
+        if 0 < more {
+            addresses.push(format!("{more} more"));
+        }
+        format!("{} ({}: {})", self.name, addresses.join(", "), self.shown_ports())
+    }
+
     /// The ranges as a reader wants to see them: `1024-32767, 40000`, `25-1000/tcp`.
     pub fn shown_ports(&self) -> String {
         let names: Vec<_> = self.protocols.iter().map(|protocol| protocol.name()).collect();
@@ -189,6 +259,11 @@ impl Pool {
         let ranges = self.bands.iter().filter_map(|bands| bands.range());
         ranges.map(|range| format!("{range}{suffix}")).collect::<Vec<_>>().join(", ")
     }
+}
+
+fn shown_network(network: &IpNet) -> String {
+    let is_single = network.prefix_len() == network.max_prefix_len();
+    if is_single { network.addr().to_string() } else { network.to_string() }
 }
 
 /// Of an IPv4 network the first and the last address name the network itself.
@@ -272,9 +347,10 @@ mod tests {
             ("2001:db8::3", true),
             ("2001:db8::4", false),
         ] {
-            assert_eq!(pool.has(address(text)), expected, "{text}");
+            assert_eq!(pool.has(Address::Fixed(address(text))), expected, "{text}");
         }
-        assert!(pool.addresses().iter().all(|address| pool.has(*address)));
+        assert!(pool.addresses().iter().all(|address| pool.has(Address::Fixed(*address))));
+        assert!(!pool.has(Address::Node), "a node's own address is opened by nodeAddresses alone");
     }
 
     #[test]
@@ -325,6 +401,10 @@ mod tests {
             (json!({"addresses": ["203.0.113"]}), "spec.addresses[0]: \"203.0.113\" is neither an address"),
             (json!({"addresses": ["203.0.113.9/28"]}), "write 203.0.113.0/28"),
             (json!({"addresses": ["127.0.0.1"]}), "is a loopback address"),
+            (
+                json!({"addresses": [], "nodeAddresses": true, "nodes": {"selector": {}}}),
+                "spec.nodes: \"a selector\" cannot be kept together with nodeAddresses",
+            ),
             (
                 json!({"addresses": [], "ports": [{"first": 9, "last": 8}]}),
                 "spec.ports[0]: \"9-8\" is no range",

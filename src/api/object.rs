@@ -164,6 +164,9 @@ pub struct OwnerReference {
 pub struct Spec {
     /// Pod: `nodeName`, once it is bound.
     pub node_name: Option<String>,
+    /// Pod: `serviceAccountName`; the API server fills it in before admission.
+    #[serde(deserialize_with = "null_is_default")]
+    pub service_account_name: String,
     /// Pod: `hostNetwork`.
     #[serde(deserialize_with = "null_is_default")]
     pub host_network: bool,

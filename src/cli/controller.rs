@@ -24,6 +24,7 @@ use crate::cli::hostname;
 use crate::cli::listen;
 use crate::cli::policy::PolicyFlags;
 use crate::cli::watching;
+use crate::cli::watching::Pools;
 use crate::cluster::claim_store::ApiClaims;
 use crate::cluster::claim_watch;
 use crate::cluster::client;
@@ -99,7 +100,7 @@ impl ControllerFlags {
         let startup = Arc::new(Startup::missing(watching::FIRST_LISTS));
         let caches = readiness.require("caches", watching::FIRST_LISTS);
         let watch_metrics = WatchMetrics::register(&mut registry);
-        let observer = watching::observer(caches, Arc::clone(&startup), watch_metrics);
+        let observer = watching::observer(caches.clone(), Arc::clone(&startup), watch_metrics.clone());
         let ended = CancellationToken::new();
         tokio::spawn(http::serve(http_listener, http::router(readiness, Arc::new(registry)), ended.clone()));
 
@@ -111,7 +112,17 @@ impl ControllerFlags {
         let running = tokio::spawn(candidate.run(leading_tx, stop.clone()));
         let following =
             tokio::spawn(claim_watch::follow(client.clone(), Arc::clone(&claims), Arc::clone(&claims_known)));
-        let watching = tokio::spawn(Informers::new(connection, policy, Arc::clone(&index), observer).run());
+        index.write().unwrap_or_else(PoisonError::into_inner).set_pools(Some(Arc::default()));
+        let pools = Pools { client: client.clone(), tell: Box::new(drop) };
+        let informers = Informers::new(connection, policy, Arc::clone(&index), observer);
+        let watching = tokio::spawn(watching::keep(
+            informers,
+            Some(pools),
+            Arc::clone(&index),
+            caches,
+            Arc::clone(&startup),
+            watch_metrics,
+        ));
         let release = SignedDuration::try_from(release_timeout).context("--release-timeout is too long")?;
         let controller = Controller {
             store: Arc::new(ApiClaims::new(client)),

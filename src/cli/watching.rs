@@ -1,12 +1,26 @@
 //! What the watches on the cluster tell, as metrics and readiness: the same for every process that keeps lists.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::PoisonError;
+use std::sync::RwLock;
 
+use kube::Client;
+use tokio_util::sync::CancellationToken;
+
+use crate::admission::index::Index;
+use crate::cluster::informers::Informers;
 use crate::cluster::informers::Observer;
 use crate::cluster::informers::Sign;
+use crate::cluster::nat_pools;
+use crate::cluster::nat_pools::NatPools;
+use crate::cluster::nat_pools::News;
 use crate::telemetry::metrics::watch::WatchMetrics;
 use crate::telemetry::readiness::Condition;
 use crate::telemetry::startup::Startup;
+
+/// The name of pools in metrics and reasons.
+const NAT_POOLS: &str = "natpools";
 
 /// What is missing at first.
 pub(crate) const FIRST_LISTS: &str = "waiting for the first lists from the API server";
@@ -37,6 +51,55 @@ pub(crate) fn observer(caches: Condition, startup: Arc<Startup>, metrics: WatchM
             caches.missing(missing);
         }
     })
+}
+
+/// The pools of the cluster, which come before everything else.
+pub(crate) struct Pools {
+    /// Whom to ask.
+    pub(crate) client: Client,
+    /// Hears which pools there are, each time they change.
+    pub(crate) tell: Box<dyn FnMut(Arc<NatPools>) + Send>,
+}
+
+/// Keeps the index up to date by watches, and its pools where pools are looked at. Those are known first: a decision
+/// that was made without them would grant nothing.
+pub(crate) async fn keep(
+    informers: Informers,
+    pools: Option<Pools>,
+    index: Arc<RwLock<Index>>,
+    caches: Condition,
+    startup: Arc<Startup>,
+    metrics: WatchMetrics,
+) {
+    let Some(Pools { client, mut tell }) = pools else { return informers.run().await };
+    let known = CancellationToken::new();
+    let is_known = known.clone();
+    let mut warned = BTreeMap::new();
+    let following = nat_pools::follow(client, move |news| match news {
+        News::Known(pools) => {
+            metrics.listed(NAT_POOLS);
+            let readable = nat_pools::readable(&pools, &mut warned);
+            index.write().unwrap_or_else(PoisonError::into_inner).set_pools(Some(readable));
+            tell(pools);
+            known.cancel();
+        }
+        News::Failed(reason) => {
+            metrics.failed(NAT_POOLS);
+            if !known.is_cancelled() {
+                let missing = format!("listing {NAT_POOLS} fails: {reason}");
+                startup.waits_for(missing.clone());
+                caches.missing(missing);
+            }
+        }
+    });
+    let informing = async {
+        is_known.cancelled().await;
+        informers.run().await;
+    };
+    tokio::select! {
+        () = following => {}
+        () = informing => {}
+    }
 }
 
 #[cfg(test)]

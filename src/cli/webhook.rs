@@ -7,6 +7,7 @@ use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::PoisonError;
 use std::sync::RwLock;
 use std::thread;
 use std::time::Duration;
@@ -28,6 +29,7 @@ use crate::cli::duration;
 use crate::cli::listen;
 use crate::cli::policy::PolicyFlags;
 use crate::cli::watching;
+use crate::cli::watching::Pools;
 use crate::cluster::claim_store::ApiClaims;
 use crate::cluster::client;
 use crate::cluster::client::Source;
@@ -86,9 +88,9 @@ pub(crate) struct Webhook {
           env = "PINHOLE_PENDING_TTL")]
     pending_ttl: Duration,
 
-    /// Claim every granted port of a fixed address as a PortClaim, so that of requests through any number of replicas at
-    /// the same moment one gets it. Needs the custom resources, the right to write PortClaims, and a running
-    /// `pinhole controller`, which gives unused claims back.
+    /// Grant only ports that a NatPool grants, and claim each of a fixed address as a PortClaim, so that of requests through
+    /// any number of replicas at the same moment one gets it. Needs the custom resources, the rights to read NatPools and to
+    /// write PortClaims, and a running `pinhole controller`, which gives unused claims back.
     #[arg(long, env = "PINHOLE_CLAIMS")]
     claims: bool,
 
@@ -236,16 +238,27 @@ impl Webhook {
         let watch_metrics = WatchMetrics::register(&mut registry);
         let counted = Arc::clone(&index);
         register_index(&mut registry, move || {
-            counted.read().unwrap_or_else(std::sync::PoisonError::into_inner).holdings_count()
+            counted.read().unwrap_or_else(PoisonError::into_inner).holdings_count()
         });
 
         info!(server = connection.server, "Watching the cluster");
         let live = Arc::new(ApiServer::new(connection.client.clone()));
         let caches = readiness.require("caches", watching::FIRST_LISTS);
-        let observer = watching::observer(caches, Arc::clone(&startup), watch_metrics);
+        let observer = watching::observer(caches.clone(), Arc::clone(&startup), watch_metrics.clone());
         let store = claims.then(|| ApiClaims::new(connection.client.clone()));
+        let pools = claims.then(|| Pools { client: connection.client.clone(), tell: Box::new(drop) });
+        if claims {
+            index.write().unwrap_or_else(PoisonError::into_inner).set_pools(Some(Arc::default()));
+        }
         let informers = Informers::new(connection, Arc::clone(&policy), Arc::clone(&index), observer);
-        let watching = tokio::spawn(informers.run());
+        let watching = tokio::spawn(watching::keep(
+            informers,
+            pools,
+            Arc::clone(&index),
+            caches,
+            Arc::clone(&startup),
+            watch_metrics,
+        ));
 
         let decider = Decider::new(policy, index, Some(live), startup, pending_ttl);
         let decider = Arc::new(match store {

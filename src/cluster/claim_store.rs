@@ -28,7 +28,6 @@ use crate::allocation::operation::Outcome;
 use crate::api::crd::port_claim::PortClaim;
 use crate::cluster::trouble::describe;
 use crate::cluster::trouble::is_denied;
-use crate::model::address::ExternalAddress;
 
 /// Who we are in a claim's managed fields: one manager for all that write it, as each more costs memory for each claim.
 const FIELD_MANAGER: &str = "pinhole";
@@ -43,7 +42,7 @@ pub trait ClaimStore: Send + Sync + 'static {
 }
 
 /// Plays a request for claims to its end.
-pub async fn acquire(store: &dyn ClaimStore, mut acquisition: Acquisition) -> Verdict {
+pub async fn acquire(store: &dyn ClaimStore, acquisition: &mut Acquisition) -> Verdict {
     while let Some(operation) = acquisition.next() {
         acquisition.take(store.perform(operation).await);
     }
@@ -87,20 +86,25 @@ impl ApiClaims {
         read.map(Outcome::Found).map_err(|error| unreadable(&error))
     }
 
-    /// The claims of an address. A server that cannot select them by field sends all.
-    async fn list(&self, address: ExternalAddress) -> Result<Outcome, Failure> {
-        let selected = ListParams::default().fields(&format!("spec.address={address}"));
+    /// The claims with this value of a field that `is_wanted` tells apart. A server that cannot select by field sends all.
+    async fn list(
+        &self,
+        field: &str,
+        value: &str,
+        is_wanted: impl Fn(&StoredClaim) -> bool,
+    ) -> Result<Outcome, Failure> {
+        let selected = ListParams::default().fields(&format!("{field}={value}"));
         let listed = match self.api.list(&selected).await {
             Err(error) if is_code(&error, 400) => self.api.list(&ListParams::default()).await,
             listed => listed,
         };
         let listed = listed.map_err(|error| Failure {
-            reason: format!("listing the PortClaims of {address} failed: {}", describe(&error)),
+            reason: format!("listing the PortClaims of {value} failed: {}", describe(&error)),
             is_lasting: is_denied(&error),
         })?;
         // One that cannot be read holds nothing that could be compared; its own key is refused when somebody reads it.
         let claims = listed.items.iter().filter_map(|object| StoredClaim::read(object).ok());
-        Ok(Outcome::Listed(claims.filter(|stored| stored.claim.key.address() == address).collect()))
+        Ok(Outcome::Listed(claims.filter(is_wanted).collect()))
     }
 
     async fn update(&self, claim: &Claim, version: &Version) -> Result<Outcome, Failure> {
@@ -136,7 +140,14 @@ impl ClaimStore for ApiClaims {
             let outcome = match &operation {
                 Operation::Create(claim) => self.create(claim).await,
                 Operation::Get(key) => self.get(*key).await,
-                Operation::List(address) => self.list(*address).await,
+                Operation::List(address) => {
+                    let is_wanted = |stored: &StoredClaim| stored.claim.key.address() == *address;
+                    self.list("spec.address", &address.to_string(), is_wanted).await
+                }
+                Operation::ListOf(namespace) => {
+                    let is_wanted = |stored: &StoredClaim| stored.claim.holder.object.namespace == *namespace;
+                    self.list("spec.holder.namespace", namespace, is_wanted).await
+                }
                 Operation::Update(claim, version) => self.update(claim, version).await,
                 Operation::Delete(version) => self.delete(version).await,
                 Operation::Wait => {

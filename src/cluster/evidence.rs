@@ -3,16 +3,36 @@
 //! A cached view may name a holder that has just let go, so nothing is refused on it alone. Whoever decides asks
 //! through [`LiveReads`] and needs to know nothing of the API server.
 
+use std::sync::Arc;
+
 use futures::future::BoxFuture;
 use thiserror::Error;
 
 use crate::admission::conflict::Evidence;
+use crate::allocation::pool::Pool;
 use crate::api::object::Object;
 
 /// Reads what a refusal rests on as it is now.
 pub trait LiveReads: Send + Sync + 'static {
-    /// The object or Namespace as it is stored now, with its `kind` filled in; `None` when it does not exist.
-    fn read<'a>(&'a self, evidence: &'a Evidence) -> BoxFuture<'a, Result<Option<Object>, LiveReadError>>;
+    /// What is stored now.
+    fn read<'a>(&'a self, evidence: &'a Evidence) -> BoxFuture<'a, Result<Found, LiveReadError>>;
+}
+
+/// What a live read found.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// It does not exist.
+    Nothing,
+    /// The object or Namespace, with its `kind` filled in.
+    Object(Box<Object>),
+    /// Every pool that can be read.
+    Pools(Arc<[Pool]>),
+}
+
+impl From<Option<Object>> for Found {
+    fn from(object: Option<Object>) -> Self {
+        object.map_or(Self::Nothing, |object| Self::Object(Box::new(object)))
+    }
 }
 
 /// A live read failed, so that nothing may be refused on what it would have shown.

@@ -1,13 +1,20 @@
 //! Live reads from the API server.
 
+use std::sync::Arc;
+
 use futures::future::BoxFuture;
 use kube::Api;
 use kube::Client;
+use kube::api::ListParams;
 
 use crate::admission::conflict::Evidence;
+use crate::allocation::pool::Pool;
+use crate::api::crd::nat_pool::NatPool;
 use crate::api::object::Object;
+use crate::cluster::evidence::Found;
 use crate::cluster::evidence::LiveReadError;
 use crate::cluster::evidence::LiveReads;
+use crate::cluster::nat_pools;
 use crate::cluster::resource::Resource;
 use crate::cluster::resource::Seen;
 use crate::cluster::trouble::describe;
@@ -55,17 +62,30 @@ impl ApiServer {
         })?;
         Ok(object.map(|object| *object))
     }
+
+    /// Every pool.
+    async fn pools(&self) -> Result<Arc<[Pool]>, LiveReadError> {
+        let api: Api<NatPool> = Api::all(self.client.clone());
+        let listed = api.list(&ListParams::default()).await.map_err(|error| LiveReadError {
+            what: "the NatPools".to_owned(),
+            reason: describe(&error),
+            is_lasting: is_denied(&error),
+        })?;
+        Ok(listed.items.iter().filter_map(|object| nat_pools::read(object).ok()).collect())
+    }
 }
 
 impl LiveReads for ApiServer {
-    fn read<'a>(&'a self, evidence: &'a Evidence) -> BoxFuture<'a, Result<Option<Object>, LiveReadError>> {
+    fn read<'a>(&'a self, evidence: &'a Evidence) -> BoxFuture<'a, Result<Found, LiveReadError>> {
         Box::pin(async move {
-            match evidence {
+            let object = match evidence {
                 Evidence::Object(key) => {
-                    self.get(Resource::Holder(key.kind), &key.name.namespace, &key.name.name).await
+                    self.get(Resource::Holder(key.kind), &key.name.namespace, &key.name.name).await?
                 }
-                Evidence::Namespace(name) => self.get(Resource::Namespace, "", name).await,
-            }
+                Evidence::Namespace(name) => self.get(Resource::Namespace, "", name).await?,
+                Evidence::Pools => return self.pools().await.map(Found::Pools),
+            };
+            Ok(object.into())
         })
     }
 }

@@ -12,13 +12,19 @@ use crate::admission::index::ObjectKey;
 use crate::admission::index::Scope;
 use crate::allocation::claim::Claim;
 use crate::allocation::claim::StoredClaim;
+use crate::allocation::grant;
+use crate::allocation::grant::Named;
 use crate::allocation::key::ClaimKey;
 use crate::allocation::key::Claimed;
 use crate::allocation::life;
 use crate::allocation::life::Change;
 use crate::allocation::life::Usage;
+use crate::allocation::pool::Asker;
+use crate::allocation::pool::Cooldowns;
+use crate::allocation::pool::Pool;
 use crate::api::crd::port_claim::ClaimState;
 use crate::api::object::Kind;
+use crate::model::holder::Holder;
 
 /// How long claims take to their ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,12 +66,35 @@ pub struct Missing {
 
 /// What is to be done now.
 pub fn plan(claims: &BTreeMap<ClaimKey, StoredClaim>, index: &Index, times: &Times, now: Timestamp) -> Plan {
+    let pools = index.pools().map_or(&[][..], |pools| pools);
+    let cooldowns = Cooldowns::new(times.cooldown, pools);
     let change = |stored: &StoredClaim| {
-        let usage = usage(&stored.claim, index, times, now)?;
-        let change = life::next(&stored.claim, &usage, times.cooldown, now)?;
+        let claim = &stored.claim;
+        let lives = usage(claim, index, times, now)
+            .and_then(|usage| life::next(claim, &usage, cooldowns.of(claim), now));
+        let change = lives.or_else(|| into_pool(claim, index, pools))?;
         Some(Planned { stored: stored.clone(), change })
     };
     Plan { changes: claims.values().filter_map(change).collect(), missing: missing(claims, index, now) }
+}
+
+/// The pool that a claim belongs to, by what is known of its holder; `None` for one of no pool.
+fn pool_of<'p>(key: ClaimKey, holder: &Holder, index: &Index, pools: &'p [Pool]) -> Option<&'p Pool> {
+    let namespace = &holder.object.namespace;
+    let labels = index.namespace_labels(namespace);
+    // Of which ServiceAccount its pods are, the claim does not say.
+    let asker = Asker { namespace, labels, service_account: "" };
+    grant::pool_of(pools, asker, Named::of(key)?)
+}
+
+/// Takes a claim into a pool that came after it.
+fn into_pool(claim: &Claim, index: &Index, pools: &[Pool]) -> Option<Change> {
+    let is_known = |name: &String| pools.iter().any(|pool| pool.name == *name);
+    if claim.pool.as_ref().is_some_and(is_known) {
+        return None;
+    }
+    let pool = pool_of(claim.key, &claim.holder, index, pools)?;
+    Some(Change::Update(Box::new(Claim { pool: Some(pool.name.clone()), ..claim.clone() })))
 }
 
 /// What is known of a claim's use; `None` where an owner is not known yet, so that nobody can say.
@@ -114,6 +143,7 @@ fn keys(held: &Holding) -> Vec<ClaimKey> {
 /// The objects whose ports nobody has claimed. A port that another holder has claimed is in dispute; it is asked for again in
 /// each turn, and whoever holds it is left alone.
 fn missing(claims: &BTreeMap<ClaimKey, StoredClaim>, index: &Index, now: Timestamp) -> Vec<Missing> {
+    let pools = index.pools().map_or(&[][..], |pools| pools);
     let mut objects: BTreeMap<(Arc<str>, ObjectKey), Missing> = BTreeMap::new();
     for held in index.stored_holdings() {
         let Ok(holder) = index.holder(&held.object, held.controller.as_deref()) else { continue };
@@ -122,7 +152,10 @@ fn missing(claims: &BTreeMap<ClaimKey, StoredClaim>, index: &Index, now: Timesta
         if unclaimed.is_empty() {
             continue;
         }
-        let claims = unclaimed.into_iter().map(|key| Claim::reserve(key, holder.clone(), now));
+        let claims = unclaimed.into_iter().map(|key| {
+            let pool = pool_of(key, &holder, index, pools).map(|pool| pool.name.clone());
+            Claim { pool, ..Claim::reserve(key, holder.clone(), now) }
+        });
         objects
             .entry((held.since.clone(), held.object.clone()))
             .or_insert_with(|| Missing {

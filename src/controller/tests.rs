@@ -10,6 +10,7 @@ use crate::admission::index::ObjectKey;
 use crate::admission::policy::Policy;
 use crate::allocation::claim::Claim;
 use crate::allocation::memory::Memory;
+use crate::allocation::pool::Pool;
 use crate::api::object::Object;
 use crate::model::holder::Holder;
 use crate::model::holder::ObjectName;
@@ -182,4 +183,40 @@ async fn who_does_not_lead_or_does_not_know_everything_changes_nothing() {
     assert_eq!(scene.after(1).await.len(), 1);
     scene.controller.claims_known.store(true, Ordering::Release);
     assert!(scene.after(1).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_claim_that_came_before_its_pool_is_taken_into_it_and_cools_down_as_the_pool_says() {
+    let pod = pod("mx", PORT, "2026-01-01T00:00:00Z");
+    let mut scene = scene().stored(&pod);
+    let pool = |scene: &Scene| {
+        let store = scene.store.lock().unwrap();
+        store.claims().next().and_then(|stored| stored.claim.pool.clone())
+    };
+    scene.after(1).await;
+    assert_eq!(pool(&scene), None);
+    let spec =
+        json!({"addresses": ["203.0.113.7"], "ports": [{"first": 1, "last": 99}], "cooldownSeconds": 600});
+    let edge = Pool::read("edge", &serde_json::from_value(spec).unwrap()).unwrap();
+    scene.controller.index.write().unwrap().set_pools(Some([edge].into()));
+    scene.after(1).await;
+    scene.after(1).await;
+    assert_eq!(pool(&scene).as_deref(), Some("edge"));
+    scene.deleted(&pod);
+    scene.after(120).await;
+    assert_eq!(scene.after(30).await, ["v4-203-0-113-7-tcp-25 Cooldown mx"]);
+    assert_eq!(scene.after(599).await, ["v4-203-0-113-7-tcp-25 Cooldown mx"]);
+    assert!(scene.after(1).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_port_that_went_past_the_webhook_is_claimed_in_the_pool_that_has_it() {
+    let scene = scene();
+    let spec = json!({"addresses": ["203.0.113.7"]});
+    let edge = Pool::read("edge", &serde_json::from_value(spec).unwrap()).unwrap();
+    scene.controller.index.write().unwrap().set_pools(Some([edge].into()));
+    let mut scene = scene.stored(&deployment(PORT));
+    scene.after(1).await;
+    let store = scene.store.lock().unwrap();
+    assert_eq!(store.claims().next().unwrap().claim.pool.as_deref(), Some("edge"));
 }

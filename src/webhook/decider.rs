@@ -39,15 +39,20 @@ use crate::admission::index::Index;
 use crate::admission::index::ObjectKey;
 use crate::admission::policy::Policy;
 use crate::admission::reservation;
+use crate::admission::violation::Violation;
 use crate::allocation::acquire::Acquisition;
 use crate::allocation::acquire::Purpose;
 use crate::allocation::acquire::Verdict;
 use crate::allocation::claim::Claim;
 use crate::allocation::life;
 use crate::allocation::operation::Failure;
-use crate::api::object::Object;
+use crate::allocation::operation::Operation as Store;
+use crate::allocation::operation::Outcome;
+use crate::allocation::pool::Cooldowns;
+use crate::allocation::pool::Pool;
 use crate::cluster::claim_store;
 use crate::cluster::claim_store::ClaimStore;
+use crate::cluster::evidence::Found;
 use crate::cluster::evidence::LiveReadError;
 use crate::cluster::evidence::LiveReads;
 use crate::telemetry::startup::Incomplete;
@@ -112,15 +117,17 @@ type Reads = BTreeMap<Evidence, Read>;
 struct Read {
     /// The UID that the object was known by when the read was asked.
     known: Option<Arc<str>>,
-    found: Option<Object>,
+    found: Found,
 }
 
 impl Read {
     fn bring_into(&self, index: &mut Index, evidence: &Evidence) {
-        match (evidence, self.found.as_ref()) {
-            (_, Some(object)) => index.confirm(object),
-            (Evidence::Namespace(name), None) => index.delete_namespace(name),
-            (Evidence::Object(key), None) => {
+        match (evidence, &self.found) {
+            (_, Found::Object(object)) => index.confirm(object),
+            // They count for this call alone, see `judge_by`.
+            (_, Found::Pools(_)) | (Evidence::Pools, Found::Nothing) => {}
+            (Evidence::Namespace(name), Found::Nothing) => index.delete_namespace(name),
+            (Evidence::Object(key), Found::Nothing) => {
                 index.forget_remembered(key);
                 // Another of the same name may have come since; that one is not what was found missing.
                 if let Some(known) = &self.known {
@@ -199,9 +206,24 @@ impl Decider {
         if wishes.is_empty() {
             return Ok(decision);
         }
+        if let Some(violation) = self.over_quota(claims, request, &wishes).await? {
+            return Ok(Decision { violations: vec![violation], ..decision });
+        }
         let purpose = if dry_run { Purpose::Look } else { Purpose::Reserve };
-        let acquisition = Acquisition::new(wishes, purpose, claim_store::now(), life::COOLDOWN);
-        match claim_store::acquire(claims, acquisition).await {
+        let pools = self.read_index().pools().cloned().unwrap_or_default();
+        let cooldowns = Cooldowns::new(life::COOLDOWN, &pools);
+        let mut acquisition = Acquisition::new(wishes.clone(), purpose, claim_store::now(), cooldowns);
+        let mut verdict = claim_store::acquire(claims, &mut acquisition).await;
+        // Of several at once each has stored its claims by now and sees the others': nobody goes on beyond the quota.
+        if verdict == Verdict::Granted
+            && !dry_run
+            && let Some(violation) = self.over_quota(claims, request, &wishes).await?
+        {
+            let reason = format!("{violation}; other requests of this namespace are under way");
+            acquisition.revoke(Verdict::NotNow(Failure { reason, is_lasting: false }));
+            verdict = claim_store::acquire(claims, &mut acquisition).await;
+        }
+        match verdict {
             Verdict::Granted => Ok(decision),
             Verdict::Held { wanted, by } => {
                 let violation = reservation::held(request, &self.policy, wanted, &by);
@@ -209,6 +231,30 @@ impl Decider {
             }
             Verdict::NotNow(failure) => Err(NotNow::Claims(failure)),
         }
+    }
+
+    /// What is said of a request whose namespace would hold more of a pool than it may. Nothing is read where no quota is set.
+    async fn over_quota(
+        &self,
+        claims: &dyn ClaimStore,
+        request: &Request,
+        wishes: &[Claim],
+    ) -> Result<Option<Violation>, NotNow> {
+        let has_quota = |pool: &Pool| {
+            pool.ports_per_namespace.is_some()
+                && wishes.iter().any(|wish| wish.pool.as_ref() == Some(&pool.name))
+        };
+        let is_limited = self.read_index().pools().is_some_and(|pools| pools.iter().any(has_quota));
+        let Some(first) = wishes.first().filter(|_| is_limited) else { return Ok(None) };
+        let namespace = Arc::clone(&first.holder.object.namespace);
+        let held = match claims.perform(Store::ListOf(namespace)).await {
+            Outcome::Listed(held) => held,
+            Outcome::Failed(failure) => return Err(NotNow::Claims(failure)),
+            _ => return Err(NotNow::Unsettled),
+        };
+        let index = self.read_index();
+        let world = World { policy: &self.policy, index: &index };
+        Ok(admission::over_quota(request, &world, &held, wishes))
     }
 
     /// The claims that a decision needs. An owner that the watches have not shown yet is read live.
@@ -221,7 +267,7 @@ impl Decider {
             };
             let Some(live) = self.live.as_deref() else { return Err(NotNow::Unsettled) };
             let (evidence, read) = self.read(live, Evidence::Object(owner)).await?;
-            if read.found.is_none() {
+            if matches!(read.found, Found::Nothing) {
                 return Err(NotNow::Unsettled);
             }
             read.bring_into(&mut self.write_index(), &evidence);
@@ -251,7 +297,8 @@ impl Decider {
         }
         let decision = self.decide_once(request, &reads, dry_run);
         // With very many holders some may be left unread; one that was found and still counts is enough.
-        let is_found = |evidence| reads.get(evidence).is_some_and(|read| read.found.is_some());
+        let is_found =
+            |evidence| reads.get(evidence).is_some_and(|read| !matches!(read.found, Found::Nothing));
         if decision.is_granted() || decision.evidence.iter().any(is_found) {
             Ok(decision)
         } else {
@@ -278,7 +325,7 @@ impl Decider {
             for (evidence, read) in reads {
                 read.bring_into(&mut index, evidence);
             }
-            decision = self.judge(request, &index);
+            decision = self.judge_by(request, &mut index, reads);
             if !decision.is_granted() {
                 return decision;
             }
@@ -290,7 +337,7 @@ impl Decider {
         let decision = if self.remembered.load(Ordering::Acquire) == before {
             decision
         } else {
-            self.judge(request, &index)
+            self.judge_by(request, &mut index, reads)
         };
         if decision.is_granted()
             && let Some(object) = &request.object
@@ -305,17 +352,33 @@ impl Decider {
         admission::decide(request, &World { policy: &self.policy, index })
     }
 
+    /// Judges by the pools that were read live, if any were. They do not stay: the watch may know newer ones by now, and would
+    /// not tell of them again.
+    fn judge_by(&self, request: &Request, index: &mut Index, reads: &Reads) -> Decision {
+        let Some(Found::Pools(live)) = reads.get(&Evidence::Pools).map(|read| &read.found) else {
+            return self.judge(request, index);
+        };
+        let known = index.pools().cloned();
+        index.set_pools(Some(Arc::clone(live)));
+        let decision = self.judge(request, index);
+        index.set_pools(known);
+        decision
+    }
+
     /// Reads one thing that a refusal rests on. What was admitted a moment ago and is not stored yet is waited for.
     async fn read(&self, live: &dyn LiveReads, evidence: Evidence) -> Result<(Evidence, Read), NotNow> {
         loop {
             let known = match &evidence {
                 Evidence::Object(key) => self.read_index().uid(key),
-                Evidence::Namespace(_) => None,
+                Evidence::Namespace(_) | Evidence::Pools => None,
             };
             let found = live.read(&evidence).await?;
-            let admitted = match &evidence {
-                Evidence::Object(key) => self.read_index().awaited(key, found.as_ref()),
-                Evidence::Namespace(_) => None,
+            let admitted = match (&evidence, &found) {
+                (Evidence::Object(key), Found::Object(object)) => {
+                    self.read_index().awaited(key, Some(&**object))
+                }
+                (Evidence::Object(key), _) => self.read_index().awaited(key, None),
+                (Evidence::Namespace(_) | Evidence::Pools, _) => None,
             };
             if admitted.is_none_or(|admitted| admitted + STORING <= Instant::now()) {
                 return Ok((evidence, Read { known, found }));

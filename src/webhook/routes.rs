@@ -250,7 +250,7 @@ struct Shown {
 }
 
 fn deny(uid: String, shown: Shown, namespace: &str, dry_run: bool, decision: Decision) -> Answer {
-    let Decision { violations, warnings, mappings: _, evidence: _ } = decision;
+    let Decision { violations, warnings, mappings: _, pools: _, evidence: _ } = decision;
     let mut rules: Vec<&str> = violations.iter().map(|violation| violation.rule.name()).collect();
     let first = rules.first().copied().unwrap_or_default();
     rules.sort_unstable();
@@ -270,7 +270,9 @@ fn cause(violation: &Violation) -> Cause {
     let reason = match violation.rule {
         Rule::Syntax | Rule::Address | Rule::Conflict => "FieldValueInvalid",
         Rule::Duplicate => "FieldValueDuplicate",
-        Rule::Restricted | Rule::Protected | Rule::Namespace | Rule::HostNetwork => "FieldValueForbidden",
+        Rule::Restricted | Rule::Protected | Rule::Namespace | Rule::HostNetwork | Rule::Pool => {
+            "FieldValueForbidden"
+        }
     };
     Cause { reason, message: violation.message(), field: violation.field.clone() }
 }

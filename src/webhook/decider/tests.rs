@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::admission::Operation;
+use crate::api::object::Object;
 use crate::webhook::testing::pod;
 use crate::webhook::testing::replica_set;
 
@@ -20,6 +21,7 @@ use crate::webhook::testing::replica_set;
 #[derive(Default)]
 struct Stored {
     objects: Mutex<BTreeMap<Evidence, Object>>,
+    pools: Mutex<Arc<[Pool]>>,
     /// What the watch brings while a live read is on its way back.
     meanwhile: Mutex<Vec<Object>>,
     index: Mutex<Option<Arc<RwLock<Index>>>>,
@@ -32,10 +34,17 @@ impl Stored {
         let key = admission::index::ObjectKey::of(object, &object.metadata.namespace).unwrap();
         self.objects.lock().unwrap().insert(Evidence::Object(key), object.clone());
     }
+
+    fn found(&self, evidence: &Evidence) -> Found {
+        if *evidence == Evidence::Pools {
+            return Found::Pools(self.pools.lock().unwrap().clone());
+        }
+        self.objects.lock().unwrap().get(evidence).cloned().into()
+    }
 }
 
 impl LiveReads for Arc<Stored> {
-    fn read<'a>(&'a self, evidence: &'a Evidence) -> BoxFuture<'a, Result<Option<Object>, LiveReadError>> {
+    fn read<'a>(&'a self, evidence: &'a Evidence) -> BoxFuture<'a, Result<Found, LiveReadError>> {
         self.reads.fetch_add(1, Ordering::SeqCst);
         let result = if self.fails.load(Ordering::SeqCst) {
             Err(LiveReadError {
@@ -44,7 +53,7 @@ impl LiveReads for Arc<Stored> {
                 is_lasting: false,
             })
         } else {
-            Ok(self.objects.lock().unwrap().get(evidence).cloned())
+            Ok(self.found(evidence))
         };
         for news in self.meanwhile.lock().unwrap().drain(..) {
             self.index.lock().unwrap().as_ref().unwrap().write().unwrap().apply(&news);

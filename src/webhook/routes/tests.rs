@@ -16,6 +16,7 @@ use crate::admission::conflict::Evidence;
 use crate::admission::index::Index;
 use crate::admission::policy::Policy;
 use crate::api::object::Object;
+use crate::cluster::evidence::Found;
 use crate::cluster::evidence::LiveReadError;
 use crate::cluster::evidence::LiveReads;
 use crate::telemetry::metrics;
@@ -286,11 +287,12 @@ async fn a_call_before_the_caches_have_synced_waits_and_in_the_end_is_told_what_
 struct Recovering(AtomicUsize);
 
 impl LiveReads for Recovering {
-    fn read<'a>(&'a self, _: &'a Evidence) -> BoxFuture<'a, Result<Option<Object>, LiveReadError>> {
+    fn read<'a>(&'a self, _: &'a Evidence) -> BoxFuture<'a, Result<Found, LiveReadError>> {
         let (what, reason) = ("Pod games/quake".to_owned(), "HTTP 500: etcd is away".to_owned());
         let fails =
             self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
-        let result = if fails { Err(LiveReadError { what, reason, is_lasting: false }) } else { Ok(None) };
+        let result =
+            if fails { Err(LiveReadError { what, reason, is_lasting: false }) } else { Ok(Found::Nothing) };
         std::future::ready(result).boxed()
     }
 }
@@ -314,7 +316,7 @@ async fn what_cannot_be_read_is_read_again_as_long_as_the_caller_waits() {
 struct Never;
 
 impl LiveReads for Never {
-    fn read<'a>(&'a self, _: &'a Evidence) -> BoxFuture<'a, Result<Option<Object>, LiveReadError>> {
+    fn read<'a>(&'a self, _: &'a Evidence) -> BoxFuture<'a, Result<Found, LiveReadError>> {
         std::future::pending().boxed()
     }
 }
@@ -334,7 +336,7 @@ async fn a_call_is_answered_within_its_own_time_limit_whatever_hangs() {
 struct Forbidden;
 
 impl LiveReads for Forbidden {
-    fn read<'a>(&'a self, _: &'a Evidence) -> BoxFuture<'a, Result<Option<Object>, LiveReadError>> {
+    fn read<'a>(&'a self, _: &'a Evidence) -> BoxFuture<'a, Result<Found, LiveReadError>> {
         let (what, reason) = ("Pod games/quake".to_owned(), "HTTP 403: pods is forbidden".to_owned());
         std::future::ready(Err(LiveReadError { what, reason, is_lasting: true })).boxed()
     }

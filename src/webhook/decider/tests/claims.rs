@@ -1,5 +1,7 @@
 //! What the decider claims, through several replicas that share nothing but the store of claims.
 
+use serde_json::json;
+
 use super::*;
 use crate::allocation::memory::Memory;
 use crate::allocation::operation::Operation as Store;
@@ -108,4 +110,82 @@ async fn a_request_without_a_fixed_address_claims_nothing() {
     let decider = replica(&claims, &[]);
     assert!(decider.decide(&create(&pod("mail", "web", "25")), false).await.unwrap().is_granted());
     assert!(claims.names().is_empty());
+}
+
+fn pools(specs: &[serde_json::Value]) -> Arc<[Pool]> {
+    let read = |spec: &serde_json::Value| Pool::read("edge", &serde_json::from_value(spec.clone()).unwrap());
+    specs.iter().map(|spec| read(spec).unwrap()).collect()
+}
+
+/// A replica that has these pools in its cache, before an API server that has those.
+fn pooled(claims: &Claims, cached: &Arc<[Pool]>, stored: &Arc<[Pool]>) -> Arc<Decider> {
+    let setting = setting(&[]);
+    setting.stored.pools.lock().unwrap().clone_from(stored);
+    let decider = Arc::into_inner(setting.decider).unwrap();
+    decider.write_index().set_pools(Some(Arc::clone(cached)));
+    Arc::new(decider.with_claims(Arc::new(claims.clone())))
+}
+
+#[tokio::test]
+async fn a_claim_says_which_pool_granted_it() {
+    let claims = Claims::default();
+    let open = pools(&[json!({"addresses": ["203.0.113.7"], "ports": [{"first": 1, "last": 99}],
+        "namespaces": {"all": true}})]);
+    let decider = pooled(&claims, &open, &open);
+    assert!(decider.decide(&create(&pod("mail", "web", PORT)), false).await.unwrap().is_granted());
+    let memory = claims.memory.lock().unwrap();
+    assert_eq!(memory.claims().next().unwrap().claim.pool.as_deref(), Some("edge"));
+}
+
+#[tokio::test]
+async fn a_pool_that_the_watch_has_not_shown_yet_refuses_nobody_and_stays_the_watch_s_to_show() {
+    let claims = Claims::default();
+    let open = pools(&[json!({"addresses": ["203.0.113.7"], "ports": [{"first": 1, "last": 99}],
+        "namespaces": {"all": true}})]);
+    let decider = pooled(&claims, &pools(&[]), &open);
+    assert!(decider.decide(&create(&pod("mail", "web", PORT)), false).await.unwrap().is_granted());
+    assert!(decider.read_index().pools().unwrap().is_empty());
+    let decider = pooled(&claims, &pools(&[]), &pools(&[]));
+    let refused = decider.decide(&create(&pod("mail", "other", "203.0.113.7:26")), false).await.unwrap();
+    assert_eq!(refused.violations[0].rule, admission::violation::Rule::Pool);
+}
+
+#[tokio::test]
+async fn a_quota_is_never_exceeded_however_many_ask_at_once() {
+    let claims = Claims::default();
+    let limited = pools(&[json!({"addresses": ["203.0.113.7"], "namespaces": {"all": true},
+        "quota": {"portsPerNamespace": 10}})]);
+    let replicas = [(); 3].map(|()| pooled(&claims, &limited, &limited));
+    let mut asking = JoinSet::new();
+    for number in 0..30 {
+        let decider = Arc::clone(&replicas[number % 3]);
+        let request =
+            create(&pod("mail", &format!("web-{number}"), &format!("203.0.113.7:{}", 3000 + number)));
+        asking.spawn(async move { decider.decide(&request, false).await });
+    }
+    let decisions = asking.join_all().await;
+    let granted =
+        decisions.iter().filter(|decision| decision.as_ref().is_ok_and(Decision::is_granted)).count();
+    assert!(granted <= 10, "{granted} were granted");
+    assert_eq!(claims.names().len(), granted, "what was not granted was taken back");
+
+    // One after the other each gets what is left, and then hears of the limit.
+    for number in 0..30 {
+        let request =
+            create(&pod("mail", &format!("late-{number}"), &format!("203.0.113.7:{}", 4000 + number)));
+        let decision = replicas[0].decide(&request, false).await.unwrap();
+        assert_eq!(decision.is_granted(), claims.names().len() <= 10 && granted + number < 10);
+    }
+    assert_eq!(claims.names().len(), 10);
+    let dry = create(&pod("mail", "dry", "203.0.113.7:5000-5001"));
+    let said = replicas[1].decide(&dry, true).await.unwrap().violations[0].to_string();
+    assert!(
+        said.starts_with("metadata.annotations: needs 2 more of NatPool edge, of which this namespace holds 10 and may hold 10"),
+        "{said}"
+    );
+    let elsewhere = create(&pod("games", "quake", "203.0.113.7:5000"));
+    assert!(
+        replicas[1].decide(&elsewhere, false).await.unwrap().is_granted(),
+        "a quota is each namespace's own"
+    );
 }

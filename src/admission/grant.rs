@@ -1,0 +1,102 @@
+//! One request against the pools: which of them grants each of its ports.
+//!
+//! What no pool grants is refused, where pools are looked at at all. But what runs is never blocked by a rule that came later:
+//! ports that the holder has asked for already, by its stored template or by another pod of its, stay granted, so that a
+//! rollout, an eviction or a scale-up of it goes on whatever has become of the pools.
+
+use crate::admission::Decision;
+use crate::admission::World;
+use crate::admission::conflict::Evidence;
+use crate::admission::index::Holding;
+use crate::admission::index::ObjectKey;
+use crate::admission::index::Scope;
+use crate::admission::subject::Subject;
+use crate::admission::violation::Rule;
+use crate::admission::violation::Violation;
+use crate::admission::wanted::Located;
+use crate::allocation::grant;
+use crate::allocation::grant::Named;
+use crate::allocation::pool::Asker;
+use crate::api::object::Kind;
+use crate::model::holder::Holder;
+use crate::model::holder::ObjectName;
+use crate::model::mapping::Address;
+use crate::model::mapping::Mapping;
+
+/// The ServiceAccount of a pod that names none.
+const DEFAULT_ACCOUNT: &str = "default";
+
+/// Who asks, as pools see it.
+pub(crate) fn asker<'a>(subject: &Subject<'a>, namespace: &'a str, world: &World<'a>) -> Asker<'a> {
+    let account = subject.spec.service_account_name.as_str();
+    Asker {
+        namespace,
+        labels: world.index.namespace_labels(namespace),
+        service_account: if account.is_empty() { DEFAULT_ACCOUNT } else { account },
+    }
+}
+
+/// Adds to a decision which pool grants each entry, and what no pool grants.
+pub(crate) fn judge(
+    subject: &Subject<'_>,
+    namespace: &str,
+    entries: &[Located],
+    world: &World<'_>,
+    decision: &mut Decision,
+) {
+    let Some(pools) = world.index.pools() else { return };
+    let asker = asker(subject, namespace, world);
+    let itself =
+        ObjectKey { kind: subject.kind, name: ObjectName::new(namespace, subject.owner.name.as_str()) };
+    let holder = world.index.holder(&itself, subject.owner.controller());
+    let mut is_refused = false;
+    for entry in entries {
+        let wish = Named::from(&entry.mapping);
+        let pool = match grant::named(pools, asker, wish) {
+            Ok(pool) => Some(pool),
+            Err(refusal) => {
+                if !holder.as_ref().is_ok_and(|holder| has_already(world, holder, &entry.mapping)) {
+                    is_refused = true;
+                    decision.violations.push(Violation {
+                        field: entry.port_field.clone(),
+                        value: entry.mapping.to_string(),
+                        problem: refusal.to_string(),
+                        rule: Rule::Pool,
+                    });
+                }
+                grant::pool_of(pools, asker, wish)
+            }
+        };
+        decision.pools.push(pool.map(|pool| pool.name.clone()));
+    }
+    if is_refused {
+        decision.evidence.extend([Evidence::Pools, Evidence::Namespace(namespace.to_owned())]);
+        let root = match holder {
+            Err(owner) => Some(owner),
+            Ok(holder) => root_of(&holder).filter(|root| *root != itself),
+        };
+        decision.evidence.extend(root.map(Evidence::Object));
+    }
+}
+
+/// Whether a holder has asked for these ports before, by what is stored of it.
+fn has_already(world: &World<'_>, holder: &Holder, mapping: &Mapping) -> bool {
+    let (protocol, ports) = (mapping.protocol(), mapping.external());
+    let root = root_of(holder);
+    let is_declared =
+        root.is_some_and(|root| world.index.asks_already(&root, mapping.address(), protocol, ports));
+    let is_its = |held: &Holding| {
+        let of = world.index.holder(&held.object, held.controller.as_deref());
+        held.ports.intersection(ports) == Some(ports) && of.is_ok_and(|of| of == *holder)
+    };
+    let held = || match mapping.address() {
+        Address::Node => world.index.held_on_nodes(protocol, ports),
+        Address::Fixed(address) => world.index.held(&Scope::Address(address), protocol, ports),
+    };
+    is_declared || held().iter().any(|held| is_its(held))
+}
+
+/// The object that a holder is, if it is of a kind that is known.
+fn root_of(holder: &Holder) -> Option<ObjectKey> {
+    Some(ObjectKey { kind: Kind::from_name(&holder.kind)?, name: holder.object.clone() })
+}
