@@ -52,6 +52,14 @@
 {{- end }}
 {{- end -}}
 
+{{- /* The kinds of ours whose objects somebody else wrote. */ -}}
+{{- define "pinhole.kindsOfUsers" -}}
+{{- if (default dict .Values.claims).enabled }}
+- natpools
+- pinholes
+{{- end }}
+{{- end -}}
+
 {{- define "pinhole.cleanupDaemonSet" -}}
 {{- $labels := dict "root" . "component" "cleanup" -}}
 apiVersion: apps/v1

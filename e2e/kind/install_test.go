@@ -114,6 +114,9 @@ func TestUninstalledItLeavesNothingBehindAndNamesTheNodeThatItCouldNotReach(t *t
 	reaches(t, far, 8075, "hostname")
 	putBackAtTheEnd(t)
 	// With everything that can be switched on, so that there is the most to remove.
+	pool := fmt.Sprintf("{apiVersion: pinhole.dev/v1alpha1, kind: NatPool, metadata: {name: uninstalled}, spec: {addresses: [%s], namespaces: {all: true}}}", address)
+	kubectl(t, pool, "apply", "--filename=-")
+	t.Cleanup(func() { kubectl(t, "", "delete", "natpool", "uninstalled", "--ignore-not-found", "--timeout=30s") })
 	install(t, "--set", "claims.enabled=true")
 	s.apply(webPod("claimed", "pinhole.dev/expose", address+":8076:8080", atNode(worker)))
 	eventually(t, 60*time.Second, "a port is claimed and the nodes have reported", func() error {
@@ -175,6 +178,8 @@ func TestUninstalledItLeavesNothingBehindAndNamesTheNodeThatItCouldNotReach(t *t
 		}
 		return nil
 	})
+	// What somebody wrote stays, and goes when they say so.
+	kubectl(t, "", "delete", "natpool", "uninstalled", "--timeout=30s")
 }
 
 func nothingInTheKernel(t *testing.T, node string) {

@@ -183,6 +183,11 @@ apiVersion: pinhole.dev/v1alpha1
 kind: NatNode
 metadata: {name: node-z, finalizers: [pinhole.dev/agent, example.com/audit]}
 spec: {}
+---
+apiVersion: pinhole.dev/v1alpha1
+kind: NatPool
+metadata: {name: theirs, finalizers: [pinhole.dev/claims]}
+spec: {addresses: [192.0.2.1]}
 `, "apply", "--filename=-")
 	if !written.Succeeded {
 		t.Fatal(written.Stderr)
@@ -194,6 +199,10 @@ spec: {}
 	left := r.kubectl("", "get", "portclaims,natnodes", "--output=jsonpath={range .items[*]}{.metadata.name} {.metadata.finalizers}{end}")
 	if left.Stdout != `node-z ["example.com/audit"]` {
 		t.Errorf("this is left: %s", left.Stdout)
+	}
+	// What somebody wrote stays, and can be deleted.
+	if result := r.kubectl("", "delete", "natpool", "theirs", "--timeout=10s"); !result.Succeeded {
+		t.Errorf("the pool: %s%s", result.Stdout, result.Stderr)
 	}
 	r.had("claimed:claimed-pinhole-uninstall")
 	r.hasLeft("claimed", "claimed")
