@@ -26,20 +26,21 @@ func TestADrainedNodesPodIsReachedWhereItGoes(t *testing.T) {
 	s.apply(webDeployment("web", "pinhole.dev/expose", "8045:8080", 1, atNode(worker)))
 	s.ready("app=web")
 	reaches(t, addressesOf(t, worker).v4, 8045, "hostname")
+	// Its own selector would keep it from leaving. It is not to leave before the drain, either.
+	t.Cleanup(func() { kubectl(t, "", "uncordon", worker, otherWorker) })
+	kubectl(t, "", "cordon", otherWorker)
 	s.kubectl("patch", "deployment", "web", "--type=json", "--patch",
 		`[{"op":"remove","path":"/spec/template/spec/nodeSelector"}]`)
 	s.kubectl("rollout", "status", "deployment/web", "--timeout=90s")
+	kubectl(t, "", "uncordon", otherWorker)
 
-	from := s.servingPod().Spec.NodeName
-	t.Cleanup(func() { kubectl(t, "", "uncordon", from) })
-	kubectl(t, "", "drain", from, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=120s")
+	kubectl(t, "", "drain", worker, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=120s")
 	s.kubectl("rollout", "status", "deployment/web", "--timeout=90s")
-	to := s.servingPod().Spec.NodeName
-	if to == from {
-		t.Fatalf("the pod is still on %s", from)
+	if now := s.servingPod().Spec.NodeName; now != otherWorker {
+		t.Fatalf("the pod is on %s", now)
 	}
-	reaches(t, addressesOf(t, to).v4, 8045, "hostname")
-	unreachable(t, addressesOf(t, from).v4, 8045)
+	reaches(t, addressesOf(t, otherWorker).v4, 8045, "hostname")
+	unreachable(t, addressesOf(t, worker).v4, 8045)
 }
 
 // servingPod is the pod that is not on its way out.
