@@ -8,6 +8,7 @@
 //! report (metrics and the log).
 
 pub mod plan;
+pub mod pools;
 
 use std::collections::HashSet;
 use std::sync::Arc;

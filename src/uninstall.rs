@@ -29,6 +29,9 @@ use crate::removal::report::Outcome;
 /// Pause between two looks at what is waited for.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
+/// How often nothing must have been found to do before it is believed.
+const QUIET_LOOKS: u32 = 5;
+
 /// What to remove.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -233,30 +236,29 @@ impl Uninstall {
         }
     }
 
+    /// Until nothing has come back for a while: the controller may not have ended yet.
     async fn delete_kinds(&mut self) {
-        for every in self.plan.kinds.clone() {
-            loop {
-                let deleted = self.installation.delete_every(&every).await;
-                let Some(count) = self.attempt(deleted).await else { continue };
-                if count != 0 {
-                    self.outcome.deleted.push(format!("{every}: {count}"));
-                }
-                break;
+        let Plan { kinds, kept_kinds, .. } = self.plan.clone();
+        let mut deleted = vec![0; kinds.len()];
+        let mut quiet = 0;
+        while quiet < QUIET_LOOKS && kinds.len() + kept_kinds.len() != 0 {
+            let mut found = 0;
+            for (every, total) in kinds.iter().zip(&mut deleted) {
+                let count = self.installation.delete_every(every).await;
+                // What failed is looked at again.
+                let done = self.attempt(count).await;
+                *total += done.unwrap_or(0);
+                found += done.unwrap_or(1);
             }
-            self.let_go(&every).await;
-        }
-        for every in self.plan.kept_kinds.clone() {
-            self.let_go(&every).await;
-        }
-    }
-
-    async fn let_go(&mut self, every: &Every) {
-        loop {
-            let done = self.installation.let_go(every).await;
-            if self.attempt(done).await.is_some() {
-                return;
+            for every in kinds.iter().chain(&kept_kinds) {
+                let count = self.installation.let_go(every).await;
+                found += self.attempt(count).await.unwrap_or(1);
             }
+            quiet = if found == 0 { quiet + 1 } else { 0 };
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
+        let deleted = kinds.iter().zip(deleted).filter(|(_, count)| *count != 0);
+        self.outcome.deleted.extend(deleted.map(|(every, count)| format!("{every}: {count}")));
     }
 
     async fn look(&mut self, daemon_set: &str) -> Option<(Vec<Node>, Vec<Pod>)> {

@@ -1,11 +1,16 @@
 package api
 
 import (
+	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
+
+	"github.com/pinhole-dev/pinhole/e2e/api/lab"
 )
 
 const poolsPath = "/apis/pinhole.dev/v1alpha1/natpools"
@@ -69,13 +74,18 @@ func TestPoolsGrantPortsAndSayWhyTheyDoNot(t *testing.T) {
 		go func() {
 			defer asked.Done()
 			name := string(rune('a' + racer))
-			if code, _ := c.create("", asking(name, "198.51.100.7:"+[]string{"11", "12"}[racer%2]+string(rune('0'+racer/10))+string(rune('0'+racer%10)))); code == http.StatusCreated {
+			switch code, said := c.create("", asking(name, fmt.Sprint("198.51.100.7:", 1100+racer))); code {
+			case http.StatusCreated:
 				granted.Add(1)
+			case http.StatusUnprocessableEntity, http.StatusServiceUnavailable:
+			default:
+				// What a call that was cut off has claimed stays for a while.
+				t.Logf("HTTP %d: %s", code, said)
 			}
 		}()
 	}
 	asked.Wait()
-	if claims := len(c.claims("198.51.100.7")); 12 < claims || int64(claims) != granted.Load()+2 {
+	if claims := len(c.claims("198.51.100.7")); 12 < claims || int64(claims) < granted.Load()+2 {
 		t.Errorf("%d claims for %d pods and two more, with a quota of 12", claims, granted.Load())
 	}
 	c.refuses("too-much", "198.51.100.7:1600-1611", "needs 12 more of NatPool shop, of which this namespace holds", "and may hold 12 ports")
@@ -84,4 +94,78 @@ func TestPoolsGrantPortsAndSayWhyTheyDoNot(t *testing.T) {
 	c.must(http.MethodPatch, poolsPath+"/shop", object{"spec": object{"namespaces": object{"names": nil}}}, nil)
 	c.refuses("late", "198.51.100.7:1700", "does not admit this namespace")
 	c.must(http.MethodPatch, c.podsPath()+"/first", object{"metadata": object{"labels": notes{"a": "b"}}}, nil)
+}
+
+type storedPool struct {
+	Metadata struct {
+		Finalizers        []string
+		DeletionTimestamp string
+	}
+	Status struct {
+		Usage      struct{ Capacity, Used, Free, Reserved, OutOfRange int }
+		Conditions []struct{ Type, Status, Reason, Message string }
+	}
+}
+
+func (p storedPool) says(condition string) string {
+	for _, each := range p.Status.Conditions {
+		if each.Type == condition {
+			return each.Status + " " + each.Reason + " " + each.Message
+		}
+	}
+	return ""
+}
+
+func TestAPoolSaysHowFullItIsAndGoesAfterItsClaims(t *testing.T) {
+	t.Parallel()
+	c := newClerk(t, "harbour")
+	const path = poolsPath + "/harbour"
+	spec := object{
+		"addresses": []string{"198.51.100.33"}, "ports": []object{{"first": 2000, "last": 2009}}, "protocols": []string{"TCP"},
+		"namespaces": object{"all": true}, "reservedPorts": []object{{"first": 2009}}, "cooldownSeconds": 0,
+	}
+	c.must(http.MethodPost, poolsPath, natPool("harbour", spec), nil)
+	awaits := func(what string, seconds int, holds func(storedPool) bool) {
+		t.Helper()
+		if err := lab.Poll(time.Duration(seconds)*time.Second, func() error {
+			var found storedPool
+			if err := c.cluster.Do(t.Context(), 0, http.MethodGet, path, nil, &found); err != nil {
+				return err
+			}
+			if !holds(found) {
+				return fmt.Errorf("%s: %+v", what, found)
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.grants("ship", "198.51.100.33:2000")
+	awaits("its usage", 30, func(p storedPool) bool {
+		usage := p.Status.Usage
+		return usage.Capacity == 9 && usage.Used == 1 && usage.Free == 8 && usage.Reserved == 1 && strings.HasPrefix(p.says("Ready"), "True") &&
+			len(p.Metadata.Finalizers) == 1
+	})
+
+	c.must(http.MethodPatch, path, object{"spec": object{"ports": []object{{"first": 2001, "last": 2009}}}}, nil)
+	awaits("it shrank", 30, func(p storedPool) bool {
+		return p.Status.Usage.OutOfRange == 1 && strings.Contains(p.says("OutOfRange"), "v4-198-51-100-33-tcp-2000 of Pod harbour/ship")
+	})
+
+	c.must(http.MethodDelete, path, nil, nil)
+	awaits("it waits for its claim", 30, func(p storedPool) bool {
+		return p.Metadata.DeletionTimestamp != "" && strings.HasPrefix(p.says("Deleting"), "True WaitsForClaims")
+	})
+	c.refuses("late", "198.51.100.33:2002", "is of NatPool harbour, which is being deleted")
+	c.must(http.MethodDelete, c.podsPath()+"/ship", object{"gracePeriodSeconds": 0}, nil)
+	if err := lab.Poll(240*time.Second, func() error {
+		err := c.cluster.Do(t.Context(), 0, http.MethodGet, path, nil, nil)
+		var status *lab.StatusError
+		if errors.As(err, &status) && status.Code == http.StatusNotFound {
+			return nil
+		}
+		return fmt.Errorf("it is still there: %v", err)
+	}); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -2,6 +2,8 @@
 //!
 //! Read once from its `NatPool`; one that cannot be read grants nothing and says why.
 
+pub mod usage;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -179,11 +181,6 @@ impl Pool {
                 .iter()
                 .any(|network| network.contains(&address.ip()) && is_usable(network, address.ip())),
         }
-    }
-
-    /// Whether it has addresses of its own, beside those of nodes.
-    pub fn has_fixed_addresses(&self) -> bool {
-        !self.networks.is_empty()
     }
 
     /// The pool's addresses in their order, as many as are worth a search.

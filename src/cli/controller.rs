@@ -31,8 +31,10 @@ use crate::cluster::client;
 use crate::cluster::client::Source;
 use crate::cluster::informers::Informers;
 use crate::cluster::lease::Candidate;
+use crate::cluster::nat_pools::PoolWriter;
 use crate::controller::Controller;
 use crate::controller::plan::Times;
+use crate::controller::pools::PoolKeeper;
 use crate::model::holder::ObjectName;
 use crate::shutdown;
 use crate::telemetry::http;
@@ -113,7 +115,18 @@ impl ControllerFlags {
         let following =
             tokio::spawn(claim_watch::follow(client.clone(), Arc::clone(&claims), Arc::clone(&claims_known)));
         index.write().unwrap_or_else(PoisonError::into_inner).set_pools(Some(Arc::default()));
-        let pools = Pools { client: client.clone(), tell: Box::new(drop) };
+        let (pools_tx, pools_rx) = watch::channel(None);
+        let tell = move |pools| drop(pools_tx.send_replace(Some(pools)));
+        let pools = Pools { client: client.clone(), tell: Box::new(tell) };
+        let keeper = PoolKeeper {
+            writer: PoolWriter::new(client.clone()),
+            pools_rx,
+            claims: Arc::clone(&claims),
+            claims_known: Arc::clone(&claims_known),
+            leading_rx: leading_rx.clone(),
+            metrics: metrics.clone(),
+        };
+        tokio::spawn(keeper.run(stop.clone()));
         let informers = Informers::new(connection, policy, Arc::clone(&index), observer);
         let watching = tokio::spawn(watching::keep(
             informers,

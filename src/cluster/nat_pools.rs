@@ -9,9 +9,13 @@ use std::sync::Arc;
 use futures::StreamExt;
 use kube::Api;
 use kube::Client;
+use kube::api::Patch;
+use kube::api::PatchParams;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher;
 use kube::runtime::watcher::Event;
+use serde_json::Value;
+use serde_json::json;
 use tracing::debug;
 use tracing::info;
 use tracing::warn;
@@ -19,9 +23,17 @@ use tracing::warn;
 use crate::allocation::pool::Pool;
 use crate::allocation::pool::PoolError;
 use crate::api::crd::nat_pool::NatPool;
+use crate::api::crd::nat_pool::NatPoolStatus;
+use crate::cluster::trouble::describe;
 use crate::cluster::trouble::describe_watch;
 use crate::cluster::trouble::is_expired;
 use crate::cluster::watch::WATCH_SECONDS;
+
+/// What keeps a pool from going before its claims.
+pub const FINALIZER: &str = "pinhole.dev/claims";
+
+/// Who we are in a pool's managed fields.
+const FIELD_MANAGER: &str = "pinhole-controller";
 
 /// The pools as they are stored, by name.
 pub type NatPools = BTreeMap<String, Arc<NatPool>>;
@@ -78,6 +90,52 @@ fn take(event: Event<NatPool>, listing: &mut NatPools, pools: &mut NatPools) -> 
         }
     }
     false
+}
+
+/// Writes what is ours of a pool: its status, and our finalizer.
+#[derive(Clone)]
+pub struct PoolWriter {
+    api: Api<NatPool>,
+}
+
+impl PoolWriter {
+    /// Writes through this client.
+    pub fn new(client: Client) -> Self {
+        Self { api: Api::all(client) }
+    }
+
+    /// Sets a pool's status.
+    pub async fn apply_status(&self, name: &str, status: &NatPoolStatus) -> Result<(), String> {
+        let object = json!({"apiVersion": "pinhole.dev/v1alpha1", "kind": "NatPool", "status": status});
+        let parameters = PatchParams::apply(FIELD_MANAGER).force();
+        let applied = self.api.patch_status(name, &parameters, &Patch::Apply(object)).await;
+        applied.map(drop).map_err(|error| describe(&error))
+    }
+
+    /// Adds our finalizer to this version of a pool, or removes it; a pool that has changed meanwhile, or is gone, is left for the
+    /// next look.
+    pub async fn set_finalizer(&self, object: &NatPool, is_set: bool) -> Result<(), String> {
+        let name = object.metadata.name.as_deref().unwrap_or_default();
+        let patch = Patch::Merge(finalizer_patch(object, is_set));
+        match self.api.patch(name, &PatchParams::default(), &patch).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+            Err(error) => Err(describe(&error)),
+        }
+    }
+}
+
+/// Whether a pool has our finalizer.
+pub(crate) fn is_held(object: &NatPool) -> bool {
+    object.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == FINALIZER)
+}
+
+/// What makes this version of a pool have our finalizer, or not.
+pub(super) fn finalizer_patch(object: &NatPool, is_set: bool) -> Value {
+    let present = object.metadata.finalizers.iter().flatten();
+    let mut finalizers: Vec<_> = present.filter(|finalizer| *finalizer != FINALIZER).cloned().collect();
+    finalizers.extend(is_set.then(|| FINALIZER.to_owned()));
+    json!({"metadata": {"resourceVersion": object.metadata.resource_version, "finalizers": finalizers}})
 }
 
 /// The pools that can be read. `warned` remembers which version of which others was told of.

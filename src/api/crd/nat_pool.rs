@@ -310,7 +310,8 @@ pub struct NatPoolStatus {
     pub conditions: Vec<Condition>,
 }
 
-/// How full a pool is, in external ports: one number of one protocol on one address each.
+/// How full a pool is, in external ports: one number of one protocol on one address each. Those of nodes' own addresses are not
+/// claimed and not counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PoolUsage {
@@ -318,7 +319,7 @@ pub struct PoolUsage {
     pub addresses: u64,
     /// Ports that can be claimed.
     pub capacity: u64,
-    /// Ports that are claimed, those in cooldown included.
+    /// Ports of the ranges that are claimed, those in cooldown included.
     pub used: u64,
     /// Ports that can be claimed now.
     pub free: u64,

@@ -41,14 +41,15 @@ impl Installation {
         }
     }
 
-    /// Takes our finalizers off all of them, for nobody is left who would: else whoever deletes one waits forever.
-    pub async fn let_go(&self, every: &Every) -> Result<(), RemovalError> {
+    /// Takes our finalizers off all of them, for nobody is left who would: else whoever deletes one waits forever. Off how many.
+    pub async fn let_go(&self, every: &Every) -> Result<usize, RemovalError> {
         let api = self.every(every);
         let found = match api.list(&every.list()).await {
             Ok(found) => found,
-            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(0),
             Err(error) => return Err(failed("list", every.to_string())(error)),
         };
+        let mut freed = 0;
         for object in found.items {
             let metadata = object.metadata;
             let finalizers = metadata.finalizers.unwrap_or_default();
@@ -65,7 +66,8 @@ impl Installation {
                 |namespace| Api::namespaced_with(self.client.clone(), namespace, &every.resource),
             );
             match api.patch(&name, &PatchParams::default(), &Patch::Merge(change)).await {
-                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                // It is gone or was changed meanwhile; whoever looks again sees it.
+                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
                 changed => {
                     changed.map_err(failed(
                         "take the finalizer off",
@@ -73,8 +75,9 @@ impl Installation {
                     ))?;
                 }
             }
+            freed += 1;
         }
-        Ok(())
+        Ok(freed)
     }
 
     fn every(&self, every: &Every) -> Api<DynamicObject> {

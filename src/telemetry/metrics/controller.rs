@@ -16,12 +16,19 @@ struct ChangeLabels {
     change: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct PoolLabels {
+    pool: String,
+    state: &'static str,
+}
+
 /// The metrics of the controller. Clones share the values.
 #[derive(Clone, Debug, Default)]
 pub struct ControllerMetrics {
     leading: Gauge,
     claims: Family<StateLabels, Gauge>,
     changes: Family<ChangeLabels, Counter>,
+    pools: Family<PoolLabels, Gauge>,
     failures: Counter,
 }
 
@@ -38,8 +45,13 @@ impl ControllerMetrics {
             metrics.changes.clone(),
         );
         registry.register(
+            "pool_ports",
+            "Ports of each pool that can be claimed, are, are kept or no longer in it, as the leader sees them",
+            metrics.pools.clone(),
+        );
+        registry.register(
             "failures",
-            "Claims that could not be read or written; each is tried again",
+            "Claims and pools that could not be read or written; each is tried again",
             metrics.failures.clone(),
         );
         metrics
@@ -58,6 +70,19 @@ impl ControllerMetrics {
         for (state, count) in counts {
             self.claims.get_or_create(&StateLabels { state }).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
+    }
+
+    /// Says how many ports of a pool are in each state, as `(state, ports)`.
+    pub fn pool(&self, pool: &str, counts: impl IntoIterator<Item = (&'static str, u64)>) {
+        for (state, count) in counts {
+            let labels = PoolLabels { pool: pool.to_owned(), state };
+            self.pools.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Says nothing of pools until it is known again: of one that is gone nothing stays.
+    pub fn forget_pools(&self) {
+        self.pools.clear();
     }
 
     /// Counts a change.

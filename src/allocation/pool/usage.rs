@@ -1,0 +1,141 @@
+//! How full a pool is: its size, and what of it is claimed.
+//!
+//! A port is one number of one protocol on one address. Ports of nodes' own addresses are not claimed, and not counted.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+
+use crate::allocation::claim::Claim;
+use crate::allocation::grant::Named;
+use crate::allocation::pool::Pool;
+use crate::api::crd::nat_pool::PoolUsage;
+use crate::api::crd::port_claim::ClaimState;
+use crate::model::port::Port;
+
+/// How full a pool is with these claims, all of which are its.
+pub fn usage<'a>(pool: &Pool, claims: impl IntoIterator<Item = &'a Claim>) -> PoolUsage {
+    let addresses = addresses(pool);
+    let (open, kept) = ports(pool);
+    let capacity = addresses.saturating_mul(open);
+    let mut usage =
+        PoolUsage { addresses, capacity, reserved: addresses.saturating_mul(kept), ..PoolUsage::default() };
+    for claim in claims {
+        let count = u64::from(claim.key.count());
+        if !is_covered(pool, claim) {
+            usage.out_of_range += count;
+            continue;
+        }
+        usage.used += count;
+        if matches!(claim.state, ClaimState::Releasing | ClaimState::Cooldown) {
+            usage.cooling += count;
+        }
+    }
+    usage.free = capacity.saturating_sub(usage.used);
+    usage
+}
+
+/// Whether the pool, as it is now, has what a claim is for and keeps it for nobody.
+pub fn is_covered(pool: &Pool, claim: &Claim) -> bool {
+    Named::of(claim.key).is_some_and(|Named { address, protocol, ports }| {
+        pool.has(address) && pool.covers(protocol, ports) && pool.reserved(protocol, ports).is_none()
+    })
+}
+
+/// How many addresses there are, each once.
+fn addresses(pool: &Pool) -> u64 {
+    let contains = |outer: &IpNet, inner: &IpNet| outer != inner && outer.contains(inner);
+    let distinct: BTreeSet<_> = pool.networks.iter().collect();
+    let outermost = distinct.iter().filter(|network| !distinct.iter().any(|other| contains(other, network)));
+    outermost.map(|network| hosts(network)).fold(0, u64::saturating_add)
+}
+
+/// How many addresses of a network can be had.
+fn hosts(network: &IpNet) -> u64 {
+    let bits = network.max_prefix_len() - network.prefix_len();
+    let all = 1_u64.checked_shl(u32::from(bits)).unwrap_or(u64::MAX);
+    match network {
+        IpNet::V4(_) if 1 < bits => all - 2,
+        IpNet::V4(_) | IpNet::V6(_) => all,
+    }
+}
+
+/// How many ports of all protocols an address has that can be claimed, and how many that are reserved.
+fn ports(pool: &Pool) -> (u64, u64) {
+    let ranges = pool.bands.iter().filter_map(|bands| bands.range());
+    let numbers: BTreeSet<Port> = ranges.flat_map(|range| range.ports().collect::<Vec<_>>()).collect();
+    let (mut open, mut kept) = (0, 0);
+    for protocol in &pool.protocols {
+        let reserved =
+            pool.reserved.iter().filter(|reserved| reserved.protocol.is_none_or(|only| only == *protocol));
+        let reserved: BTreeSet<Port> =
+            reserved.flat_map(|reserved| reserved.range.ports().collect::<Vec<_>>()).collect();
+        let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+        let shared = count(numbers.intersection(&reserved).count());
+        kept += shared;
+        open += count(numbers.len()) - shared;
+    }
+    (open, kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::jiff::Timestamp;
+    use serde_json::Value;
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::holder::Holder;
+    use crate::model::holder::ObjectName;
+
+    fn pool(spec: Value) -> Pool {
+        Pool::read("edge", &serde_json::from_value(spec).unwrap()).unwrap()
+    }
+
+    fn claim(name: &str, state: ClaimState) -> Claim {
+        let holder = Holder::new("Pod", ObjectName::new("mail", "mx"));
+        Claim { state, ..Claim::reserve(name.parse().unwrap(), holder, Timestamp::UNIX_EPOCH) }
+    }
+
+    #[test]
+    fn the_size_of_a_pool_is_each_port_of_each_address_once() {
+        let cases = [
+            (json!({"addresses": ["203.0.113.7"]}), (1, 64512 * 3, 0)),
+            (
+                json!({"addresses": ["203.0.113.0/29", "203.0.113.7"], "protocols": ["TCP"]}),
+                (6, 64512 * 6, 0),
+            ),
+            (json!({"addresses": ["203.0.113.8/31"], "protocols": ["TCP"]}), (2, 64512 * 2, 0)),
+            (
+                json!({"addresses": ["203.0.113.7"], "protocols": ["TCP", "UDP"],
+                    "ports": [{"first": 10, "last": 29}, {"first": 20, "last": 39}],
+                    "reservedPorts": [{"first": 15, "protocol": "TCP"}, {"first": 38, "last": 45}]}),
+                (1, 60 - 5, 5),
+            ),
+            (json!({"addresses": ["2001:db8::/64"], "protocols": ["TCP"]}), (u64::MAX, u64::MAX, 0)),
+            (json!({"nodeAddresses": true}), (0, 0, 0)),
+        ];
+        for (spec, expected) in cases {
+            let PoolUsage { addresses, capacity, reserved, free, .. } = usage(&pool(spec.clone()), []);
+            assert_eq!((addresses, capacity, reserved), expected, "{spec}");
+            assert_eq!(free, capacity);
+        }
+    }
+
+    #[test]
+    fn claims_are_counted_by_their_ports_and_those_that_the_pool_no_longer_has_apart() {
+        let pool = pool(json!({"addresses": ["203.0.113.7"], "protocols": ["TCP"],
+            "ports": [{"first": 100, "last": 199}], "reservedPorts": [{"first": 150}]}));
+        let claims = [
+            claim("v4-203-0-113-7-tcp-100", ClaimState::Bound),
+            claim("v4-203-0-113-7-tcp-112-127", ClaimState::Cooldown),
+            claim("v4-203-0-113-7-tcp-200", ClaimState::Bound),
+            claim("v4-203-0-113-7-udp-101", ClaimState::Bound),
+            claim("v4-203-0-113-7-tcp-150", ClaimState::Bound),
+            claim("v4-203-0-113-8-tcp-100", ClaimState::Bound),
+        ];
+        let PoolUsage { capacity, used, free, reserved, cooling, out_of_range, .. } = usage(&pool, &claims);
+        assert_eq!((capacity, used, free, reserved), (99, 17, 82, 1));
+        assert_eq!((cooling, out_of_range), (16, 4));
+    }
+}
