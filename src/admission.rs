@@ -10,6 +10,7 @@ mod entries;
 mod grant;
 pub mod index;
 mod json;
+mod occupied;
 pub mod policy;
 pub mod reservation;
 mod short_form;
@@ -112,6 +113,7 @@ pub fn decide(request: &Request, world: &World<'_>) -> Decision {
     decision.violations.extend(spread::is_asked_for(&subject, &decision.mappings).err());
     judge_alone(&subject, &request.namespace, &wanted.entries, world, &mut decision);
     grant::judge(&subject, &request.namespace, &wanted.entries, world, &mut decision);
+    occupied::judge(&subject, &request.namespace, &wanted.entries, world, &mut decision);
     conflict::judge(&subject, &request.namespace, &wanted.entries, world, &mut decision);
     violation::sort(&mut decision.violations);
     decision.warnings.extend(warning::shared_by_replicas(&subject, &wanted.entries));

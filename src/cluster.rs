@@ -16,6 +16,7 @@ pub mod live;
 pub mod nat_nodes;
 pub mod nat_pools;
 pub mod node_pods;
+pub mod occupants;
 pub mod pod_access;
 pub mod reader;
 pub mod removal;

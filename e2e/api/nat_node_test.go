@@ -42,7 +42,10 @@ func TestAnAgentKeepsTheNatNodeOfItsNodeAndChangesNothingWhilePaused(t *testing.
 	c := newClerk(t, "nat-node")
 	const nodePath, path = "/api/v1/nodes/node-1", "/apis/pinhole.dev/v1alpha1/natnodes/node-1"
 	c.must(http.MethodPost, "/api/v1/nodes", object{"metadata": object{"name": "node-1", "labels": notes{"zone": "a"}}}, nil)
-	t.Cleanup(func() { c.must(http.MethodDelete, nodePath, nil, nil) })
+	t.Cleanup(func() {
+		c.must(http.MethodDelete, nodePath, nil, nil)
+		c.must(http.MethodDelete, path, nil, nil)
+	})
 	if err := lab.AddNodeAddress("203.0.113.33"); err != nil {
 		t.Fatal(err)
 	}

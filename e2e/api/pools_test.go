@@ -96,6 +96,44 @@ func TestPoolsGrantPortsAndSayWhyTheyDoNot(t *testing.T) {
 	c.must(http.MethodPatch, c.podsPath()+"/first", object{"metadata": object{"labels": notes{"a": "b"}}}, nil)
 }
 
+func TestWhatProgramsAndServicesHaveIsNotGranted(t *testing.T) {
+	t.Parallel()
+	c := newClerk(t, "docks")
+	service := object{
+		"apiVersion": "v1", "kind": "Service", "metadata": object{"name": "crane"},
+		"spec": object{"type": "NodePort", "externalIPs": []string{"192.0.2.99"}, "ports": []object{{"port": 443, "nodePort": 30443}}},
+	}
+	c.must(http.MethodPost, "/api/v1/namespaces/docks/services", service, nil)
+	const path = "/apis/pinhole.dev/v1alpha1/natnodes"
+	node := object{"apiVersion": "pinhole.dev/v1alpha1", "kind": "NatNode", "metadata": object{"name": "quay"}, "spec": object{}}
+	c.must(http.MethodPost, path, node, nil)
+	t.Cleanup(func() { c.must(http.MethodDelete, path+"/quay", nil, nil) })
+	c.must(http.MethodPatch, path+"/quay/status", object{"status": object{
+		"addresses":  []object{{"address": "192.0.2.98", "own": true, "public": true}},
+		"portsInUse": []object{{"protocol": "TCP", "first": 2222, "last": 2222, "by": "Socket"}},
+	}}, nil)
+	eventually := func(ports string, words ...string) {
+		t.Helper()
+		if err := lab.Poll(10*time.Second, func() error {
+			code, said := c.create("?dryRun=All", asking("taken", ports))
+			if code != http.StatusUnprocessableEntity {
+				return fmt.Errorf("%s: HTTP %d: %s", ports, code, said)
+			}
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+		c.refuses("taken", ports, words...)
+	}
+	eventually("30443:443", "30443/tcp: is in use on every node by Service docks/crane (NodePort); choose another external port")
+	eventually("192.0.2.99:443", "is in use on 192.0.2.99 by Service docks/crane (externalIPs)")
+	eventually("192.0.2.98:2222", "is in use on node quay by a program that listens there (NatNode quay)")
+	c.grants("free", "192.0.2.98:2223,192.0.2.97:443")
+	// Whatever the webhooks' caches still say.
+	c.must(http.MethodDelete, "/api/v1/namespaces/docks/services/crane", nil, nil)
+	c.grants("late", "192.0.2.99:443")
+}
+
 type storedPool struct {
 	Metadata struct {
 		Finalizers        []string

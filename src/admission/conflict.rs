@@ -12,6 +12,7 @@ use crate::admission::World;
 use crate::admission::index::Holding;
 use crate::admission::index::ObjectKey;
 use crate::admission::index::Scope;
+use crate::admission::index::occupants::Source;
 use crate::admission::index::scope;
 use crate::admission::subject::Subject;
 use crate::admission::violation::Rule;
@@ -32,6 +33,8 @@ pub enum Evidence {
     Namespace(String),
     /// Which pools there are.
     Pools,
+    /// What this object says of the ports that are taken.
+    Occupant(Source),
 }
 
 /// Adds to a decision what others have against these entries.

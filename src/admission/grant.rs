@@ -80,7 +80,7 @@ pub(crate) fn judge(
 }
 
 /// Whether a holder has asked for these ports before, by what is stored of it.
-fn has_already(world: &World<'_>, holder: &Holder, mapping: &Mapping) -> bool {
+pub(crate) fn has_already(world: &World<'_>, holder: &Holder, mapping: &Mapping) -> bool {
     let (protocol, ports) = (mapping.protocol(), mapping.external());
     let root = root_of(holder);
     let is_declared =

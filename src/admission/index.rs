@@ -7,6 +7,7 @@
 
 mod facts;
 mod holdings;
+pub mod occupants;
 mod owners;
 mod pending;
 
@@ -35,6 +36,10 @@ use crate::model::port::Protocol;
 
 use self::facts::Facts;
 use self::holdings::Holdings;
+use self::occupants::Occupant;
+use self::occupants::Occupants;
+use self::occupants::Source;
+use self::occupants::Taken;
 use self::owners::Owners;
 use self::pending::Pending;
 
@@ -104,6 +109,7 @@ pub struct Index {
     facts: Facts,
     pending: Pending,
     pools: Option<Arc<[Pool]>>,
+    occupants: occupants::Table,
 }
 
 /// An object that holds ports.
@@ -127,7 +133,43 @@ impl Index {
             facts: Facts::default(),
             pending: Pending::default(),
             pools: None,
+            occupants: occupants::Table::default(),
         }
+    }
+
+    /// Takes what an object says of the ports that it has.
+    pub fn set_occupants(&mut self, said: Occupants) {
+        self.occupants.set(said);
+    }
+
+    /// Forgets what an object said that is gone.
+    pub fn forget_occupants(&mut self, source: &Source) {
+        self.occupants.remove(source);
+    }
+
+    /// Forgets what every object said that `keeps` does not want.
+    pub fn retain_occupants(&mut self, keeps: impl Fn(&Source) -> bool) {
+        self.occupants.retain(keeps);
+    }
+
+    /// Who beside our holders has ports of an address.
+    pub fn occupant_of_address(
+        &self,
+        address: ExternalAddress,
+        protocol: Protocol,
+        ports: PortRange,
+    ) -> Option<Arc<Occupant>> {
+        self.occupants.of_address(address, self.is_node_address(address), protocol, ports)
+    }
+
+    /// Who beside our holders has ports of a node's own address: of the named node, or of whichever a pod comes to.
+    pub fn occupant_of_node(
+        &self,
+        pinned: Option<&Arc<str>>,
+        protocol: Protocol,
+        ports: PortRange,
+    ) -> Option<Taken> {
+        self.occupants.of_node(pinned, protocol, ports)
     }
 
     /// Takes the pools that grant ports; `None` where nobody has to grant any.

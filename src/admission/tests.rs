@@ -5,6 +5,7 @@
 mod conflicts;
 mod forms;
 mod mutation;
+mod occupied;
 mod pools;
 mod rules;
 mod spread;

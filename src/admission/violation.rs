@@ -24,13 +24,15 @@ pub enum Rule {
     HostNetwork,
     /// No pool grants the port.
     Pool,
+    /// A program on a node or a Service has the port.
+    InUse,
     /// Another holder has the port.
     Conflict,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Syntax,
         Self::Address,
         Self::Duplicate,
@@ -39,6 +41,7 @@ impl Rule {
         Self::Namespace,
         Self::HostNetwork,
         Self::Pool,
+        Self::InUse,
         Self::Conflict,
     ];
 
@@ -53,6 +56,7 @@ impl Rule {
             Self::Namespace => "namespace",
             Self::HostNetwork => "host-network",
             Self::Pool => "pool",
+            Self::InUse => "in-use",
             Self::Conflict => "conflict",
         }
     }

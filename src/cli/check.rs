@@ -151,7 +151,7 @@ fn judge_one<'a>(
         .collect();
     let holders = decision.evidence.iter().filter_map(|evidence| match evidence {
         Evidence::Object(key) => granted.get(key).map(|manifest| holder(manifest, world.policy)),
-        Evidence::Namespace(_) | Evidence::Pools => None,
+        Evidence::Namespace(_) | Evidence::Pools | Evidence::Occupant(_) => None,
     });
     Some(Judged {
         manifest,

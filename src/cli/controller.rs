@@ -24,6 +24,7 @@ use crate::cli::hostname;
 use crate::cli::listen;
 use crate::cli::policy::PolicyFlags;
 use crate::cli::watching;
+use crate::cli::watching::Kept;
 use crate::cli::watching::Pools;
 use crate::cluster::claim_store::ApiClaims;
 use crate::cluster::claim_watch;
@@ -117,7 +118,7 @@ impl ControllerFlags {
         index.write().unwrap_or_else(PoisonError::into_inner).set_pools(Some(Arc::default()));
         let (pools_tx, pools_rx) = watch::channel(None);
         let tell = move |pools| drop(pools_tx.send_replace(Some(pools)));
-        let pools = Pools { client: client.clone(), tell: Box::new(tell) };
+        let pools = Pools { client: client.clone(), tell: Box::new(tell), with_occupants: false };
         let keeper = PoolKeeper {
             writer: PoolWriter::new(client.clone()),
             pools_rx,
@@ -128,14 +129,9 @@ impl ControllerFlags {
         };
         tokio::spawn(keeper.run(stop.clone()));
         let informers = Informers::new(connection, policy, Arc::clone(&index), observer);
-        let watching = tokio::spawn(watching::keep(
-            informers,
-            Some(pools),
-            Arc::clone(&index),
-            caches,
-            Arc::clone(&startup),
-            watch_metrics,
-        ));
+        let kept =
+            Kept { index: Arc::clone(&index), caches, startup: Arc::clone(&startup), metrics: watch_metrics };
+        let watching = tokio::spawn(watching::keep(informers, Some(pools), kept));
         let release = SignedDuration::try_from(release_timeout).context("--release-timeout is too long")?;
         let controller = Controller {
             store: Arc::new(ApiClaims::new(client)),

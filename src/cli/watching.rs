@@ -1,20 +1,27 @@
 //! What the watches on the cluster tell, as metrics and readiness: the same for every process that keeps lists.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::RwLock;
+use std::sync::RwLockWriteGuard;
 
+use k8s_openapi::api::core::v1::Service;
 use kube::Client;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::index::Index;
+use crate::admission::index::occupants::Source;
+use crate::api::crd::nat_node::NatNode;
 use crate::cluster::informers::Informers;
 use crate::cluster::informers::Observer;
 use crate::cluster::informers::Sign;
 use crate::cluster::nat_pools;
 use crate::cluster::nat_pools::NatPools;
 use crate::cluster::nat_pools::News;
+use crate::cluster::occupants;
+use crate::cluster::occupants::Speaks;
 use crate::telemetry::metrics::watch::WatchMetrics;
 use crate::telemetry::readiness::Condition;
 use crate::telemetry::startup::Startup;
@@ -53,59 +60,120 @@ pub(crate) fn observer(caches: Condition, startup: Arc<Startup>, metrics: WatchM
     })
 }
 
-/// The pools of the cluster, which come before everything else.
+/// What comes before everything else where pools are looked at.
 pub(crate) struct Pools {
     /// Whom to ask.
     pub(crate) client: Client,
     /// Hears which pools there are, each time they change.
     pub(crate) tell: Box<dyn FnMut(Arc<NatPools>) + Send>,
+    /// Whether it also matters what programs on nodes and Services have.
+    pub(crate) with_occupants: bool,
+}
+
+/// What watches keep up to date, and where they say how that goes.
+#[derive(Clone)]
+pub(crate) struct Kept {
+    /// What is known of the cluster.
+    pub(crate) index: Arc<RwLock<Index>>,
+    /// Met once everything was listed.
+    pub(crate) caches: Condition,
+    /// Complete once everything was listed.
+    pub(crate) startup: Arc<Startup>,
+    /// What is counted.
+    pub(crate) metrics: WatchMetrics,
 }
 
 /// Keeps the index up to date by watches, and its pools where pools are looked at. Those are known first: a decision
 /// that was made without them would grant nothing.
-pub(crate) async fn keep(
-    informers: Informers,
-    pools: Option<Pools>,
-    index: Arc<RwLock<Index>>,
-    caches: Condition,
-    startup: Arc<Startup>,
-    metrics: WatchMetrics,
-) {
-    let Some(Pools { client, mut tell }) = pools else { return informers.run().await };
-    let known = CancellationToken::new();
-    let is_known = known.clone();
+pub(crate) async fn keep(informers: Informers, pools: Option<Pools>, kept: Kept) {
+    let Some(Pools { client, mut tell, with_occupants }) = pools else { return informers.run().await };
+    let known = [CancellationToken::new(), CancellationToken::new(), CancellationToken::new()];
+    let [pools_known, nodes_known, services_known] = known.clone();
     let mut warned = BTreeMap::new();
-    let following = nat_pools::follow(client, move |news| match news {
+    let keeping = kept.clone();
+    let following = nat_pools::follow(client.clone(), move |news| match news {
         News::Known(pools) => {
-            metrics.listed(NAT_POOLS);
+            keeping.metrics.listed(NAT_POOLS);
             let readable = nat_pools::readable(&pools, &mut warned);
-            index.write().unwrap_or_else(PoisonError::into_inner).set_pools(Some(readable));
+            keeping.write().set_pools(Some(readable));
             tell(pools);
-            known.cancel();
+            pools_known.cancel();
         }
-        News::Failed(reason) => {
-            metrics.failed(NAT_POOLS);
-            if !known.is_cancelled() {
-                let missing = format!("listing {NAT_POOLS} fails: {reason}");
-                startup.waits_for(missing.clone());
-                caches.missing(missing);
-            }
-        }
+        News::Failed(reason) => keeping.fail(NAT_POOLS, &reason, &pools_known),
     });
+    let occupying = async {
+        if with_occupants {
+            tokio::join!(
+                follow_occupants::<NatNode>(client.clone(), &kept, nodes_known),
+                follow_occupants::<Service>(client.clone(), &kept, services_known),
+            );
+        } else {
+            nodes_known.cancel();
+            services_known.cancel();
+            std::future::pending::<()>().await;
+        }
+    };
     let informing = async {
-        is_known.cancelled().await;
+        for known in known {
+            known.cancelled().await;
+        }
         informers.run().await;
     };
     tokio::select! {
         () = following => {}
+        () = occupying => {}
         () = informing => {}
+    }
+}
+
+/// Keeps in the index what the objects of one kind say of the ports that they have.
+async fn follow_occupants<K: Speaks>(client: Client, kept: &Kept, known: CancellationToken) {
+    let is_of = |source: &Source| match source {
+        Source::NatNode(_) => K::PLURAL == NatNode::PLURAL,
+        Source::Service(_) => K::PLURAL == Service::PLURAL,
+    };
+    let tell = |news| match news {
+        occupants::News::Listed(all) => {
+            kept.metrics.listed(K::PLURAL);
+            let listed: BTreeSet<_> = all.iter().map(|said| said.source.clone()).collect();
+            let mut index = kept.write();
+            index.retain_occupants(|source| !is_of(source) || listed.contains(source));
+            for said in all {
+                index.set_occupants(said);
+            }
+            known.cancel();
+        }
+        occupants::News::Set(said) => {
+            kept.metrics.changed(K::PLURAL);
+            kept.write().set_occupants(said);
+        }
+        occupants::News::Gone(source) => {
+            kept.metrics.changed(K::PLURAL);
+            kept.write().forget_occupants(&source);
+        }
+        occupants::News::Failed(reason) => kept.fail(K::PLURAL, &reason, &known),
+    };
+    occupants::follow::<K>(client, tell).await;
+}
+
+impl Kept {
+    fn write(&self) -> RwLockWriteGuard<'_, Index> {
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A list or a watch has failed; that keeps nothing from being decided once there was a first list.
+    fn fail(&self, resource: &'static str, reason: &str, known: &CancellationToken) {
+        self.metrics.failed(resource);
+        if !known.is_cancelled() {
+            let missing = format!("listing {resource} fails: {reason}");
+            self.startup.waits_for(missing.clone());
+            self.caches.missing(missing);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
     use crate::cluster::resource::Resource;
     use crate::telemetry::readiness::Readiness;

@@ -29,6 +29,7 @@ use crate::cli::duration;
 use crate::cli::listen;
 use crate::cli::policy::PolicyFlags;
 use crate::cli::watching;
+use crate::cli::watching::Kept;
 use crate::cli::watching::Pools;
 use crate::cluster::claim_store::ApiClaims;
 use crate::cluster::client;
@@ -246,19 +247,18 @@ impl Webhook {
         let caches = readiness.require("caches", watching::FIRST_LISTS);
         let observer = watching::observer(caches.clone(), Arc::clone(&startup), watch_metrics.clone());
         let store = claims.then(|| ApiClaims::new(connection.client.clone()));
-        let pools = claims.then(|| Pools { client: connection.client.clone(), tell: Box::new(drop) });
+        let pools = claims.then(|| Pools {
+            client: connection.client.clone(),
+            tell: Box::new(drop),
+            with_occupants: true,
+        });
         if claims {
             index.write().unwrap_or_else(PoisonError::into_inner).set_pools(Some(Arc::default()));
         }
         let informers = Informers::new(connection, Arc::clone(&policy), Arc::clone(&index), observer);
-        let watching = tokio::spawn(watching::keep(
-            informers,
-            pools,
-            Arc::clone(&index),
-            caches,
-            Arc::clone(&startup),
-            watch_metrics,
-        ));
+        let kept =
+            Kept { index: Arc::clone(&index), caches, startup: Arc::clone(&startup), metrics: watch_metrics };
+        let watching = tokio::spawn(watching::keep(informers, pools, kept));
 
         let decider = Decider::new(policy, index, Some(live), startup, pending_ttl);
         let decider = Arc::new(match store {

@@ -9,6 +9,7 @@ use futures::future::BoxFuture;
 use thiserror::Error;
 
 use crate::admission::conflict::Evidence;
+use crate::admission::index::occupants::Occupants;
 use crate::allocation::pool::Pool;
 use crate::api::object::Object;
 
@@ -27,6 +28,8 @@ pub enum Found {
     Object(Box<Object>),
     /// Every pool that can be read.
     Pools(Arc<[Pool]>),
+    /// What an object says of the ports that it has.
+    Occupants(Box<Occupants>),
 }
 
 impl From<Option<Object>> for Found {

@@ -3,18 +3,22 @@
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
+use k8s_openapi::api::core::v1::Service;
 use kube::Api;
 use kube::Client;
 use kube::api::ListParams;
 
 use crate::admission::conflict::Evidence;
+use crate::admission::index::occupants::Source;
 use crate::allocation::pool::Pool;
+use crate::api::crd::nat_node::NatNode;
 use crate::api::crd::nat_pool::NatPool;
 use crate::api::object::Object;
 use crate::cluster::evidence::Found;
 use crate::cluster::evidence::LiveReadError;
 use crate::cluster::evidence::LiveReads;
 use crate::cluster::nat_pools;
+use crate::cluster::occupants::Speaks;
 use crate::cluster::resource::Resource;
 use crate::cluster::resource::Seen;
 use crate::cluster::trouble::describe;
@@ -75,6 +79,16 @@ impl ApiServer {
     }
 }
 
+/// What an object says of the ports that it has.
+async fn occupants<K: Speaks>(api: Api<K>, name: &str) -> Result<Found, LiveReadError> {
+    let found = api.get_opt(name).await.map_err(|error| LiveReadError {
+        what: format!("{name} of the {}", K::PLURAL),
+        reason: describe(&error),
+        is_lasting: is_denied(&error),
+    })?;
+    Ok(found.map_or(Found::Nothing, |object| Found::Occupants(Box::new(object.says()))))
+}
+
 impl LiveReads for ApiServer {
     fn read<'a>(&'a self, evidence: &'a Evidence) -> BoxFuture<'a, Result<Found, LiveReadError>> {
         Box::pin(async move {
@@ -84,6 +98,13 @@ impl LiveReads for ApiServer {
                 }
                 Evidence::Namespace(name) => self.get(Resource::Namespace, "", name).await?,
                 Evidence::Pools => return self.pools().await.map(Found::Pools),
+                Evidence::Occupant(Source::NatNode(name)) => {
+                    return occupants(Api::<NatNode>::all(self.client.clone()), name).await;
+                }
+                Evidence::Occupant(Source::Service(name)) => {
+                    let api = Api::<Service>::namespaced(self.client.clone(), &name.namespace);
+                    return occupants(api, &name.name).await;
+                }
             };
             Ok(object.into())
         })

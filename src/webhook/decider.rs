@@ -126,6 +126,8 @@ impl Read {
             (_, Found::Object(object)) => index.confirm(object),
             // They count for this call alone, see `judge_by`.
             (_, Found::Pools(_)) | (Evidence::Pools, Found::Nothing) => {}
+            (_, Found::Occupants(said)) => index.set_occupants((**said).clone()),
+            (Evidence::Occupant(source), Found::Nothing) => index.forget_occupants(source),
             (Evidence::Namespace(name), Found::Nothing) => index.delete_namespace(name),
             (Evidence::Object(key), Found::Nothing) => {
                 index.forget_remembered(key);
@@ -370,7 +372,7 @@ impl Decider {
         loop {
             let known = match &evidence {
                 Evidence::Object(key) => self.read_index().uid(key),
-                Evidence::Namespace(_) | Evidence::Pools => None,
+                Evidence::Namespace(_) | Evidence::Pools | Evidence::Occupant(_) => None,
             };
             let found = live.read(&evidence).await?;
             let admitted = match (&evidence, &found) {
@@ -378,7 +380,7 @@ impl Decider {
                     self.read_index().awaited(key, Some(&**object))
                 }
                 (Evidence::Object(key), _) => self.read_index().awaited(key, None),
-                (Evidence::Namespace(_) | Evidence::Pools, _) => None,
+                (Evidence::Namespace(_) | Evidence::Pools | Evidence::Occupant(_), _) => None,
             };
             if admitted.is_none_or(|admitted| admitted + STORING <= Instant::now()) {
                 return Ok((evidence, Read { known, found }));

@@ -268,7 +268,7 @@ fn deny(uid: String, shown: Shown, namespace: &str, dry_run: bool, decision: Dec
 
 fn cause(violation: &Violation) -> Cause {
     let reason = match violation.rule {
-        Rule::Syntax | Rule::Address | Rule::Conflict => "FieldValueInvalid",
+        Rule::Syntax | Rule::Address | Rule::InUse | Rule::Conflict => "FieldValueInvalid",
         Rule::Duplicate => "FieldValueDuplicate",
         Rule::Restricted | Rule::Protected | Rule::Namespace | Rule::HostNetwork | Rule::Pool => {
             "FieldValueForbidden"
