@@ -61,6 +61,7 @@ use crate::ruleset::Ruleset;
 use crate::ruleset::diff::Change;
 use crate::ruleset::diff::diff;
 use crate::ruleset::entry::Entry;
+use crate::ruleset::masquerade;
 use crate::ruleset::node::NodeFacts;
 use crate::telemetry::metrics::agent::AgentMetrics;
 use crate::telemetry::readiness::Condition;
@@ -84,6 +85,8 @@ pub struct Config {
     pub pod_cidrs: Vec<IpNet>,
     /// Other destinations inside the cluster.
     pub cluster_cidrs: Vec<IpNet>,
+    /// What is masqueraded; nothing where this is left to others.
+    pub masquerade: Option<masquerade::Policy>,
     /// How often the kernel is read and compared although nothing happened.
     pub resync: Duration,
     /// How often the node's addresses are looked at.
@@ -317,7 +320,7 @@ impl<D: Dataplane> Agent<D> {
             return Err(Trouble::NoNode(self.config.node_name.clone()));
         };
         let pod_cidrs = self.pod_cidrs(&node);
-        let Config { filter, cluster_cidrs, .. } = &self.config;
+        let Config { filter, cluster_cidrs, masquerade, .. } = &self.config;
         Ok(NodeFacts {
             addresses: self.addresses.iter().flat_map(Addresses::all).collect(),
             node_v4: self.own.v4,
@@ -326,6 +329,7 @@ impl<D: Dataplane> Agent<D> {
             exclude: filter.exclude.clone(),
             pod_cidrs,
             cluster_cidrs: cluster_cidrs.clone(),
+            masquerade: masquerade.clone(),
         })
     }
 

@@ -6,6 +6,7 @@
 pub mod address;
 pub mod digest;
 pub mod holder;
+pub mod interface;
 pub mod label_selector;
 pub mod mapping;
 pub mod port;

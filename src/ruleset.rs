@@ -12,6 +12,7 @@ pub mod endpoint;
 pub mod entry;
 #[cfg(test)]
 pub(crate) mod fixtures;
+pub mod masquerade;
 pub mod node;
 pub mod owner;
 
@@ -34,6 +35,7 @@ use crate::ruleset::entry::Egress;
 use crate::ruleset::entry::Entry;
 use crate::ruleset::entry::Key;
 use crate::ruleset::entry::Target;
+use crate::ruleset::masquerade::Masquerade;
 use crate::ruleset::node::NodeFacts;
 use crate::ruleset::owner::Owner;
 
@@ -48,6 +50,7 @@ pub struct Ruleset {
     pod_cidrs: BTreeSet<IpNet>,
     cluster_cidrs: BTreeSet<IpNet>,
     families: BTreeSet<Family>,
+    masquerade: Masquerade,
 }
 
 /// An entry that was not added because another one holds some of its ports.
@@ -71,6 +74,23 @@ impl Ruleset {
         let mut cluster_cidrs = shortest(cluster_cidrs);
         cluster_cidrs.retain(|net| !pod_cidrs.contains(net));
         Self { cluster_cidrs, pod_cidrs, families: families.into_iter().collect(), ..Self::default() }
+    }
+
+    /// The same node, which also masquerades.
+    pub fn with_masquerade(self, masquerade: Masquerade) -> Self {
+        Self { masquerade, ..self }
+    }
+
+    /// The same node, which masquerades what another one does, with the same exemptions.
+    pub fn masquerading_like(self, other: &Self) -> Self {
+        let mut cluster_cidrs = shortest(self.cluster_cidrs.iter().chain(&other.cluster_cidrs).copied());
+        cluster_cidrs.retain(|net| !self.pod_cidrs.contains(net));
+        Self { cluster_cidrs, masquerade: other.masquerade.clone(), ..self }
+    }
+
+    /// The same node, which serves nobody.
+    pub fn without_entries(&self) -> Self {
+        Self { entries: BTreeMap::new(), egress: BTreeMap::new(), ..self.clone() }
     }
 
     /// The entries, ordered by key.
@@ -157,6 +177,11 @@ impl Ruleset {
         self.cluster_cidrs.iter().filter(move |net| Family::of(net.addr()) == family)
     }
 
+    /// What the node masquerades.
+    pub const fn masquerade(&self) -> &Masquerade {
+        &self.masquerade
+    }
+
     /// The families that the node has addresses in.
     pub fn families(&self) -> &BTreeSet<Family> {
         &self.families
@@ -185,11 +210,15 @@ pub struct Desired {
 pub fn desired(endpoints: &[Endpoint], node: &NodeFacts) -> Desired {
     let ruleset = Ruleset::new(
         node.pod_cidrs.iter().copied(),
-        node.cluster_cidrs.iter().copied(),
+        node.cluster_cidrs
+            .iter()
+            .copied()
+            .chain(node.masquerade.iter().flat_map(masquerade::Policy::exempted)),
         // Every node has loopback addresses of both families, which says nothing.
         node.addresses.iter().filter_map(|ip| ExternalAddress::new(*ip).ok()).map(ExternalAddress::family),
     );
-    let mut desired = Desired { ruleset, refused: Vec::new() };
+    let masquerade = node.masquerade.as_ref().map(|policy| policy.on(node)).unwrap_or_default();
+    let mut desired = Desired { ruleset: ruleset.with_masquerade(masquerade), refused: Vec::new() };
     let mut egress: BTreeMap<IpAddr, (EgressRank, Owner)> = BTreeMap::new();
     for endpoint in endpoints {
         let owner = Owner::new(&endpoint.pod, &endpoint.uid);

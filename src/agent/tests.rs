@@ -154,6 +154,7 @@ impl Bench {
             filter: Filter::default(),
             pod_cidrs: Vec::new(),
             cluster_cidrs: Vec::new(),
+            masquerade: None,
             resync: settings.resync,
             address_check: Duration::from_millis(20),
             drift_check: Duration::from_secs(5),

@@ -31,7 +31,9 @@ use crate::agent::report::Reporter;
 use crate::cli::duration;
 use crate::cli::hostname;
 use crate::cli::listen;
+use crate::cli::masquerade::MasqueradeFlags;
 use crate::cli::metrics::MetricsFlags;
+use crate::cli::network;
 use crate::cli::policy::PolicyFlags;
 use crate::cli::watching;
 use crate::cluster::client;
@@ -122,6 +124,9 @@ pub(crate) struct AgentFlags {
     addresses: AddressFlags,
 
     #[command(flatten)]
+    masquerade: MasqueradeFlags,
+
+    #[command(flatten)]
     kernel: KernelFlags,
 
     #[command(flatten)]
@@ -134,20 +139,20 @@ pub(crate) struct AgentFlags {
 struct AddressFlags {
     /// A network whose addresses count as public, and are served though no interface has them, as behind 1:1 NAT.
     /// Repeatable.
-    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = network, env = "PINHOLE_INCLUDE_NET")]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = network::parse, env = "PINHOLE_INCLUDE_NET")]
     include_net: Vec<IpNet>,
 
     /// A network whose addresses are never served. Repeatable.
-    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = network, env = "PINHOLE_EXCLUDE_NET")]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = network::parse, env = "PINHOLE_EXCLUDE_NET")]
     exclude_net: Vec<IpNet>,
 
     /// A network of this node's pods. Repeatable. Default: the Node's podCIDRs.
-    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = network, env = "PINHOLE_POD_CIDR")]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = network::parse, env = "PINHOLE_POD_CIDR")]
     pod_cidr: Vec<IpNet>,
 
     /// Another network inside the cluster, such as other nodes' pods and Services: traffic to it keeps its source.
     /// Repeatable.
-    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = network, env = "PINHOLE_CLUSTER_CIDR")]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = network::parse, env = "PINHOLE_CLUSTER_CIDR")]
     cluster_cidr: Vec<IpNet>,
 }
 
@@ -227,6 +232,7 @@ impl AgentFlags {
             nat_node,
             policy,
             addresses,
+            masquerade,
             kernel,
             brake,
         } = self;
@@ -277,6 +283,7 @@ impl AgentFlags {
             filter: Filter { include: include_net, exclude: exclude_net },
             pod_cidrs: pod_cidr,
             cluster_cidrs: cluster_cidr,
+            masquerade: masquerade.into_policy(),
             resync,
             address_check: ADDRESS_CHECK,
             drift_check: DRIFT_CHECK,
@@ -415,14 +422,6 @@ fn default_node_name() -> anyhow::Result<String> {
     Ok(hostname::read("--node-name")?.to_lowercase())
 }
 
-fn network(text: &str) -> Result<IpNet, String> {
-    let text = text.trim();
-    let address = || text.parse().ok().map(|address: std::net::IpAddr| IpNet::from(address));
-    text.parse::<IpNet>().ok().or_else(address).map(|net| net.trunc()).ok_or_else(|| {
-        format!("{text:?} is not a network; write 203.0.113.0/24, 2001:db8::/32 or a single address")
-    })
-}
-
 fn resync(text: &str) -> Result<Duration, String> {
     let duration = duration::parse(text)?;
     if duration < Duration::from_secs(1) {
@@ -457,6 +456,8 @@ mod tests {
             ("--brake-threshold=101", "101 is not in 0..=100"),
             ("--brake-grace=10", "15s or 1h30m"),
             ("--resync=10ms", "1s or more"),
+            ("--non-masquerade-cidr=0.0.0.0/0", "is every destination"),
+            ("--masquerade-exclude-interface=wg+", "without wildcards"),
             ("--firewall=ipvs", "auto, nftables, iptables, dry-run"),
         ];
         for (argument, expected) in cases {

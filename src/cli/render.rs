@@ -21,6 +21,7 @@ use crate::cli::check;
 use crate::cli::check::report::Judged;
 use crate::cli::manifest;
 use crate::cli::manifest::Manifest;
+use crate::cli::masquerade::MasqueradeFlags;
 use crate::cli::policy::PolicyFlags;
 use crate::cli::terminal;
 use crate::cli::terminal::Palette;
@@ -82,6 +83,9 @@ pub(crate) struct Render {
 
     #[command(flatten)]
     policy: PolicyFlags,
+
+    #[command(flatten)]
+    masquerade: MasqueradeFlags,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -141,6 +145,7 @@ impl Render {
             resource_prefix,
             namespace,
             policy,
+            masquerade,
         } = self;
         let manifests = manifest::read(&files, &namespace, io::stdin());
         let report = check::judge(&manifests, policy.into_policy());
@@ -157,6 +162,7 @@ impl Render {
             exclude: Vec::new(),
             pod_cidrs: pod_cidr,
             cluster_cidrs: cluster_cidr,
+            masquerade: masquerade.into_policy(),
         };
         let mut stand_ins = StandIns::new(node.own_addresses().map(Family::of));
         let endpoints: Vec<_> = report

@@ -54,11 +54,7 @@ async fn isolate(
     refused: &mut Vec<KernelRefused>,
 ) -> Result<(), DataplaneError> {
     let family = work.family();
-    let mut good = Ruleset::new(
-        Family::ALL.into_iter().flat_map(|family| desired.pod_cidrs(family).copied().collect::<Vec<_>>()),
-        Family::ALL.into_iter().flat_map(|family| desired.cluster_cidrs(family).copied().collect::<Vec<_>>()),
-        desired.families().iter().copied(),
-    );
+    let mut good = desired.without_entries();
     for present in diff(&good, &work.present()) {
         // Read from one kernel, entries do not overlap.
         let _ = change(&mut good, &present);

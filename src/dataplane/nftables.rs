@@ -38,7 +38,6 @@ use crate::dataplane::iptables;
 use crate::dataplane::iptables::blockers;
 use crate::dataplane::iptables::layout::shim;
 use crate::dataplane::isolation;
-use crate::dataplane::nftables::element::Collection;
 use crate::dataplane::nftables::element::Elements;
 use crate::dataplane::nftables::layout::impossible;
 use crate::dataplane::nftables::layout::layout;
@@ -310,9 +309,8 @@ impl isolation::Work for Work<'_> {
 impl Work<'_> {
     /// Whether netlink made the change; what it cannot do is left to `nft`.
     async fn by_netlink(&self, plan: &Plan) -> Result<bool, DataplaneError> {
-        // One network is two elements, and they rarely change.
-        let is_simple = |collection| !matches!(collection, Collection::Pods | Collection::Cluster);
-        let can = !plan.rebuilds && plan.steps.iter().all(|step| is_simple(step.collection));
+        // Networks rarely change.
+        let can = !plan.rebuilds && plan.steps.iter().all(|step| !step.collection.is_networks());
         if !can || self.backend.by_program {
             return Ok(false);
         }

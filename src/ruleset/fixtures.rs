@@ -21,6 +21,7 @@ use crate::ruleset::Ruleset;
 use crate::ruleset::desired;
 use crate::ruleset::endpoint::Endpoint;
 use crate::ruleset::entry::Entry;
+use crate::ruleset::masquerade::Policy;
 use crate::ruleset::node::NodeFacts;
 
 /// Parses a value that the test is sure of.
@@ -43,6 +44,7 @@ pub(crate) fn node() -> NodeFacts {
         exclude: Vec::new(),
         pod_cidrs: vec![net("10.244.1.0/24"), net("fd00:244:1::/64")],
         cluster_cidrs: vec![net("10.244.0.0/16"), net("10.96.0.0/12"), net("fd00:244::/48")],
+        masquerade: None,
     }
 }
 
@@ -144,7 +146,25 @@ pub(crate) fn any_endpoints() -> impl Strategy<Value = Vec<Endpoint>> {
     prop::collection::vec(endpoint, 0..12)
 }
 
-/// What the node serves of these.
-pub(crate) fn served_of(endpoints: &[Endpoint]) -> Ruleset {
-    desired(endpoints, &node()).ruleset
+/// Rules for whatever endpoints the node can serve, under any masquerade policy.
+pub(crate) fn any_ruleset() -> impl Strategy<Value = Ruleset> {
+    let networks = |from: &[&str]| {
+        let from: Vec<_> = from.iter().copied().map(net).collect();
+        let length = from.len();
+        prop::sample::subsequence(from, 0..=length)
+    };
+    let policy = (
+        networks(&["10.244.0.0/16", "192.0.2.0/24", "fd00:244:1::/64"]),
+        networks(&["172.16.0.0/12", "192.0.2.7/32", "2001:db8:9::/48"]),
+        prop::sample::subsequence(vec!["wg0", "eth1"], 0..=2),
+        any::<bool>(),
+    );
+    let policy = policy.prop_map(|(pod_cidrs, except, interfaces, override_existing)| Policy {
+        pod_cidrs,
+        except,
+        excluded_interfaces: interfaces.into_iter().map(|name| name.parse().unwrap()).collect(),
+        override_existing,
+    });
+    (any_endpoints(), prop::option::of(policy))
+        .prop_map(|(endpoints, masquerade)| desired(&endpoints, &NodeFacts { masquerade, ..node() }).ruleset)
 }

@@ -7,6 +7,8 @@ use std::net::Ipv6Addr;
 
 use ipnet::IpNet;
 
+use crate::ruleset::masquerade::Policy;
+
 /// Facts about one node. Whoever gathers them decides which address is "the node's own"; this only uses them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeFacts {
@@ -24,6 +26,8 @@ pub struct NodeFacts {
     pub pod_cidrs: Vec<IpNet>,
     /// Other destinations inside the cluster: traffic to them keeps its source.
     pub cluster_cidrs: Vec<IpNet>,
+    /// What the node is to masquerade; nothing where others do.
+    pub masquerade: Option<Policy>,
 }
 
 impl NodeFacts {

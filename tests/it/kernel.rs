@@ -7,6 +7,7 @@
 
 mod agent;
 mod lab;
+mod masquerade;
 mod namespace;
 mod policy;
 mod programming;

@@ -79,6 +79,7 @@ impl Node {
             filter: Filter::default(),
             pod_cidrs: Vec::new(),
             cluster_cidrs: Vec::new(),
+            masquerade: None,
             resync: Duration::from_mins(5),
             address_check: Duration::from_secs(5),
             drift_check: Duration::from_secs(5),

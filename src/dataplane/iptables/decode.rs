@@ -8,6 +8,7 @@ use crate::dataplane::iptables::layout::multicast;
 use crate::dataplane::iptables::layout::single;
 use crate::dataplane::iptables::names::Names;
 use crate::dataplane::iptables::rule::Action;
+use crate::dataplane::iptables::rule::Match;
 use crate::dataplane::iptables::rule::Rule;
 use crate::dataplane::iptables::table::Table;
 use crate::dataplane::iptables::table::Tables;
@@ -19,12 +20,14 @@ use crate::ruleset::entry::Egress;
 use crate::ruleset::entry::Entry;
 use crate::ruleset::entry::Key;
 use crate::ruleset::entry::Target;
+use crate::ruleset::masquerade::Masquerade;
 use crate::ruleset::owner::Owner;
 
 /// What was found in all families.
 pub fn decode(tables: &BTreeMap<Family, Tables>, names: Names<'_>) -> (Ruleset, BTreeMap<Key, Counters>) {
     let mut pod_cidrs = BTreeSet::new();
     let mut inside = BTreeSet::new();
+    let (mut masqueraded, mut excluded, mut kept) = (Vec::new(), Vec::new(), Vec::new());
     let mut entries = BTreeMap::new();
     let mut egress = Vec::new();
     let mut families = BTreeSet::new();
@@ -39,6 +42,15 @@ pub fn decode(tables: &BTreeMap<Family, Tables>, names: Names<'_>) -> (Ruleset, 
         if reached(nat, &["POSTROUTING"], &names.snat()) {
             for rule in ours(nat, &names.snat()) {
                 match rule {
+                    Rule { source: Some(net), action: Action::Masquerade, matches, .. }
+                        if matches.contains(&Match::NotLocal) =>
+                    {
+                        masqueraded.push(*net);
+                    }
+                    Rule { output: Some(interface), action: Action::Return, .. } => excluded.push(*interface),
+                    Rule { source: Some(net), action: Action::Jump(chain), .. } if *chain == names.keep() => {
+                        kept.push(*net);
+                    }
                     Rule { source: Some(net), action: Action::Masquerade, .. } => {
                         pod_cidrs.insert(*net);
                     }
@@ -55,7 +67,8 @@ pub fn decode(tables: &BTreeMap<Family, Tables>, names: Names<'_>) -> (Ruleset, 
             }
         }
     }
-    let mut ruleset = Ruleset::new(pod_cidrs, inside, families);
+    let masquerade = Masquerade::new(masqueraded, excluded, kept);
+    let mut ruleset = Ruleset::new(pod_cidrs, inside, families).with_masquerade(masquerade);
     let mut counters = BTreeMap::new();
     for (key, (entry, counted)) in entries {
         // Ports that two rules serve were not laid out by us; the first rule wins, as in the kernel.

@@ -14,16 +14,14 @@ use crate::dataplane::iptables::parse::parse;
 use crate::dataplane::iptables::table::Tables;
 use crate::dataplane::settings::Settings;
 use crate::model::address::Family;
-use crate::ruleset::fixtures::any_endpoints;
-use crate::ruleset::fixtures::served_of;
+use crate::ruleset::fixtures::any_ruleset;
 
 proptest! {
     #[test]
     fn applying_leads_there_and_once_there_nothing_is_left_to_do(
-        before in any_endpoints(),
-        after in any_endpoints(),
+        before in any_ruleset(),
+        after in any_ruleset(),
     ) {
-        let (before, after) = (served_of(&before), served_of(&after));
         for family in Family::ALL {
             let mut tables = Tables::default();
             bring(&mut tables, &before, family);
@@ -36,8 +34,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_written_is_read_back(endpoints in any_endpoints()) {
-        let wanted = served_of(&endpoints);
+    fn what_is_written_is_read_back(wanted in any_ruleset()) {
         let settings = Settings::default();
         let mut read = BTreeMap::new();
         for family in Family::ALL {
@@ -49,10 +46,10 @@ proptest! {
     }
 
     #[test]
-    fn r33_no_name_is_too_long_and_no_comment_either(endpoints in any_endpoints()) {
+    fn r33_no_name_is_too_long_and_no_comment_either(ruleset in any_ruleset()) {
         let settings = Settings { prefix: "LONGEST8".parse().unwrap(), ..Settings::default() };
         for family in Family::ALL {
-            let layout = layout(&served_of(&endpoints), family, &settings);
+            let layout = layout(&ruleset, family, &settings);
             for (name, rules) in layout.filter.iter().chain(&layout.nat) {
                 prop_assert!(name.len() <= MAX_LENGTH && names_of(&settings).owns(name), "{}", name);
                 prop_assert!(rules.iter().flat_map(|rule| &rule.comment).all(|comment| comment.len() <= 128));

@@ -197,13 +197,36 @@ fn egress(chains: &mut Chains, ruleset: &Ruleset, family: Family, names: Names<'
     // directly, it would come from an address that the pod never talked to (R17, R18).
     rules.extend(ruleset.pod_cidrs(family).map(|net| ours(mark, Rule::new(Action::Masquerade).from(*net))));
     let inside = ruleset.pod_cidrs(family).chain(ruleset.cluster_cidrs(family)).copied();
-    rules.extend(inside.chain([multicast(family)]).map(|net| Rule::new(Action::Return).to(net)));
+    let inside: Vec<_> = inside.chain([multicast(family)]).collect();
+    let masquerade = ruleset.masquerade();
+    if masquerade.kept(family).next().is_some() {
+        // Only what ends the whole of POSTROUTING keeps rules behind ours from masquerading.
+        let keep = inside.iter().map(|net| Rule::new(Action::Accept).to(*net)).collect();
+        chains.insert(names.keep(), keep);
+        rules.extend(masquerade.kept(family).map(|net| Rule::new(Action::Jump(names.keep())).from(*net)));
+    }
+    rules.extend(inside.iter().map(|net| Rule::new(Action::Return).to(*net)));
     for (net, pods) in nets {
         let Some(leaf) = leaves.get(&net) else { continue };
         rules.push(Rule::new(Action::Jump(leaf.clone())).from(net));
         chains.insert(leaf.clone(), pods);
     }
+    rules.extend(leaving(ruleset, family));
     chains.insert(names.snat(), rules);
+}
+
+/// What pods without a fixed address leave the cluster with.
+fn leaving(ruleset: &Ruleset, family: Family) -> Vec<Rule> {
+    let masquerade = ruleset.masquerade();
+    let mut rules = Vec::new();
+    for interface in masquerade.excluded_interfaces(family) {
+        let by = |action| Rule::new(action).output(*interface);
+        rules.extend(masquerade.kept(family).map(|net| by(Action::Accept).from(*net)));
+        rules.push(by(Action::Return));
+    }
+    let outside = |net: &IpNet| Rule::new(Action::Masquerade).from(*net).when(Match::NotLocal);
+    rules.extend(masquerade.pods(family).map(outside));
+    rules
 }
 
 /// Destinations that are never a connection to the outside.

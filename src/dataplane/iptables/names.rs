@@ -6,6 +6,7 @@
 //!           P-T-CB007107       one jump per 64 ports in use (T tcp, U udp, S sctp)
 //!             P-T-CB007107-001 the entries of 203.0.113.7, tcp, ports 64-127
 //!         P-SNAT               one jump per 64 pod addresses
+//!           P-KEEP             what keeps its source whatever others have rules for
 //!           P-E-0AF40100       the pods of 10.244.1.0/26 that leave with a fixed address
 //! ```
 
@@ -86,6 +87,11 @@ impl Names<'_> {
         self.named("SNAT")
     }
 
+    /// Keeps the source address of connections from being rewritten by others.
+    pub fn keep(self) -> String {
+        self.named("KEEP")
+    }
+
     /// The chain of a bucket below an address' chain.
     pub fn bucket(self, address_chain: &str, bucket: Bucket) -> String {
         format!("{address_chain}-{:0BUCKET_DIGITS$X}", bucket.0)
@@ -131,7 +137,7 @@ impl Names<'_> {
         };
         let mut parts = stem.split('-');
         match (parts.next(), parts.next(), parts.next(), parts.next()) {
-            (Some("IN" | "FWD" | "ACCEPT" | "DNAT" | "SNAT"), None, None, None) => true,
+            (Some("IN" | "FWD" | "ACCEPT" | "DNAT" | "SNAT" | "KEEP"), None, None, None) => true,
             (Some("T" | "U" | "S" | "E"), Some(address), None, None) => hex(address, &[8, DIGEST_DIGITS]),
             (Some("T" | "U" | "S"), Some(address), Some(bucket), None) => {
                 hex(address, &[8, DIGEST_DIGITS]) && hex(bucket, &[BUCKET_DIGITS])

@@ -157,6 +157,8 @@ mod tests {
     use crate::ruleset::fixtures::node;
     use crate::ruleset::fixtures::ruleset;
     use crate::ruleset::fixtures::v4_node;
+    use crate::ruleset::masquerade::Policy;
+    use crate::ruleset::node::NodeFacts;
 
     #[test]
     fn an_empty_node_gets_everything_in_one_text() {
@@ -220,6 +222,44 @@ COMMIT
 COMMIT
 ";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_masquerade_policy_exempts_first_and_masquerades_last() {
+        let policy = Policy {
+            except: vec!["172.16.0.0/12".parse().unwrap()],
+            excluded_interfaces: ["wg0".parse().unwrap()].into(),
+            override_existing: true,
+            ..Policy::default()
+        };
+        let web = [endpoint("80/tcp", "web", &["10.244.1.9"])];
+        let masquerading = NodeFacts { masquerade: Some(policy), ..v4_node() };
+        let expected = "\
+*nat
+:PINHOLE-KEEP - [0:0]
+:PINHOLE-SNAT - [0:0]
+-A PINHOLE-KEEP -d 10.244.1.0/24 -j ACCEPT
+-A PINHOLE-KEEP -d 10.244.0.0/16 -j ACCEPT
+-A PINHOLE-KEEP -d 169.254.0.0/16 -j ACCEPT
+-A PINHOLE-KEEP -d 172.16.0.0/12 -j ACCEPT
+-A PINHOLE-KEEP -d 224.0.0.0/4 -j ACCEPT
+-A PINHOLE-SNAT -m mark --mark 0x4000/0x4000 -j RETURN
+-A PINHOLE-SNAT -s 10.244.1.0/24 -m connmark --mark 0x1000/0x1000 -m conntrack --ctstate DNAT -j MASQUERADE --random-fully
+-A PINHOLE-SNAT -s 10.244.0.0/16 -j PINHOLE-KEEP
+-A PINHOLE-SNAT -s 172.16.0.0/12 -j PINHOLE-KEEP
+-A PINHOLE-SNAT -d 10.244.1.0/24 -j RETURN
+-A PINHOLE-SNAT -d 10.244.0.0/16 -j RETURN
+-A PINHOLE-SNAT -d 169.254.0.0/16 -j RETURN
+-A PINHOLE-SNAT -d 172.16.0.0/12 -j RETURN
+-A PINHOLE-SNAT -d 224.0.0.0/4 -j RETURN
+-A PINHOLE-SNAT -s 10.244.1.0/26 -j PINHOLE-E-0AF40100
+-A PINHOLE-SNAT -s 10.244.0.0/16 -o wg0 -j ACCEPT
+-A PINHOLE-SNAT -s 172.16.0.0/12 -o wg0 -j ACCEPT
+-A PINHOLE-SNAT -o wg0 -j RETURN
+-A PINHOLE-SNAT -s 10.244.1.0/24 -m addrtype ! --dst-type LOCAL -j MASQUERADE --random-fully
+COMMIT
+";
+        assert_eq!(bring(&mut serving(&web), &ruleset(&web, &masquerading), Family::V4), expected);
     }
 
     #[test]

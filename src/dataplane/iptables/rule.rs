@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::model::interface::InterfaceName;
 use crate::model::port::PortRange;
 use crate::model::port::Protocol;
 
@@ -19,6 +20,8 @@ pub struct Rule {
     pub source: Option<IpNet>,
     /// Only packets to there.
     pub destination: Option<IpNet>,
+    /// Only packets that leave by this interface.
+    pub output: Option<InterfaceName>,
     /// Only packets of this protocol.
     pub protocol: Option<Protocol>,
     /// Only packets to these ports.
@@ -42,6 +45,8 @@ pub enum Match {
     Connmark(u32),
     /// This bit of the packet mark is set.
     Mark(u32),
+    /// The destination is not an address of the node.
+    NotLocal,
 }
 
 /// A state of a connection, in the order in which iptables prints them.
@@ -91,6 +96,7 @@ impl Rule {
         Self {
             source: None,
             destination: None,
+            output: None,
             protocol: None,
             ports: None,
             matches: Vec::new(),
@@ -108,6 +114,12 @@ impl Rule {
     /// Only packets to `net`.
     pub fn to(mut self, net: IpNet) -> Self {
         self.destination = Some(net);
+        self
+    }
+
+    /// Only packets that leave by `interface`.
+    pub const fn output(mut self, interface: InterfaceName) -> Self {
+        self.output = Some(interface);
         self
     }
 
@@ -144,6 +156,9 @@ impl fmt::Display for Rule {
         if let Some(destination) = self.destination {
             write!(f, "-d {destination} ")?;
         }
+        if let Some(output) = self.output {
+            write!(f, "-o {output} ")?;
+        }
         if let Some(protocol) = self.protocol {
             write!(f, "-p {protocol} ")?;
         }
@@ -158,6 +173,7 @@ impl fmt::Display for Rule {
                 }
                 Match::NotDnat => f.write_str("-m conntrack ! --ctstate DNAT ")?,
                 Match::Connmark(bit) => write!(f, "-m connmark --mark {bit:#x}/{bit:#x} ")?,
+                Match::NotLocal => f.write_str("-m addrtype ! --dst-type LOCAL ")?,
                 Match::Mark(bit) => write!(f, "-m mark --mark {bit:#x}/{bit:#x} ")?,
             }
         }
@@ -225,16 +241,18 @@ pub fn parse<'a>(words: impl Iterator<Item = &'a str>) -> Option<Rule> {
     let mut words = words;
     while let Some(word) = words.next() {
         if std::mem::take(&mut negated) {
-            if (word, words.next()?) != ("--ctstate", "DNAT") {
-                return None;
-            }
-            rule.matches.push(Match::NotDnat);
+            rule.matches.push(match (word, words.next()?) {
+                ("--ctstate", "DNAT") => Match::NotDnat,
+                ("--dst-type", "LOCAL") => Match::NotLocal,
+                _ => return None,
+            });
             continue;
         }
         match word {
             "!" => negated = true,
             "-s" => rule.source = Some(net(words.next()?)?),
             "-d" => rule.destination = Some(net(words.next()?)?),
+            "-o" => rule.output = Some(words.next()?.parse().ok()?),
             "-p" => rule.protocol = Some(protocol(words.next()?)?),
             "-m" => module = words.next()?,
             "--dport" => rule.ports = Some(ports(words.next()?, ':')?),
@@ -348,6 +366,8 @@ mod tests {
             "-m mark --mark 0x4000/0x4000 -j RETURN",
             "-s 10.244.1.0/24 -m conntrack --ctstate DNAT -m connmark --mark 0x1000/0x1000 -j MASQUERADE --random-fully",
             "-s 10.244.1.9/32 -m comment --comment a/b:00c0ffee -j SNAT --to-source 203.0.113.7",
+            "-s 10.244.1.0/24 -o wg0 -j ACCEPT",
+            "-s 10.244.1.0/24 -m addrtype ! --dst-type LOCAL -j MASQUERADE --random-fully",
         ] {
             assert_eq!(read(printed).unwrap_or_else(|| panic!("{printed}")).to_string(), printed);
         }
@@ -359,6 +379,8 @@ mod tests {
             "-i eth0 -p tcp -j ACCEPT",
             "-p tcp -m tcp --sport 25 -j DROP",
             "! -s 10.0.0.0/8 -j DROP",
+            "-o wg+ -j ACCEPT",
+            "-m addrtype ! --dst-type MULTICAST -j ACCEPT",
             "-p tcp -m tcp --dport 70:80 -j DNAT --to-destination 10.244.1.9:70-80",
             "-p tcp -m tcp --dport 70:80 -j DNAT --to-destination 10.244.1.9:170-180/60",
             "-j MASQUERADE",

@@ -23,6 +23,7 @@ use crate::dataplane::nftables::message::int;
 use crate::dataplane::nftables::message::text;
 use crate::dataplane::nftables::plan::Step;
 use crate::model::address::Family;
+use crate::model::interface::InterfaceName;
 use crate::model::port::Port;
 use crate::model::port::PortRange;
 use crate::model::port::Protocol;
@@ -86,7 +87,7 @@ impl Reader {
     fn element(&mut self, element: &Attributes<'_>) -> Option<()> {
         let value = |kind| element.nested(kind)?.find(DATA_VALUE);
         let first = value(ELEMENT_KEY)?;
-        if matches!(self.collection, Collection::Pods | Collection::Cluster) {
+        if self.collection.is_networks() {
             let is_end = element.int(ELEMENT_FLAGS).unwrap_or_default() & INTERVAL_END != 0;
             let edges = if is_end { &mut self.ends } else { &mut self.starts };
             edges.push(bits(address(first, self.family)?));
@@ -111,6 +112,9 @@ impl Reader {
     }
 
     fn key(&self, first: &[u8], last: &[u8]) -> Option<ElementKey> {
+        if self.collection.key() == [Field::Interface] {
+            return InterfaceName::from_padded(first).map(ElementKey::Interface);
+        }
         let at_address = address_length(self.family);
         let external = address(first, self.family)?;
         if self.collection.key() == [Field::Address] {
@@ -238,6 +242,10 @@ fn ends(key: &ElementKey, family: Family) -> (Vec<u8>, Vec<u8>) {
             put_address(&mut first, net.network());
             put_address(&mut last, net.broadcast());
         }
+        ElementKey::Interface(interface) => {
+            first.extend(interface.padded());
+            last.extend(interface.padded());
+        }
     }
     debug_assert!(first.len() >= address_length(family));
     (first, last)
@@ -353,6 +361,7 @@ mod tests {
             (Collection::Sources, source("203.0.113.7", "0.0.0.0/0"), Data::None),
             (Collection::Sources, source("2001:db8::7", "2001:db8::/33"), Data::None),
             (Collection::Egress, ElementKey::Address(ip("fd00::9")), Data::Address(ip("2001:db8::7"))),
+            (Collection::ExcludedInterfaces, ElementKey::Interface("wg0".parse().unwrap()), Data::None),
         ] {
             let value = Value { data, comment: Some("default/web:3c8afc1a".into()) };
             let counters = Counters { packets: 1 << 40, bytes: u64::MAX };
@@ -361,6 +370,7 @@ mod tests {
                 ElementKey::Ports(key) | ElementKey::Source(key, _) => key.family(),
                 ElementKey::Address(ip) => Family::of(ip),
                 ElementKey::Net(net) => Family::of(net.addr()),
+                ElementKey::Interface(_) => Family::V4,
             };
             assert_eq!(
                 read_back(family, &step),

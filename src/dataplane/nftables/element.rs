@@ -12,6 +12,7 @@ use ipnet::IpNet;
 
 use crate::dataplane::counters::Counters;
 use crate::model::address::Family;
+use crate::model::interface::InterfaceName;
 use crate::ruleset::entry::Key;
 use crate::ruleset::entry::Target;
 
@@ -40,6 +41,12 @@ pub enum Collection {
     Pods,
     /// Other destinations inside the cluster.
     Cluster,
+    /// Pods that leave the cluster with the node's address.
+    Masqueraded,
+    /// Sources whose traffic keeps its address, where it does, whatever others have rules for.
+    Kept,
+    /// Interfaces by which pods leave with their own address.
+    ExcludedInterfaces,
 }
 
 /// A part of an element's key or data.
@@ -51,13 +58,15 @@ pub enum Field {
     Protocol,
     /// A port.
     Port,
+    /// The name of an interface.
+    Interface,
 }
 
 const PORT: &[Field] = &[Field::Address, Field::Protocol, Field::Port];
 
 impl Collection {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::Ports,
         Self::Ranges,
         Self::Closed,
@@ -69,6 +78,9 @@ impl Collection {
         Self::Egress,
         Self::Pods,
         Self::Cluster,
+        Self::Masqueraded,
+        Self::Kept,
+        Self::ExcludedInterfaces,
     ];
 
     /// The name in the kernel. The prefixes keep it apart from nft's own words.
@@ -85,6 +97,9 @@ impl Collection {
             Self::Egress => "m_egress",
             Self::Pods => "s_pods",
             Self::Cluster => "s_cluster",
+            Self::Masqueraded => "s_masqueraded",
+            Self::Kept => "s_kept",
+            Self::ExcludedInterfaces => "s_excluded_interfaces",
         }
     }
 
@@ -98,7 +113,10 @@ impl Collection {
             | Self::Restricted
             | Self::RestrictedRanges => PORT,
             Self::Sources => &[Field::Address, Field::Protocol, Field::Port, Field::Address],
-            Self::Addresses | Self::Egress | Self::Pods | Self::Cluster => &[Field::Address],
+            Self::Addresses | Self::Egress | Self::Pods | Self::Cluster | Self::Masqueraded | Self::Kept => {
+                &[Field::Address]
+            }
+            Self::ExcludedInterfaces => &[Field::Interface],
         }
     }
 
@@ -114,15 +132,13 @@ impl Collection {
     /// Whether keys are intervals. Those of several fields cost time with every element (a lookup compares all of
     /// them), so single ports are never kept in such a set (R50).
     pub const fn is_interval(self) -> bool {
-        matches!(
-            self,
-            Self::Ranges
-                | Self::ClosedRanges
-                | Self::RestrictedRanges
-                | Self::Sources
-                | Self::Pods
-                | Self::Cluster
-        )
+        self.is_networks()
+            || matches!(self, Self::Ranges | Self::ClosedRanges | Self::RestrictedRanges | Self::Sources)
+    }
+
+    /// Whether keys are networks. The kernel has two elements for each of them.
+    pub const fn is_networks(self) -> bool {
+        matches!(self, Self::Pods | Self::Cluster | Self::Masqueraded | Self::Kept)
     }
 
     /// Whether the kernel counts what matches an element.
@@ -138,6 +154,7 @@ impl Collection {
                 (Field::Address, Family::V6) => "ipv6_addr",
                 (Field::Protocol, _) => "inet_proto",
                 (Field::Port, _) => "inet_service",
+                (Field::Interface, _) => "ifname",
             };
             fields.iter().map(name).collect::<Vec<_>>().join(" . ")
         };
@@ -162,6 +179,8 @@ pub enum ElementKey {
     Address(IpAddr),
     /// A network.
     Net(IpNet),
+    /// An interface.
+    Interface(InterfaceName),
 }
 
 /// What an element leads to.
@@ -214,6 +233,7 @@ impl fmt::Display for ElementKey {
             }
             Self::Address(address) => write!(f, "{address}"),
             Self::Net(network) => net(f, *network),
+            Self::Interface(interface) => write!(f, "\"{interface}\""),
         }
     }
 }

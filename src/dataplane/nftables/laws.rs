@@ -10,8 +10,7 @@ use crate::dataplane::nftables::plan::Table;
 use crate::dataplane::nftables::plan::plan;
 use crate::model::address::Family;
 use crate::ruleset::Ruleset;
-use crate::ruleset::fixtures::any_endpoints;
-use crate::ruleset::fixtures::served_of;
+use crate::ruleset::fixtures::any_ruleset;
 
 /// Makes the changes that lead a table to these rules; how many elements they touch.
 fn bring(table: &mut Table, ruleset: &Ruleset, family: Family) -> usize {
@@ -24,10 +23,9 @@ fn bring(table: &mut Table, ruleset: &Ruleset, family: Family) -> usize {
 proptest! {
     #[test]
     fn applying_leads_there_and_once_there_nothing_is_left_to_do(
-        before in any_endpoints(),
-        after in any_endpoints(),
+        before in any_ruleset(),
+        after in any_ruleset(),
     ) {
-        let (before, after) = (served_of(&before), served_of(&after));
         for family in Family::ALL {
             let mut table = Table::default();
             bring(&mut table, &before, family);
@@ -40,8 +38,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_laid_out_is_read_back(endpoints in any_endpoints()) {
-        let wanted = served_of(&endpoints);
+    fn what_is_laid_out_is_read_back(wanted in any_ruleset()) {
         let mut tables = BTreeMap::new();
         for family in Family::ALL {
             bring(tables.entry(family).or_default(), &wanted, family);

@@ -23,6 +23,7 @@ use crate::ruleset::entry::Egress;
 use crate::ruleset::entry::Entry;
 use crate::ruleset::entry::Key;
 use crate::ruleset::entry::Target;
+use crate::ruleset::masquerade::Masquerade;
 use crate::ruleset::owner::Owner;
 
 /// The longest range that can lead to other ports: nft cannot add to a port, so each takes an element of its own.
@@ -98,6 +99,16 @@ pub fn layout(ruleset: &Ruleset, family: Family) -> Wanted {
     for net in ruleset.cluster_cidrs(family) {
         add(Collection::Cluster, ElementKey::Net(*net), Data::None, None);
     }
+    let masquerade = ruleset.masquerade();
+    for net in masquerade.pods(family) {
+        add(Collection::Masqueraded, ElementKey::Net(*net), Data::None, None);
+    }
+    for net in masquerade.kept(family) {
+        add(Collection::Kept, ElementKey::Net(*net), Data::None, None);
+    }
+    for interface in masquerade.excluded_interfaces(family) {
+        add(Collection::ExcludedInterfaces, ElementKey::Interface(*interface), Data::None, None);
+    }
     wanted
 }
 
@@ -107,13 +118,20 @@ pub fn decode<'a>(
 ) -> (Ruleset, BTreeMap<Key, Counters>) {
     let mut served = Served::default();
     let (mut families, mut pods, mut cluster) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut masqueraded, mut excluded, mut kept) = (Vec::new(), Vec::new(), Vec::new());
     for (family, elements) in tables {
         families.push(family);
         served.add(elements);
         pods.extend(nets(elements, Collection::Pods));
         cluster.extend(nets(elements, Collection::Cluster));
+        masqueraded.extend(nets(elements, Collection::Masqueraded));
+        kept.extend(nets(elements, Collection::Kept));
+        excluded.extend(of(elements, Collection::ExcludedInterfaces).filter_map(|(key, _)| {
+            if let ElementKey::Interface(interface) = key { Some(*interface) } else { None }
+        }));
     }
-    let mut ruleset = Ruleset::new(pods, cluster, families);
+    let masquerade = Masquerade::new(masqueraded, excluded, kept);
+    let mut ruleset = Ruleset::new(pods, cluster, families).with_masquerade(masquerade);
     let mut counters = BTreeMap::new();
     for (entry, counted) in served.entries {
         // Ports in two collections were not laid out by us; the kernel asks the collections in this order.

@@ -147,6 +147,8 @@ mod tests {
     use crate::ruleset::fixtures::endpoint;
     use crate::ruleset::fixtures::ruleset;
     use crate::ruleset::fixtures::v4_node;
+    use crate::ruleset::masquerade::Policy;
+    use crate::ruleset::node::NodeFacts;
 
     fn bring(table: &mut Table, endpoints: &[Endpoint]) -> String {
         let wanted = layout(&ruleset(endpoints, &v4_node()), Family::V4);
@@ -213,6 +215,31 @@ add element ip PINHOLE s_sources { 203.0.113.7 . tcp . 81 . 192.0.2.1,
 add element ip PINHOLE s_addresses { 203.0.113.7 }
 add element ip PINHOLE m_egress { 10.244.1.9 comment \"default/web:3c8afc1a\" : 203.0.113.7,
 \t10.244.1.70 comment \"default/rtp:55e7811a\" : 203.0.113.7 }
+"
+        );
+    }
+
+    #[test]
+    fn a_masquerade_policy_is_a_few_elements() {
+        let policy = Policy {
+            except: vec!["172.16.0.0/12".parse().unwrap()],
+            excluded_interfaces: ["wg0".parse().unwrap()].into(),
+            override_existing: true,
+            ..Policy::default()
+        };
+        let mut table = Table::default();
+        bring(&mut table, &[]);
+        let masquerading = ruleset(&[], &NodeFacts { masquerade: Some(policy), ..v4_node() });
+        let plan = plan(&table, &layout(&masquerading, Family::V4)).unwrap();
+        assert_eq!(
+            plan.text(&Skeleton::new(Family::V4, &Settings::default())),
+            "\
+add element ip PINHOLE s_cluster { 169.254.0.0/16,
+\t172.16.0.0/12 }
+add element ip PINHOLE s_masqueraded { 10.244.1.0/24 }
+add element ip PINHOLE s_kept { 10.244.0.0/16,
+\t172.16.0.0/12 }
+add element ip PINHOLE s_excluded_interfaces { \"wg0\" }
 "
         );
     }

@@ -186,7 +186,7 @@ fn damage_of_set(
 ) -> io::Result<Option<String>> {
     let length = |fields: &[Field]| {
         let length = |field: &Field| match (field, skeleton.family) {
-            (Field::Address, Family::V6) => 16,
+            (Field::Address, Family::V6) | (Field::Interface, _) => 16,
             _ => 4,
         };
         fields.iter().map(length).sum::<u32>()

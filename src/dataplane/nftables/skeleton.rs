@@ -4,7 +4,8 @@
 //! prerouting, output -110   an external address of ours? -> c_ingress
 //!   c_ingress               mark; drop what leads nowhere or comes from nobody allowed; send to the pod; unmark the rest
 //! forward -10               drop what conntrack rejects, or it would leave with the pod's own address
-//! postrouting 90            hairpin; destinations inside the cluster; the pod's fixed address
+//! postrouting 90            hairpin; destinations inside the cluster; the pod's fixed address; the node's address
+//!   c_keep                  rewrite the source to what it is, which ends what others would rewrite it to
 //! ```
 //! The priorities stand before those of iptables and kube-proxy (-100, 100), and the first rewriting of a connection
 //! counts, so nothing has to be kept in front of anything.
@@ -148,21 +149,35 @@ fn chains(family: Family, mark: u32) -> Vec<Chain> {
     let dispatch = || vec![format!("{ip} daddr @{} goto c_ingress", name(Collection::Addresses))];
     let pods = format!("{ip} saddr @{}", name(Collection::Pods));
     let forward = vec![format!("{pods} meta l4proto tcp ct state invalid drop")];
-    let postrouting = vec![
+    let inside = |collection| format!("{ip} daddr @{}", name(collection));
+    let exempt = [inside(Collection::Pods), inside(Collection::Cluster), format!("{ip} daddr {multicast}")];
+    let unchanged = format!("snat {ip} to {ip} saddr");
+    let keep: Vec<_> = exempt.iter().map(|destination| format!("{destination} {unchanged}")).collect();
+    let kept = format!("{ip} saddr @{}", name(Collection::Kept));
+    let excluded = format!("oifname @{}", name(Collection::ExcludedInterfaces));
+    let mut postrouting = vec![
         format!("meta mark & {KUBE_MASQUERADE:#x} == {KUBE_MASQUERADE:#x} return"),
         // A pod that connects to its own or a neighbour's external address must get the answer from the node: sent
         // directly, it would come from an address that the pod never talked to (R17, R18).
         format!("{pods} ct mark & {mark:#x} == {mark:#x} ct status & dnat == dnat masquerade fully-random"),
-        format!("{ip} daddr @{} return", name(Collection::Pods)),
-        format!("{ip} daddr @{} return", name(Collection::Cluster)),
-        format!("{ip} daddr {multicast} return"),
-        format!("snat {ip} to {ip} saddr map @{}", name(Collection::Egress)),
+        format!("{kept} jump c_keep"),
     ];
+    postrouting.extend(exempt.iter().map(|destination| format!("{destination} return")));
+    postrouting.extend([
+        format!("snat {ip} to {ip} saddr map @{}", name(Collection::Egress)),
+        format!("{kept} {excluded} {unchanged}"),
+        format!("{excluded} return"),
+        format!(
+            "{ip} saddr @{} fib daddr type != local masquerade fully-random",
+            name(Collection::Masqueraded)
+        ),
+    ]);
     let base = |kind, hook, number, priority| Some(Base { kind, hook, number, priority });
     let chain = |name, base, rules| Chain { name, base, rules, first: 0 };
     vec![
         chain("c_sources", None, sources),
         chain("c_ingress", None, ingress),
+        chain("c_keep", None, keep),
         // Numbered as in linux/netfilter.h.
         chain("c_prerouting", base("nat", "prerouting", 0, -110), dispatch()),
         chain("c_output", base("nat", "output", 3, -110), dispatch()),
@@ -194,7 +209,16 @@ mod tests {
         let names: Vec<_> = intervals.map(Collection::name).collect();
         assert_eq!(
             names,
-            ["m_ranges", "s_closed_ranges", "s_restricted_ranges", "s_sources", "s_pods", "s_cluster"]
+            [
+                "m_ranges",
+                "s_closed_ranges",
+                "s_restricted_ranges",
+                "s_sources",
+                "s_pods",
+                "s_cluster",
+                "s_masqueraded",
+                "s_kept"
+            ]
         );
     }
 }

@@ -80,6 +80,7 @@ impl Running {
             filter: Filter { include: Vec::new(), exclude: vec!["198.51.100.0/24".parse().unwrap()] },
             pod_cidrs: Vec::new(),
             cluster_cidrs: Vec::new(),
+            masquerade: None,
             resync: Duration::from_mins(5),
             address_check: Duration::from_secs(5),
             drift_check: Duration::from_millis(1500),

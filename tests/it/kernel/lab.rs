@@ -146,6 +146,7 @@ impl Lab {
             exclude: Vec::new(),
             pod_cidrs: vec![net("10.244.1.0/24"), net("fd00:244:1::/64")],
             cluster_cidrs: vec![net("10.244.0.0/16"), net("fd00:244::/48")],
+            masquerade: None,
         }
     }
 
