@@ -42,7 +42,8 @@ use crate::ruleset::entry::Key;
 /// A way to program a node.
 ///
 /// # Guarantees
-/// - `apply` makes one transaction per family, and a transaction that fails changes nothing.
+/// - `apply` makes one transaction per family, and a transaction that fails changes nothing. Only a table that is not
+///   there yet may be filled by several.
 /// - Rules of others are neither deleted nor edited.
 /// - An entry that the kernel refuses does not keep the others from being programmed (R08).
 /// - Applying what is already there changes nothing and starts no program.

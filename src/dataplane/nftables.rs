@@ -18,6 +18,7 @@ pub mod plan;
 pub(crate) mod read;
 pub mod skeleton;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io;
 use std::io::ErrorKind;
@@ -38,6 +39,7 @@ use crate::dataplane::iptables;
 use crate::dataplane::iptables::blockers;
 use crate::dataplane::iptables::layout::shim;
 use crate::dataplane::isolation;
+use crate::dataplane::nftables::element::Collection;
 use crate::dataplane::nftables::element::Elements;
 use crate::dataplane::nftables::layout::impossible;
 use crate::dataplane::nftables::layout::layout;
@@ -66,6 +68,8 @@ const TABLE_NAME: u16 = 1;
 
 /// How often the tables are read again when somebody changes something between their parts.
 const READ_ATTEMPTS: usize = 5;
+/// How many elements of a new table are added by one transaction.
+const AT_ONCE: usize = 5_000;
 
 /// Programs a node by nftables. Clones share the socket.
 #[derive(Clone, Debug)]
@@ -232,10 +236,10 @@ impl Dataplane for Nftables {
                 }
             }
         }
-        let mut possible = desired.clone();
+        let mut possible = Cow::Borrowed(desired);
         for entry in desired.entries() {
             if let Some(error) = impossible(entry) {
-                possible.remove(&entry.key);
+                possible.to_mut().remove(&entry.key);
                 applied.refused.push(KernelRefused { entry: entry.clone(), error });
             }
         }
@@ -267,6 +271,11 @@ impl Dataplane for Nftables {
     }
 }
 
+/// Whether netlink can change elements of the collection. A network of these is two elements, and they rarely change.
+const fn is_simple(collection: Collection) -> bool {
+    !collection.is_networks()
+}
+
 /// One family on its way to its wanted state.
 struct Work<'a> {
     backend: &'a Nftables,
@@ -293,6 +302,33 @@ impl isolation::Work for Work<'_> {
     async fn bring_to(&mut self, desired: &Ruleset) -> Result<(), DataplaneError> {
         let wanted = layout(desired, self.skeleton.family);
         let Some(plan) = plan(&self.table, &wanted) else { return Ok(()) };
+        drop(wanted);
+        let is_new = self.table.state == State::Missing;
+        if is_new && AT_ONCE < plan.steps.len() && !self.backend.by_program {
+            self.fill(plan).await
+        } else {
+            self.make(plan).await
+        }
+    }
+}
+
+impl Work<'_> {
+    /// Makes the table and then fills it over netlink, which takes a fraction of the time and memory of the program,
+    /// and never keeps the kernel's lock for long. Nothing can be lost on the way: nobody was served, and the external
+    /// addresses, which lead packets to the other elements, come last.
+    async fn fill(&mut self, plan: Plan) -> Result<(), DataplaneError> {
+        let (over_netlink, by_program) =
+            plan.steps.into_iter().partition::<Vec<_>, _>(|step| is_simple(step.collection));
+        self.make(Plan { rebuilds: true, steps: by_program }).await?;
+        let mut rest = over_netlink.into_iter().peekable();
+        while rest.peek().is_some() {
+            self.make(Plan { rebuilds: false, steps: rest.by_ref().take(AT_ONCE).collect() }).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes a change by one transaction.
+    async fn make(&mut self, plan: Plan) -> Result<(), DataplaneError> {
         let input = plan.text(&self.skeleton);
         if !self.by_netlink(&plan).await? {
             let tools = &self.backend.settings.tools;
@@ -304,13 +340,10 @@ impl isolation::Work for Work<'_> {
         plan.make(&mut self.table);
         if rebuilds { self.learn().await } else { Ok(()) }
     }
-}
 
-impl Work<'_> {
     /// Whether netlink made the change; what it cannot do is left to `nft`.
     async fn by_netlink(&self, plan: &Plan) -> Result<bool, DataplaneError> {
-        // Networks rarely change.
-        let can = !plan.rebuilds && plan.steps.iter().all(|step| !step.collection.is_networks());
+        let can = !plan.rebuilds && plan.steps.iter().all(|step| is_simple(step.collection));
         if !can || self.backend.by_program {
             return Ok(false);
         }
