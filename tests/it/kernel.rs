@@ -12,6 +12,8 @@ mod namespace;
 mod policy;
 mod programming;
 mod rewriting;
+mod scale;
+mod strays;
 mod switching;
 mod traffic;
 

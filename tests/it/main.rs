@@ -18,5 +18,6 @@ mod kernel;
 mod layering;
 mod links;
 mod program;
+mod regressions;
 mod render;
 mod webhook;

@@ -38,6 +38,7 @@ use crate::kernel::lab::A;
 use crate::kernel::lab::B;
 use crate::kernel::lab::Lab;
 use crate::kernel::lab::endpoint;
+use crate::kernel::rewriting::while_connecting;
 use crate::kernel::with_every_backend;
 
 const POD: Resource = Resource::Holder(Kind::Pod);
@@ -201,6 +202,24 @@ fn r05_r10_r11_rules_follow_the_pods_and_connections_survive_the_agent(lab: &mut
         agent.until(&[]).await;
         assert_eq!(lab.client.tcp("203.0.113.7:81"), Err(io::ErrorKind::ConnectionRefused));
         agent.end().await;
+    });
+}
+
+fn r45_restarts_of_the_agent_lose_no_connection(lab: &mut Lab) {
+    let _a = lab.a.serve("a", "[::]:8080");
+    let pods = || vec![pod("a", 1, "80:8080,7000-7010/udp", A)];
+    let start_and_end = async |lab: &Lab| {
+        let agent = Running::start(lab, FOREVER, pods());
+        agent.ready().await;
+        agent.end().await;
+    };
+    lab.on_node(async || start_and_end(lab).await);
+    let mut established = lab.client.connect("203.0.113.7:80").unwrap();
+    while_connecting(lab, |lab| {
+        for _ in 0..5 {
+            lab.on_node(async || start_and_end(lab).await);
+            assert_eq!(established.ask().unwrap(), "a 198.51.100.9");
+        }
     });
 }
 
@@ -375,5 +394,6 @@ with_every_backend! {
     r48_changes_of_others_are_told_from_ours_and_from_what_is_none_of_ours,
     r05_r10_r11_rules_follow_the_pods_and_connections_survive_the_agent,
     r24_a_rollout_keeps_udp_flows_with_the_old_pod_until_it_is_gone,
+    r45_restarts_of_the_agent_lose_no_connection,
     the_brake_keeps_ports_open_while_the_cluster_seems_empty,
 }

@@ -196,6 +196,11 @@ impl Connection {
             _ => Ok(answer.trim().to_owned()),
         }
     }
+
+    /// Its port on this side.
+    pub(crate) fn port(&self) -> u16 {
+        self.0.get_ref().local_addr().unwrap().port()
+    }
 }
 
 /// A UDP flow to a [`Server`].

@@ -7,6 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use pinhole::dataplane::conntrack::Handover;
+use pinhole::ruleset::desired;
+use pinhole::ruleset::node::NodeFacts;
 
 use crate::kernel::lab::A;
 use crate::kernel::lab::B;
@@ -67,6 +69,57 @@ fn r45_changing_neighbours_lose_no_connection(lab: &mut Lab) {
             let neighbour = endpoint(&format!("{port}/tcp"), "b", B);
             let applied = lab.apply(&[endpoint("80/tcp", "a", A), neighbour]);
             assert_eq!(applied.transactions.len(), 2, "one per family");
+        }
+    });
+}
+
+/// How many elements of nftables, or restores of iptables, other entries are replaced by while a client connects.
+const ELEMENTS: usize = 100_000;
+const RESTORES: usize = 1_000;
+
+fn r45_replacing_other_entries_thousands_of_times_loses_no_connection(lab: &mut Lab) {
+    let _a = lab.a.serve("a", "[::]:80");
+    let facts = NodeFacts { node_v6: None, ..Lab::facts() };
+    // A change of one entry is the least that iptables can restore; nftables replaces many in one transaction.
+    let others = if lab.is_nftables() { 81..131 } else { 81..82 };
+    let states = [("a", A), ("b", B)].map(|(pod, ips)| {
+        let others = others.clone().map(|port| endpoint(&format!("{port}/tcp"), pod, &ips[..1]));
+        let wanted: Vec<_> = others.chain([endpoint("80/tcp", "a", &A[..1])]).collect();
+        desired(&wanted, &facts).ruleset
+    });
+    lab.apply_ruleset(&states[0]);
+    let mut established = lab.client.connect("203.0.113.7:80").unwrap();
+    established.ask().unwrap();
+    // So many connections use a client's ports more than once.
+    lab.client.sysctl("net/ipv4/tcp_tw_reuse", "1");
+    while_connecting(lab, |lab| {
+        let (mut elements, mut restores) = (0, 0);
+        for next in states.iter().cycle().skip(1) {
+            let applied = lab.apply_ruleset(next);
+            assert!(applied.failures.is_empty() && applied.refused.is_empty(), "{applied:?}");
+            assert_eq!(applied.transactions.len(), 1);
+            restores += 1;
+            elements += applied.transactions[0].elements;
+            if if lab.is_nftables() { ELEMENTS <= elements } else { restores == RESTORES } {
+                break;
+            }
+        }
+    });
+    assert_eq!(established.ask().unwrap(), "a 198.51.100.9");
+}
+
+fn r45_another_version_of_the_rules_loses_no_connection(lab: &mut Lab) {
+    let _a = lab.a.serve("a", "[::]:80");
+    let wanted = [endpoint("80/tcp", "a", A), endpoint("7000-7010/udp", "b", B)];
+    lab.apply(&wanted);
+    let mut established = lab.client.connect("203.0.113.7:80").unwrap();
+    while_connecting(lab, |lab| {
+        for mark in ["0x2000", "0x1000"].iter().cycle().take(20) {
+            // Every rule that has to do with the mark is another one.
+            lab.settings.mark = mark.parse().unwrap();
+            lab.read();
+            assert_eq!(lab.apply(&wanted).transactions.len(), 2, "one per family");
+            assert_eq!(established.ask().unwrap(), "a 198.51.100.9");
         }
     });
 }
@@ -150,6 +203,30 @@ fn r44_a_connection_to_a_reserved_port_waits_for_the_pod(lab: &mut Lab) {
     );
 }
 
+fn r49_a_range_is_guarded_and_forwarded_like_a_single_port(lab: &mut Lab) {
+    lab.iptables("-P FORWARD DROP");
+    let _servers = [lab.a.serve("same", "[::]:9005"), lab.a.serve("shifted", "[::]:8005")];
+    let _node = lab.node.serve("node", "[::]:7005");
+    let mut wanted = Vec::new();
+    for protocol in ["tcp", "udp"] {
+        wanted.push(endpoint(&format!("7000-7010/{protocol}"), "later", &[]));
+        wanted.push(endpoint(&format!("9000-9010/{protocol}"), "a", A));
+        wanted.push(to_port(&format!("7100-7110/{protocol}"), "a", A, 8000));
+    }
+    lab.read();
+    lab.apply(&wanted);
+    assert_eq!(lab.client.tcp("203.0.113.7:7005"), Err(ErrorKind::TimedOut), "reserved, and not the node's");
+    assert_eq!(lab.client.udp("203.0.113.7:7005"), Err(ErrorKind::TimedOut));
+    let left = lab.node.sh("conntrack -L -f ipv4 2>/dev/null");
+    assert!(!left.contains("dport=7005"), "what was not served leaves no trace: {left}");
+    for (port, name) in [(9005, "same"), (7105, "shifted")] {
+        let (external, answer) = (format!("203.0.113.7:{port}"), format!("{name} 198.51.100.9"));
+        assert_eq!(lab.client.tcp(&external).as_ref(), Ok(&answer), "accepted where iptables would drop");
+        assert_eq!(lab.client.udp(&external).as_ref(), Ok(&answer));
+    }
+    assert_eq!(lab.client.tcp("203.0.113.8:7005"), Ok("node 198.51.100.9".into()));
+}
+
 fn r10_an_edited_or_removed_entry_closes_its_old_port_at_once(lab: &mut Lab) {
     let _a = lab.a.serve("a", "[::]:25");
     lab.apply(&[endpoint("25/tcp", "a", A)]);
@@ -226,9 +303,12 @@ fn r24_only_flows_through_our_ports_are_ended(lab: &mut Lab) {
 with_every_backend!(
     r34_a_moving_jump_loses_no_connection,
     r45_changing_neighbours_lose_no_connection,
+    r45_replacing_other_entries_thousands_of_times_loses_no_connection,
+    r45_another_version_of_the_rules_loses_no_connection,
     r40_a_node_moves_over_from_podnat_controller_without_a_lost_connection,
     r43_an_established_connection_survives_the_removal_of_the_last_entry,
     r44_a_connection_to_a_reserved_port_waits_for_the_pod,
+    r49_a_range_is_guarded_and_forwarded_like_a_single_port,
     r10_an_edited_or_removed_entry_closes_its_old_port_at_once,
     r24_a_udp_flow_stays_with_a_draining_pod_until_it_is_gone,
     r24_a_udp_flow_is_cut_over_when_asked_to,

@@ -10,6 +10,7 @@ use crate::kernel::lab::Lab;
 use crate::kernel::lab::endpoint;
 use crate::kernel::lab::only_from;
 use crate::kernel::lab::to_port;
+use crate::kernel::rewriting::while_connecting;
 use crate::kernel::with_every_backend;
 
 fn a_client_reaches_a_pod_by_tcp_and_udp_and_is_seen_with_its_own_address(lab: &mut Lab) {
@@ -187,6 +188,25 @@ fn r53_a_shorter_list_of_sources_leaves_established_connections_alone(lab: &mut 
     assert_eq!(lab.client.tcp("203.0.113.7:80"), Err(ErrorKind::TimedOut));
 }
 
+fn r53_changing_the_other_sources_of_a_list_loses_no_connection(lab: &mut Lab) {
+    let _a = lab.a.serve("a", "[::]:80");
+    let lists = [1, 17, 40].map(|others| {
+        let others = (0..others).map(|other| format!("192.0.2.{}/32", 2 * other));
+        others.chain(["198.51.100.9/32".to_owned()]).collect::<Vec<_>>()
+    });
+    let wanted = |list: &[String]| {
+        only_from(endpoint("80/tcp", "a", A), &list.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    lab.apply(&[wanted(&lists[0])]);
+    while_connecting(lab, |lab| {
+        for list in lists.iter().cycle().skip(1).take(60) {
+            assert_eq!(lab.apply(&[wanted(list)]).transactions.len(), 1);
+        }
+    });
+    lab.apply(&[only_from(endpoint("80/tcp", "a", A), &["192.0.2.0/24"])]);
+    assert_eq!(lab.client.tcp("203.0.113.7:80"), Err(ErrorKind::TimedOut));
+}
+
 fn r35_a_fixed_source_wins_against_a_masquerade_that_stands_first(lab: &mut Lab) {
     let _client = lab.client.serve("client", "[::]:9000");
     let masquerade = "-s 10.244.0.0/16 ! -d 10.244.0.0/16 -j MASQUERADE";
@@ -239,6 +259,7 @@ with_every_backend!(
     r29_sctp_rules_are_taken_by_the_kernel_and_read_back,
     r29_whoever_is_not_allowed_is_dropped_not_refused_even_where_the_node_listens,
     r53_a_shorter_list_of_sources_leaves_established_connections_alone,
+    r53_changing_the_other_sources_of_a_list_loses_no_connection,
     r35_a_fixed_source_wins_against_a_masquerade_that_stands_first,
     what_kube_proxy_marked_for_masquerading_is_masqueraded,
 );

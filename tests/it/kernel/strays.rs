@@ -1,0 +1,89 @@
+//! Packets that belong to no connection any more, as conntrack sees it.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::net::SocketAddrV4;
+use std::os::fd::OwnedFd;
+use std::thread;
+use std::time::Duration;
+
+use rustix::net::AddressFamily;
+use rustix::net::RecvFlags;
+use rustix::net::SendFlags;
+use rustix::net::SocketType;
+use rustix::net::ipproto;
+
+use crate::kernel::lab::A;
+use crate::kernel::lab::Lab;
+use crate::kernel::lab::endpoint;
+use crate::kernel::namespace::Namespace;
+use crate::kernel::with_every_backend;
+
+const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 9);
+const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 9);
+const EXTERNAL: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
+
+/// A socket that TCP packets are sent by as they are, and that gets a copy of all that arrive.
+fn raw(namespace: &Namespace) -> OwnedFd {
+    let socket = || rustix::net::socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::TCP));
+    namespace.run(socket).unwrap()
+}
+
+/// An acknowledgement far out of the window of any connection.
+fn stray(source: SocketAddrV4, destination: SocketAddrV4) -> Vec<u8> {
+    let mut segment = Vec::new();
+    segment.extend(source.port().to_be_bytes());
+    segment.extend(destination.port().to_be_bytes());
+    segment.extend([0x7f; 8]); // sequence and acknowledgement
+    segment.extend([0x50, 0x10, 0x20, 0, 0, 0, 0, 0]); // length, ACK, window, checksum, urgent
+    let pseudo = [source.ip().octets(), destination.ip().octets(), [0, 6, 0, 20]].concat();
+    let words = pseudo.chunks(2).chain(segment.chunks(2));
+    let mut sum: u32 = words.map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
+    while 0xffff < sum {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    let checksum = !u16::try_from(sum).unwrap();
+    segment[16..18].copy_from_slice(&checksum.to_be_bytes());
+    segment
+}
+
+/// Who sent what arrived for a port.
+fn senders(socket: &OwnedFd, port: u16) -> BTreeSet<Ipv4Addr> {
+    let mut senders = BTreeSet::new();
+    let mut packet = [0; 2048];
+    while let Ok((length, _)) = rustix::net::recv(socket, &mut packet[..], RecvFlags::DONTWAIT) {
+        let header = usize::from(packet[0] & 0xf) * 4;
+        if packet[..length][header + 2..header + 4] == port.to_be_bytes() {
+            senders.insert(Ipv4Addr::new(packet[12], packet[13], packet[14], packet[15]));
+        }
+    }
+    senders
+}
+
+fn r55_a_packet_that_conntrack_rejects_does_not_leave_with_the_pods_address(lab: &mut Lab) {
+    let _a = lab.a.serve("a", "[::]:80");
+    lab.apply(&[endpoint("80/tcp", "a", A)]);
+    let heard = raw(&lab.client);
+    let sending = raw(&lab.a);
+    let mut connection = lab.client.connect("203.0.113.7:80").unwrap();
+    connection.ask().unwrap();
+    let port = connection.port();
+    let send = || {
+        let (source, destination) = (SocketAddrV4::new(POD, 80), SocketAddrV4::new(CLIENT, port));
+        let packet = stray(source, destination);
+        rustix::net::sendto(&sending, &packet, SendFlags::empty(), &SocketAddrV4::new(CLIENT, 0)).unwrap();
+        thread::sleep(Duration::from_millis(200));
+    };
+    send();
+    assert_eq!(senders(&heard, port), BTreeSet::from([EXTERNAL]), "the answer came, and nothing else");
+
+    if lab.is_nftables() {
+        lab.node.sh("nft flush chain ip PINHOLE c_forward");
+    } else {
+        lab.iptables("-F PINHOLE-FWD");
+    }
+    send();
+    assert_eq!(senders(&heard, port), BTreeSet::from([POD]), "it is our rule that holds it back");
+}
+
+with_every_backend!(r55_a_packet_that_conntrack_rejects_does_not_leave_with_the_pods_address);
