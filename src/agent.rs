@@ -328,6 +328,7 @@ impl<D: Dataplane> Agent<D> {
             include: filter.include.clone(),
             exclude: filter.exclude.clone(),
             pod_cidrs,
+            pods: self.parts.pods.read(|view| desired::addresses(&view.pods)),
             cluster_cidrs: cluster_cidrs.clone(),
             masquerade: masquerade.clone(),
         })

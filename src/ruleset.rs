@@ -208,8 +208,11 @@ pub struct Desired {
 /// Endpoints are taken in the given order: when two want one external port, the first has it and the second is
 /// refused. An endpoint without addresses reserves its ports, so that nobody else on the node answers for them.
 pub fn desired(endpoints: &[Endpoint], node: &NodeFacts) -> Desired {
+    let ips = endpoints.iter().flat_map(|endpoint| &endpoint.ips);
+    let here = ips.filter(|ip| node.pods.contains(ip)).map(|ip| IpNet::from(*ip));
     let ruleset = Ruleset::new(
-        node.pod_cidrs.iter().copied(),
+        // What is outside of these is taken for a pod of another node.
+        node.pod_cidrs.iter().copied().chain(here),
         node.cluster_cidrs
             .iter()
             .copied()
@@ -357,6 +360,16 @@ mod tests {
             entries(&ruleset(&both, &v4_node())),
             ["203.0.113.7:5353/tcp -> 10.244.1.9:53", "203.0.113.7:5353/udp -> 10.244.1.9:54"]
         );
+    }
+
+    #[test]
+    fn pods_that_run_here_are_pods_of_this_node_whatever_its_networks_say() {
+        let here = endpoint("80/tcp", "web", &["10.99.0.9"]);
+        let elsewhere = endpoint("81/tcp", "far", &["10.99.0.10"]);
+        let node = NodeFacts { pods: [ip("10.99.0.9"), ip("10.99.0.11")].into(), ..v4_node() };
+        let nets: Vec<_> =
+            ruleset(&[here, elsewhere], &node).pod_cidrs(Family::V4).map(ToString::to_string).collect();
+        assert_eq!(nets, ["10.99.0.9/32", "10.244.1.0/24"]);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! becomes rules. Whoever is left out is named with the reason, in the words that admission uses.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use crate::admission;
@@ -179,6 +180,11 @@ fn are_containers_ready(pod: &Object) -> bool {
 
 fn name(pod: &Object) -> ObjectName {
     ObjectName::new(pod.metadata.namespace.as_str(), pod.metadata.name.as_str())
+}
+
+/// The addresses of pods.
+pub fn addresses(pods: &BTreeMap<ObjectName, Object>) -> BTreeSet<IpAddr> {
+    pods.values().filter(|pod| !pod.is_finished()).flat_map(ips).collect()
 }
 
 fn ips(pod: &Object) -> Vec<IpAddr> {

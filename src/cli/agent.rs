@@ -48,14 +48,13 @@ use crate::cluster::node_pods::NodePods;
 use crate::dataplane::Backend;
 use crate::dataplane::choice;
 use crate::dataplane::choice::FirewallChoice;
-use crate::dataplane::command::Tools;
 use crate::dataplane::conntrack::Handover;
 use crate::dataplane::drift::Watcher;
 use crate::dataplane::dry_run::Dialect;
 use crate::dataplane::dry_run::DryRun;
 use crate::dataplane::settings::FlavorChoice;
-use crate::dataplane::settings::MarkBit;
 use crate::dataplane::settings::Prefix;
+use crate::dataplane::settings::ReturnPath;
 use crate::dataplane::settings::Settings;
 use crate::ruleset::brake::Brake;
 use crate::shutdown;
@@ -175,6 +174,11 @@ struct KernelFlags {
     /// What every chain of ours starts with.
     #[arg(long, value_name = "NAME", default_value_t = Prefix::default(), env = "PINHOLE_RESOURCE_PREFIX")]
     resource_prefix: Prefix,
+
+    /// How replies of pods on other nodes come back through this one: masquerade (the pods see this node's address instead
+    /// of the client's) or routed (the network sends their replies through this node, and they see the client's).
+    #[arg(long, value_name = "HOW", default_value_t = ReturnPath::default(), env = "PINHOLE_RETURN_PATH")]
+    return_path: ReturnPath,
 
     /// What happens to UDP flows when another pod takes over: drain (they stay until they end) or cut.
     #[arg(long, value_name = "HOW", default_value = "drain", env = "PINHOLE_UDP_HANDOVER")]
@@ -348,7 +352,11 @@ impl AgentFlags {
 
 impl KernelFlags {
     fn settings(&self) -> Settings {
-        Settings { prefix: self.resource_prefix.clone(), mark: MarkBit::default(), tools: Tools::default() }
+        Settings {
+            prefix: self.resource_prefix.clone(),
+            return_path: self.return_path,
+            ..Settings::default()
+        }
     }
 
     async fn backend(&self, settings: &Settings) -> anyhow::Result<(Backend, nat_node::Backend)> {
@@ -452,6 +460,7 @@ mod tests {
             ("--resource-prefix=much-too-long", "1 to 8 of A-Z"),
             ("--iptables-flavor=ebtables", "auto, nft or legacy"),
             ("--udp-handover=keep", "drain or cut"),
+            ("--return-path=nat", "masquerade or routed"),
             ("--pod-cidr=10.0.0.0/33", "203.0.113.0/24"),
             ("--brake-threshold=101", "101 is not in 0..=100"),
             ("--brake-grace=10", "15s or 1h30m"),

@@ -161,6 +161,7 @@ impl Render {
             include: include_net,
             exclude: Vec::new(),
             pod_cidrs: pod_cidr,
+            pods: BTreeSet::new(),
             cluster_cidrs: cluster_cidr,
             masquerade: masquerade.into_policy(),
         };

@@ -185,12 +185,54 @@ impl fmt::Display for FlavorChoice {
 }
 
 /// Everything that decides how the same rules look in the kernel.
+/// How replies of pods on other nodes find their way back through this one, which rewrote the connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ReturnPath {
+    /// The pod sees this node's address instead of the client's, and answers to it.
+    #[default]
+    Masquerade,
+    /// The network routes what the pod answers through this node, so the pod sees the client's address.
+    Routed,
+}
+
+impl ReturnPath {
+    /// The name, as in the flag.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Masquerade => "masquerade",
+            Self::Routed => "routed",
+        }
+    }
+}
+
+impl fmt::Display for ReturnPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Why a text is no return path.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no way for replies to come back: write masquerade or routed")]
+pub struct ReturnPathError(pub String);
+
+impl FromStr for ReturnPath {
+    type Err = ReturnPathError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let known = [Self::Masquerade, Self::Routed].into_iter().find(|path| path.name() == text);
+        known.ok_or_else(|| ReturnPathError(text.to_owned()))
+    }
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// What every chain of ours starts with.
     pub prefix: Prefix,
     /// The bit that tells connections to our external ports.
     pub mark: MarkBit,
+    /// How replies of pods on other nodes come back.
+    pub return_path: ReturnPath,
     /// Where programs are found.
     pub tools: Tools,
 }

@@ -6,6 +6,7 @@
 //! 198.51.100.0/24                     clients outside
 //! ```
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -43,6 +44,7 @@ pub(crate) fn node() -> NodeFacts {
         include: vec![net("203.0.113.64/26")],
         exclude: Vec::new(),
         pod_cidrs: vec![net("10.244.1.0/24"), net("fd00:244:1::/64")],
+        pods: BTreeSet::new(),
         cluster_cidrs: vec![net("10.244.0.0/16"), net("10.96.0.0/12"), net("fd00:244::/48")],
         masquerade: None,
     }

@@ -24,6 +24,9 @@ pub struct NodeFacts {
     pub exclude: Vec<IpNet>,
     /// The addresses of this node's pods.
     pub pod_cidrs: Vec<IpNet>,
+    /// The addresses of pods that are known to run here, whatever the networks above say: some CNIs give pods addresses
+    /// outside the CIDRs of their Node.
+    pub pods: BTreeSet<IpAddr>,
     /// Other destinations inside the cluster: traffic to them keeps its source.
     pub cluster_cidrs: Vec<IpNet>,
     /// What the node is to masquerade; nothing where others do.

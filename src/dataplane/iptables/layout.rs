@@ -27,6 +27,7 @@ use crate::dataplane::iptables::rule::Rule;
 use crate::dataplane::iptables::rule::State;
 use crate::dataplane::iptables::table::TableName;
 use crate::dataplane::iptables::table::Tables;
+use crate::dataplane::settings::ReturnPath;
 use crate::dataplane::settings::Settings;
 use crate::model::address::Family;
 use crate::model::port::PortRange;
@@ -68,7 +69,7 @@ pub fn layout(ruleset: &Ruleset, family: Family, settings: &Settings) -> Layout 
     layout.filter.insert(names.forward(), forward(ruleset, family, mark));
     layout.filter.insert(names.accept(), vec![ours(mark, Rule::new(Action::Accept))]);
     ingress(&mut layout.nat, ruleset, family, names, mark);
-    egress(&mut layout.nat, ruleset, family, names, mark);
+    egress(&mut layout.nat, ruleset, family, settings);
     layout
 }
 
@@ -184,7 +185,8 @@ fn dnat(entry: &Entry) -> Vec<Rule> {
     entry.allowed_sources.iter().map(|source| rule.clone().from(*source)).collect()
 }
 
-fn egress(chains: &mut Chains, ruleset: &Ruleset, family: Family, names: Names<'_>, mark: u32) {
+fn egress(chains: &mut Chains, ruleset: &Ruleset, family: Family, settings: &Settings) {
+    let (names, mark) = (Names(&settings.prefix), settings.mark.get());
     let mut nets: BTreeMap<IpNet, Vec<Rule>> = BTreeMap::new();
     for egress in ruleset.egress().filter(|egress| Family::of(egress.pod) == family) {
         let rule = Rule::new(Action::Snat(egress.external)).from(IpNet::from(egress.pod));
@@ -196,16 +198,27 @@ fn egress(chains: &mut Chains, ruleset: &Ruleset, family: Family, names: Names<'
     // A pod that connects to its own or a neighbour's external address must get the answer from the node: sent
     // directly, it would come from an address that the pod never talked to (R17, R18).
     rules.extend(ruleset.pod_cidrs(family).map(|net| ours(mark, Rule::new(Action::Masquerade).from(*net))));
-    let inside = ruleset.pod_cidrs(family).chain(ruleset.cluster_cidrs(family)).copied();
-    let inside: Vec<_> = inside.chain([multicast(family)]).collect();
+    let pods: Vec<_> = ruleset.pod_cidrs(family).copied().collect();
+    let cluster: Vec<_> = ruleset.cluster_cidrs(family).copied().chain([multicast(family)]).collect();
+    let to = |action: Action, nets: &[IpNet]| -> Vec<Rule> {
+        nets.iter().map(|net| Rule::new(action.clone()).to(*net)).collect()
+    };
+    // What we sent on and is for none of this node's pods is for a pod of another node. Its client's address is kept from
+    // rules of others, too, such as Flannel's.
+    let is_masqueraded = settings.return_path == ReturnPath::Masquerade;
+    let remote = if is_masqueraded { Action::Masquerade } else { Action::Accept };
     let masquerade = ruleset.masquerade();
     if masquerade.kept(family).next().is_some() {
         // Only what ends the whole of POSTROUTING keeps rules behind ours from masquerading.
-        let keep = inside.iter().map(|net| Rule::new(Action::Accept).to(*net)).collect();
+        let mut keep = to(Action::Accept, &pods);
+        keep.extend(is_masqueraded.then(|| ours(mark, Rule::new(Action::Return))));
+        keep.extend(to(Action::Accept, &cluster));
         chains.insert(names.keep(), keep);
         rules.extend(masquerade.kept(family).map(|net| Rule::new(Action::Jump(names.keep())).from(*net)));
     }
-    rules.extend(inside.iter().map(|net| Rule::new(Action::Return).to(*net)));
+    rules.extend(to(Action::Return, &pods));
+    rules.push(ours(mark, Rule::new(remote)));
+    rules.extend(to(Action::Return, &cluster));
     for (net, pods) in nets {
         let Some(leaf) = leaves.get(&net) else { continue };
         rules.push(Rule::new(Action::Jump(leaf.clone())).from(net));

@@ -201,6 +201,7 @@ COMMIT
 -A PINHOLE-SNAT -m mark --mark 0x4000/0x4000 -j RETURN
 -A PINHOLE-SNAT -s 10.244.1.0/24 -m connmark --mark 0x1000/0x1000 -m conntrack --ctstate DNAT -j MASQUERADE --random-fully
 -A PINHOLE-SNAT -d 10.244.1.0/24 -j RETURN
+-A PINHOLE-SNAT -m connmark --mark 0x1000/0x1000 -m conntrack --ctstate DNAT -j MASQUERADE --random-fully
 -A PINHOLE-SNAT -d 10.244.0.0/16 -j RETURN
 -A PINHOLE-SNAT -d 224.0.0.0/4 -j RETURN
 -A PINHOLE-SNAT -s 10.244.1.0/26 -j PINHOLE-E-0AF40100
@@ -308,6 +309,7 @@ COMMIT
 -A PINHOLE-SNAT -m mark --mark 0x4000/0x4000 -j RETURN
 -A PINHOLE-SNAT -s 10.244.1.0/24 -m connmark --mark 0x1000/0x1000 -m conntrack --ctstate DNAT -j MASQUERADE --random-fully
 -A PINHOLE-SNAT -d 10.244.1.0/24 -j RETURN
+-A PINHOLE-SNAT -m connmark --mark 0x1000/0x1000 -m conntrack --ctstate DNAT -j MASQUERADE --random-fully
 -A PINHOLE-SNAT -d 10.244.0.0/16 -j RETURN
 -A PINHOLE-SNAT -d 224.0.0.0/4 -j RETURN
 -X PINHOLE-E-0AF40100
@@ -334,6 +336,7 @@ COMMIT
 -A PINHOLE-SNAT -m mark --mark 0x4000/0x4000 -j RETURN
 -A PINHOLE-SNAT -s fd00:244:1::/64 -m connmark --mark 0x1000/0x1000 -m conntrack --ctstate DNAT -j MASQUERADE --random-fully
 -A PINHOLE-SNAT -d fd00:244:1::/64 -j RETURN
+-A PINHOLE-SNAT -m connmark --mark 0x1000/0x1000 -m conntrack --ctstate DNAT -j MASQUERADE --random-fully
 -A PINHOLE-SNAT -d fd00:244::/48 -j RETURN
 -A PINHOLE-SNAT -d ff00::/8 -j RETURN
 -A PINHOLE-SNAT -s fd00:244:1::/122 -j PINHOLE-E-FE26FC65702A9

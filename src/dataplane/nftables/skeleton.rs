@@ -4,7 +4,8 @@
 //! prerouting, output -110   an external address of ours? -> c_ingress
 //!   c_ingress               mark; drop what leads nowhere or comes from nobody allowed; send to the pod; unmark the rest
 //! forward -10               drop what conntrack rejects, or it would leave with the pod's own address
-//! postrouting 90            hairpin; destinations inside the cluster; the pod's fixed address; the node's address
+//! postrouting 90            hairpin; pods of other nodes; destinations inside the cluster; the pod's fixed address; the
+//!                           node's address
 //!   c_keep                  rewrite the source to what it is, which ends what others would rewrite it to
 //! ```
 //! The priorities stand before those of iptables and kube-proxy (-100, 100), and the first rewriting of a connection
@@ -13,6 +14,7 @@
 use std::fmt::Write as _;
 
 use crate::dataplane::nftables::element::Collection;
+use crate::dataplane::settings::ReturnPath;
 use crate::dataplane::settings::Settings;
 use crate::model::address::Family;
 use crate::model::digest::fnv1a;
@@ -69,7 +71,7 @@ pub const fn family_name(family: Family) -> &'static str {
 impl Skeleton {
     /// The table of one family.
     pub fn new(family: Family, settings: &Settings) -> Self {
-        let mut chains = chains(family, settings.mark.get());
+        let mut chains = chains(family, settings);
         let mut first = 0;
         for chain in &mut chains {
             chain.first = first;
@@ -119,7 +121,8 @@ impl Skeleton {
     }
 }
 
-fn chains(family: Family, mark: u32) -> Vec<Chain> {
+fn chains(family: Family, settings: &Settings) -> Vec<Chain> {
+    let mark = settings.mark.get();
     let ip = family_name(family);
     let multicast = match family {
         Family::V4 => "224.0.0.0/4",
@@ -149,20 +152,30 @@ fn chains(family: Family, mark: u32) -> Vec<Chain> {
     let dispatch = || vec![format!("{ip} daddr @{} goto c_ingress", name(Collection::Addresses))];
     let pods = format!("{ip} saddr @{}", name(Collection::Pods));
     let forward = vec![format!("{pods} meta l4proto tcp ct state invalid drop")];
+    let ours = format!("ct mark & {mark:#x} == {mark:#x} ct status & dnat == dnat");
     let inside = |collection| format!("{ip} daddr @{}", name(collection));
-    let exempt = [inside(Collection::Pods), inside(Collection::Cluster), format!("{ip} daddr {multicast}")];
+    let local = inside(Collection::Pods);
+    let cluster = [inside(Collection::Cluster), format!("{ip} daddr {multicast}")];
     let unchanged = format!("snat {ip} to {ip} saddr");
-    let keep: Vec<_> = exempt.iter().map(|destination| format!("{destination} {unchanged}")).collect();
+    // What we sent on and is for none of this node's pods is for a pod of another node. Its client's address is kept from
+    // rules of others, too, such as Flannel's.
+    let is_masqueraded = settings.return_path == ReturnPath::Masquerade;
+    let remote = if is_masqueraded { "masquerade fully-random" } else { unchanged.as_str() };
+    let mut keep = vec![format!("{local} {unchanged}")];
+    keep.extend(is_masqueraded.then(|| format!("{ours} return")));
+    keep.extend(cluster.iter().map(|destination| format!("{destination} {unchanged}")));
     let kept = format!("{ip} saddr @{}", name(Collection::Kept));
     let excluded = format!("oifname @{}", name(Collection::ExcludedInterfaces));
     let mut postrouting = vec![
         format!("meta mark & {KUBE_MASQUERADE:#x} == {KUBE_MASQUERADE:#x} return"),
         // A pod that connects to its own or a neighbour's external address must get the answer from the node: sent
         // directly, it would come from an address that the pod never talked to (R17, R18).
-        format!("{pods} ct mark & {mark:#x} == {mark:#x} ct status & dnat == dnat masquerade fully-random"),
+        format!("{pods} {ours} masquerade fully-random"),
         format!("{kept} jump c_keep"),
+        format!("{local} return"),
+        format!("{ours} {remote}"),
     ];
-    postrouting.extend(exempt.iter().map(|destination| format!("{destination} return")));
+    postrouting.extend(cluster.iter().map(|destination| format!("{destination} return")));
     postrouting.extend([
         format!("snat {ip} to {ip} saddr map @{}", name(Collection::Egress)),
         format!("{kept} {excluded} {unchanged}"),

@@ -1,0 +1,155 @@
+//! The external address is on one node, the pod on another, and the first has two links to the outside.
+//!
+//! ```text
+//!             eth0 198.51.100.9 ---- eth0 198.51.100.1, external 203.0.113.7          cni0 with pods a and b
+//! client                                                             the gateway
+//! 198.18.0.9  eth1 192.0.2.9 ------- eth1 192.0.2.1, external 203.0.113.8             fabric 10.0.0.1
+//!                                                                                         |
+//!                                                        pod 10.244.2.9 --- cni0 --- eth0 10.0.0.2, another node
+//! ```
+//! Every network has an IPv6 one beside it. By default the gateway reaches the client by its eth0.
+
+use std::io::ErrorKind;
+
+use pinhole::dataplane::settings::ReturnPath;
+
+use crate::kernel::lab::A;
+use crate::kernel::lab::Lab;
+use crate::kernel::lab::endpoint;
+use crate::kernel::lab::to_port;
+use crate::kernel::namespace::Namespace;
+use crate::kernel::with_every_backend;
+
+/// The addresses of the pod on the other node.
+const FAR: &[&str] = &["10.244.2.9", "fd00:244:2::9"];
+const CLIENT: &str = "198.18.0.9";
+const CLIENT_V6: &str = "2001:db8:99::9";
+
+/// What is behind the gateway.
+struct Beyond {
+    node: Namespace,
+    pod: Namespace,
+}
+
+impl Beyond {
+    /// Adds a second link and another node to a lab, whose node becomes the gateway.
+    fn build(lab: &Lab) -> Self {
+        let [node, pod] = [(); 2].map(|()| Namespace::new());
+        lab.node.sh(&format!(
+            "ip -batch - <<'END'\n\
+             link add eth1 type veth peer name eth1 netns {client}\n\
+             link add fabric type veth peer name eth0 netns {node}\n\
+             addr add 192.0.2.1/24 dev eth1\naddr add 2001:db8:52::1/64 dev eth1 nodad\n\
+             addr add 10.0.0.1/24 dev fabric\naddr add fd00:1::1/64 dev fabric nodad\n\
+             addr del 203.0.113.8/32 dev eth0\naddr add 203.0.113.8/32 dev eth1\n\
+             addr add 2001:db8::8/128 dev eth1 nodad\n\
+             link set eth1 up\nlink set fabric up\n\
+             route add default via 198.51.100.9\nroute add ::/0 via 2001:db8:51::9\n\
+             route add 10.244.2.0/24 via 10.0.0.2\nroute add fd00:244:2::/64 via fd00:1::2\nEND",
+            client = lab.client.path(),
+            node = node.path(),
+        ));
+        lab.client.sh("ip -batch - <<'END'\n\
+             link set eth1 up\naddr add 192.0.2.9/24 dev eth1\naddr add 2001:db8:52::9/64 dev eth1 nodad\n\
+             addr add 198.18.0.9/32 dev lo\naddr add 2001:db8:99::9/128 dev lo nodad\n\
+             route replace default via 198.51.100.1 src 198.18.0.9\n\
+             route replace ::/0 via 2001:db8:51::1 src 2001:db8:99::9\n\
+             route add 203.0.113.8/32 via 192.0.2.1 src 198.18.0.9\n\
+             route add 2001:db8::8/128 via 2001:db8:52::1 src 2001:db8:99::9\nEND");
+        node.sh(&format!(
+            "ip -batch - <<'END'\n\
+             link add cni0 type veth peer name eth0 netns {pod}\n\
+             addr add 10.0.0.2/24 dev eth0\naddr add fd00:1::2/64 dev eth0 nodad\n\
+             addr add 10.244.2.1/24 dev cni0\naddr add fd00:244:2::1/64 dev cni0 nodad\n\
+             link set eth0 up\nlink set cni0 up\nEND",
+            pod = pod.path(),
+        ));
+        pod.sh("ip -batch - <<'END'\n\
+             link set eth0 up\naddr add 10.244.2.9/24 dev eth0\naddr add fd00:244:2::9/64 dev eth0 nodad\n\
+             route add default via 10.244.2.1\nroute add ::/0 via fd00:244:2::1\nEND");
+        for namespace in [&node, &lab.node, &lab.client] {
+            namespace.sysctl("net/ipv4/ip_forward", "1");
+            namespace.sysctl("net/ipv6/conf/all/forwarding", "1");
+            // Packets of one connection may come and go by different links.
+            for interface in ["all", "default", "lo", "eth0", "eth1"] {
+                let key = format!("net/ipv4/conf/{interface}/rp_filter");
+                if namespace.has_sysctl(&key) {
+                    namespace.sysctl(&key, "0");
+                }
+            }
+        }
+        for neighbour in FAR {
+            node.wait_for(neighbour.parse().unwrap());
+        }
+        for neighbour in ["10.0.0.2", "fd00:1::2", "192.0.2.9", "2001:db8:52::9"] {
+            lab.node.wait_for(neighbour.parse().unwrap());
+        }
+        Self { node, pod }
+    }
+
+    /// Routes what the other node sends to the outside through the gateway.
+    fn route_back(&self) {
+        self.node.sh("ip route add default via 10.0.0.1; ip route add ::/0 via fd00:1::1");
+    }
+}
+
+fn r54_a_pod_of_another_node_is_reached_and_answers_through_the_gateway(lab: &mut Lab) {
+    let beyond = Beyond::build(lab);
+    let (_far, _a) = (beyond.pod.serve("far", "[::]:8080"), lab.a.serve("a", "[::]:8080"));
+    let wanted = [
+        to_port("80/tcp", "far", FAR, 8080),
+        to_port("53/udp", "far", FAR, 8080),
+        to_port("81/tcp", "a", A, 8080),
+    ];
+    lab.apply(&wanted);
+    // The other node knows no way to the client.
+    assert_eq!(lab.client.tcp("203.0.113.7:80"), Ok("far 10.0.0.1".into()));
+    assert_eq!(lab.client.udp("203.0.113.7:53"), Ok("far 10.0.0.1".into()));
+    assert_eq!(lab.client.tcp("[2001:db8::7]:80"), Ok("far fd00:1::1".into()));
+    assert_eq!(lab.client.udp("[2001:db8::7]:53"), Ok("far fd00:1::1".into()));
+    assert_eq!(lab.a.tcp("203.0.113.7:80"), Ok("far 10.0.0.1".into()), "from a pod of the gateway");
+    assert!(lab.node.tcp("203.0.113.7:80").unwrap().starts_with("far "), "from the gateway itself");
+    assert_eq!(
+        lab.client.tcp("203.0.113.7:81"),
+        Ok(format!("a {CLIENT}")),
+        "pods of the gateway see clients"
+    );
+    lab.read();
+    assert!(lab.apply(&wanted).transactions.is_empty());
+}
+
+fn r54_where_replies_are_routed_back_the_pod_sees_the_client(lab: &mut Lab) {
+    let beyond = Beyond::build(lab);
+    let _far = beyond.pod.serve("far", "[::]:8080");
+    lab.settings.return_path = ReturnPath::Routed;
+    let wanted = [to_port("80/tcp", "far", FAR, 8080), to_port("53/udp", "far", FAR, 8080)];
+    lab.apply(&wanted);
+    assert_eq!(lab.client.tcp("203.0.113.7:80"), Err(ErrorKind::TimedOut), "nothing is routed back yet");
+    beyond.route_back();
+    assert_eq!(lab.client.tcp("203.0.113.7:80"), Ok(format!("far {CLIENT}")));
+    assert_eq!(lab.client.udp("203.0.113.7:53"), Ok(format!("far {CLIENT}")));
+    assert_eq!(lab.client.tcp("[2001:db8::7]:80"), Ok(format!("far {CLIENT_V6}")));
+    // From one return path to the other, nothing else changes.
+    lab.settings.return_path = ReturnPath::Masquerade;
+    lab.read();
+    lab.apply(&wanted);
+    assert_eq!(lab.client.tcp("203.0.113.7:80"), Ok("far 10.0.0.1".into()));
+}
+
+fn r54_what_a_pod_of_another_node_begins_leaves_the_gateway_with_the_mapped_address(lab: &mut Lab) {
+    let beyond = Beyond::build(lab);
+    let _client = lab.client.serve("client", "[::]:9000");
+    beyond.route_back();
+    lab.apply(&[endpoint("203.0.113.8:80/tcp", "far", FAR), endpoint("81/tcp", "far", FAR)]);
+    assert_eq!(beyond.pod.tcp("198.18.0.9:9000"), Ok("client 203.0.113.8".into()));
+    assert_eq!(beyond.pod.udp("198.18.0.9:9000"), Ok("client 203.0.113.8".into()));
+    assert_eq!(beyond.pod.tcp("[2001:db8:99::9]:9000"), Ok("client 2001:db8::7".into()));
+    let _a = lab.a.serve("a", "[::]:9000");
+    assert_eq!(beyond.pod.tcp("10.244.1.9:9000"), Ok("a 10.244.2.9".into()), "inside the cluster");
+}
+
+with_every_backend!(
+    r54_a_pod_of_another_node_is_reached_and_answers_through_the_gateway,
+    r54_where_replies_are_routed_back_the_pod_sees_the_client,
+    r54_what_a_pod_of_another_node_begins_leaves_the_gateway_with_the_mapped_address,
+);
