@@ -13,8 +13,10 @@ pub mod drift;
 pub mod dry_run;
 pub mod iptables;
 pub(crate) mod isolation;
+pub mod links;
 pub mod nftables;
 pub mod probe;
+pub mod routing;
 pub mod seen_flows;
 pub mod settings;
 
@@ -181,6 +183,11 @@ pub enum DataplaneError {
         /// What is different.
         difference: String,
     },
+    /// The rules and routes of links cannot be read or changed.
+    #[error(
+        "the rules and routes that lead replies back by their link cannot be set: {0}; it takes the right NET_ADMIN, and a kernel with policy routing (CONFIG_IP_MULTIPLE_TABLES)"
+    )]
+    Routing(#[source] io::Error),
     /// No flavour of iptables is installed.
     #[error("{0}")]
     NoIptables(String),

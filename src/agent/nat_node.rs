@@ -312,9 +312,7 @@ fn conditions_of(situation: &Situation, generation: Option<i64>, now: Timestamp)
         true => condition("Paused", true, "Requested", paused),
         false => condition("Paused", false, "NotRequested", String::new()),
     };
-    let kinds =
-        [ConditionKind::ForwardBlocked, ConditionKind::ForwardingDisabled, ConditionKind::MixedFlavors];
-    let blockers = kinds.map(|kind| {
+    let blockers = ConditionKind::ALL.map(|kind| {
         let found = situation.blockers.iter().filter(|blocker| blocker.kind == kind);
         let found: Vec<_> = found.map(|Blocker { message, fix, .. }| format!("{message}; {fix}")).collect();
         let reason = if found.is_empty() { "NotFound" } else { "Found" };

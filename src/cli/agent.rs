@@ -52,6 +52,9 @@ use crate::dataplane::conntrack::Handover;
 use crate::dataplane::drift::Watcher;
 use crate::dataplane::dry_run::Dialect;
 use crate::dataplane::dry_run::DryRun;
+use crate::dataplane::links::Link;
+use crate::dataplane::links::LinkMask;
+use crate::dataplane::links::Links;
 use crate::dataplane::settings::FlavorChoice;
 use crate::dataplane::settings::Prefix;
 use crate::dataplane::settings::ReturnPath;
@@ -180,6 +183,17 @@ struct KernelFlags {
     #[arg(long, value_name = "HOW", default_value_t = ReturnPath::default(), env = "PINHOLE_RETURN_PATH")]
     return_path: ReturnPath,
 
+    /// A link to the outside by which replies must leave when the connection came in by it: interface=eth1 and, if need be,
+    /// gateway=ADDRESS (default: the first address of the interface's network) and table=NUMBER (default: a free one).
+    /// Repeatable; add further ones at the end.
+    #[arg(long, value_name = "LINK", value_delimiter = ';', env = "PINHOLE_LINK")]
+    link: Vec<Link>,
+
+    /// The bits of connection and packet marks that hold the number of a connection's link. All other bits stay as they
+    /// are.
+    #[arg(long, value_name = "MASK", default_value_t = LinkMask::default(), env = "PINHOLE_LINK_MARK_MASK")]
+    link_mark_mask: LinkMask,
+
     /// What happens to UDP flows when another pod takes over: drain (they stay until they end) or cut.
     #[arg(long, value_name = "HOW", default_value = "drain", env = "PINHOLE_UDP_HANDOVER")]
     udp_handover: Handover,
@@ -243,7 +257,7 @@ impl AgentFlags {
         let stop = shutdown::on_signal().context("signals cannot be listened for")?;
         let node_name = node_name.map_or_else(default_node_name, Ok)?;
         let policy = Arc::new(Policy { disclose_holder, ..policy.into_policy() });
-        let settings = kernel.settings();
+        let settings = kernel.settings()?;
         let (dataplane, backend) = kernel.backend(&settings).await?;
         let dataplane = Arc::new(dataplane);
         let connection = client::connect(&kubeconfig.map_or(Source::Usual, Source::File)).await?;
@@ -351,12 +365,13 @@ impl AgentFlags {
 }
 
 impl KernelFlags {
-    fn settings(&self) -> Settings {
-        Settings {
+    fn settings(&self) -> anyhow::Result<Settings> {
+        Ok(Settings {
             prefix: self.resource_prefix.clone(),
+            links: Links::new(self.link_mark_mask, self.link.clone()).context("--link")?,
             return_path: self.return_path,
             ..Settings::default()
-        }
+        })
     }
 
     async fn backend(&self, settings: &Settings) -> anyhow::Result<(Backend, nat_node::Backend)> {
@@ -461,6 +476,8 @@ mod tests {
             ("--iptables-flavor=ebtables", "auto, nft or legacy"),
             ("--udp-handover=keep", "drain or cut"),
             ("--return-path=nat", "masquerade or routed"),
+            ("--link=eth1", "write interface=eth1,gateway=192.0.2.1,table=101"),
+            ("--link-mark-mask=0x1000", "such as 0x70"),
             ("--pod-cidr=10.0.0.0/33", "203.0.113.0/24"),
             ("--brake-threshold=101", "101 is not in 0..=100"),
             ("--brake-grace=10", "15s or 1h30m"),
@@ -479,7 +496,7 @@ mod tests {
     #[test]
     fn the_default_brake_and_prefix_are_the_ones_of_the_parts() {
         let flags = parse(&[]).unwrap();
-        assert_eq!(flags.kernel.settings(), Settings::default());
+        assert_eq!(flags.kernel.settings().unwrap(), Settings::default());
         let BrakeFlags { threshold_percent, minimum, .. } = flags.brake;
         assert_eq!(Brake { threshold_percent, minimum }, Brake::default());
     }

@@ -13,6 +13,7 @@ use crate::cli::terminal;
 use crate::dataplane::cleanup;
 use crate::dataplane::cleanup::Removed;
 use crate::dataplane::command::Tools;
+use crate::dataplane::routing::Changed;
 use crate::dataplane::settings::Prefix;
 use crate::dataplane::settings::Settings;
 use crate::shutdown;
@@ -88,7 +89,14 @@ fn report(removed: &[Removed], prefix: &Prefix) -> String {
         );
     }
     let mut text = String::new();
-    for Removed { firewall, transaction } in removed {
+    for removed in removed {
+        let (firewall, transaction) = match removed {
+            Removed::Rules { firewall, transaction } => (firewall, transaction),
+            Removed::Routing(Changed { rules, routes }) => {
+                let _ = writeln!(text, "Removed {rules} rules and {routes} routes of links.");
+                continue;
+            }
+        };
         let (chains, family) = (transaction.chains, transaction.family);
         let noun = if chains == 1 { "chain" } else { "chains" };
         // Writing to a String cannot fail.
@@ -113,7 +121,7 @@ mod tests {
 
     fn one() -> Removed {
         let transaction = Transaction { family: Family::V4, input: String::new(), chains: 6, elements: 0 };
-        Removed { firewall: Firewall::Nftables, transaction }
+        Removed::Rules { firewall: Firewall::Nftables, transaction }
     }
 
     #[tokio::test(start_paused = true)]
@@ -155,12 +163,15 @@ mod tests {
             [(Firewall::Iptables(Flavor::Nft), 7), (Firewall::Nftables, 6)].map(|(firewall, chains)| {
                 let transaction =
                     Transaction { family: Family::V4, input: String::new(), chains, elements: 0 };
-                Removed { firewall, transaction }
+                Removed::Rules { firewall, transaction }
             });
+        let routing = Removed::Routing(Changed { rules: 4, routes: 2 });
+        let removed: Vec<_> = removed.into_iter().chain([routing]).collect();
         assert_eq!(
             report(&removed, &prefix),
             "Removed 7 chains of PINHOLE and what leads to them: IPv4, iptables-nft.\n\
              Removed 6 chains of PINHOLE and what leads to them: IPv4, nftables.\n\
+             Removed 4 rules and 2 routes of links.\n\
              Published ports are closed. Rules of others are as they were.\n"
         );
     }

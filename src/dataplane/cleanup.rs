@@ -7,21 +7,28 @@ use crate::dataplane::iptables::plan::removal;
 use crate::dataplane::iptables::restore;
 use crate::dataplane::iptables::save;
 use crate::dataplane::nftables;
+use crate::dataplane::routing;
+use crate::dataplane::routing::Changed;
 use crate::dataplane::settings::Firewall;
 use crate::dataplane::settings::Flavor;
 use crate::dataplane::settings::Settings;
 use crate::model::address::Family;
 
-/// What was removed of one family.
+/// What was removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Removed {
-    /// Where it was.
-    pub firewall: Firewall,
-    /// The transaction that removed it.
-    pub transaction: Transaction,
+pub enum Removed {
+    /// The rules of one family.
+    Rules {
+        /// Where they were.
+        firewall: Firewall,
+        /// The transaction that removed them.
+        transaction: Transaction,
+    },
+    /// What led replies back by their links.
+    Routing(Changed),
 }
 
-/// Removes jumps and chains with our prefix, and our tables; rules of others stay. Nothing there is no error, and
+/// Removes jumps and chains with our prefix, our tables, and the rules and routes of links; what others made stays. Nothing there is no error, and
 /// neither is a flavour that is not installed or a kernel without nf_tables.
 ///
 /// Established connections through entries break when no other program on the node tracks connections.
@@ -37,15 +44,21 @@ pub async fn cleanup(settings: &Settings) -> Result<Vec<Removed>, DataplaneError
             let Some(plan) = removal(&tables, Names(&settings.prefix)) else { continue };
             restore(settings, flavor, family, &plan.text).await?;
             let transaction = Transaction { family, input: plan.text, chains: plan.chains, elements: 0 };
-            removed.push(Removed { firewall: Firewall::Iptables(flavor), transaction });
+            removed.push(Removed::Rules { firewall: Firewall::Iptables(flavor), transaction });
         }
     }
     for family in Family::ALL {
         match nftables::remove(settings, family).await {
             Ok(None) | Err(DataplaneError::Netlink(_)) => {}
-            Ok(Some(transaction)) => removed.push(Removed { firewall: Firewall::Nftables, transaction }),
+            Ok(Some(transaction)) => {
+                removed.push(Removed::Rules { firewall: Firewall::Nftables, transaction });
+            }
             Err(error) => return Err(error),
         }
+    }
+    let routing = routing::remove().await.map_err(DataplaneError::Routing)?;
+    if routing != Changed::default() {
+        removed.push(Removed::Routing(routing));
     }
     Ok(removed)
 }

@@ -20,17 +20,32 @@ pub enum ConditionKind {
     ForwardBlocked,
     /// The kernel does not forward packets of a family.
     ForwardingDisabled,
+    /// A link to the outside cannot be used, so replies do not leave by it.
+    LinkUnusable,
     /// Both flavours of iptables hold rules.
     MixedFlavors,
+    /// The kernel drops what comes in by a link from where another one leads.
+    ReversePathFilter,
 }
 
 impl ConditionKind {
+    /// All kinds.
+    pub const ALL: [Self; 5] = [
+        Self::ForwardBlocked,
+        Self::ForwardingDisabled,
+        Self::LinkUnusable,
+        Self::MixedFlavors,
+        Self::ReversePathFilter,
+    ];
+
     /// The name in conditions, metrics and logs.
     pub const fn name(self) -> &'static str {
         match self {
             Self::ForwardBlocked => "ForwardBlocked",
             Self::ForwardingDisabled => "ForwardingDisabled",
+            Self::LinkUnusable => "LinkUnusable",
             Self::MixedFlavors => "MixedFlavors",
+            Self::ReversePathFilter => "ReversePathFilter",
         }
     }
 }

@@ -4,6 +4,8 @@
 //! microseconds. Only when one of them moved are our own rules, and the built-in chains around them, looked at over
 //! netlink; only when these differ is there a reason to read everything. No program is started for any of it.
 //!
+//! Rules and routes of links have no such count and are few; where there are links, they are listed each time.
+//!
 //! What escapes: an edit of a legacy table that keeps its size, one of rules of others in chains of theirs, and one in
 //! the same moment in which we change something. A full comparison from time to time finds these.
 
@@ -25,6 +27,7 @@ use crate::dataplane::nftables::netlink::Listener;
 use crate::dataplane::nftables::netlink::Socket;
 use crate::dataplane::nftables::plan::Table;
 use crate::dataplane::nftables::read::digest_of_chain;
+use crate::dataplane::routing;
 use crate::dataplane::settings::Settings;
 use crate::model::address::Family;
 use crate::model::digest::fnv1a;
@@ -108,7 +111,9 @@ impl Watcher {
                 Ok((moved, changed))
             })
             .await?;
-        let differs = changed || moved && self.tables_differ(observed).await?;
+        let differs = changed
+            || moved && self.tables_differ(observed).await?
+            || routing::differs(&self.settings.links).await?;
         if !moved && !differs {
             return Ok(None);
         }
@@ -142,6 +147,9 @@ impl Watcher {
             watch(TableName::Filter, "INPUT");
             for name in ["PREROUTING", "OUTPUT", "POSTROUTING"] {
                 watch(TableName::Nat, name);
+            }
+            if !self.settings.links.is_empty() {
+                watch(TableName::Mangle, "PREROUTING");
             }
             let Some(tables) = observed.tables.get(&family) else { continue };
             for table in TableName::ALL {

@@ -43,6 +43,7 @@ use crate::dataplane::isolation;
 use crate::dataplane::nftables;
 use crate::dataplane::nftables::Nftables;
 use crate::dataplane::nftables::plan::Table;
+use crate::dataplane::routing;
 use crate::dataplane::settings::Firewall;
 use crate::dataplane::settings::Flavor;
 use crate::dataplane::settings::Settings;
@@ -152,6 +153,9 @@ impl Dataplane for Iptables {
             let mut outcome = self.apply_family(family, desired, &mut applied).await;
             if outcome.is_ok() {
                 outcome = self.retire(family, &mut applied).await;
+            }
+            if outcome.is_ok() {
+                outcome = routing::apply(&self.settings, family, &mut applied).await;
             }
             if let Err(error) = outcome {
                 applied.failures.push(Failure { family, error });

@@ -12,7 +12,7 @@ pub mod element;
 #[cfg(test)]
 mod laws;
 pub mod layout;
-mod message;
+pub(crate) mod message;
 pub(crate) mod netlink;
 pub mod plan;
 pub(crate) mod read;
@@ -53,6 +53,7 @@ use crate::dataplane::nftables::plan::Table;
 use crate::dataplane::nftables::plan::plan;
 use crate::dataplane::nftables::read::Reading;
 use crate::dataplane::nftables::skeleton::Skeleton;
+use crate::dataplane::routing;
 use crate::dataplane::settings::Firewall;
 use crate::dataplane::settings::Flavor;
 use crate::dataplane::settings::Settings;
@@ -251,6 +252,9 @@ impl Dataplane for Nftables {
             let mut outcome = self.apply_family(family, &possible, &mut applied).await;
             if outcome.is_ok() {
                 outcome = self.apply_shims(family, &mut applied).await;
+            }
+            if outcome.is_ok() {
+                outcome = routing::apply(&self.settings, family, &mut applied).await;
             }
             if let Err(error) = outcome {
                 applied.failures.push(Failure { family, error });

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::dataplane::command::Tools;
+use crate::dataplane::links::Links;
 
 /// What every chain of ours starts with.
 ///
@@ -184,7 +185,6 @@ impl fmt::Display for FlavorChoice {
     }
 }
 
-/// Everything that decides how the same rules look in the kernel.
 /// How replies of pods on other nodes find their way back through this one, which rewrote the connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ReturnPath {
@@ -225,12 +225,15 @@ impl FromStr for ReturnPath {
     }
 }
 
+/// Everything that decides how the same rules look in the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// What every chain of ours starts with.
     pub prefix: Prefix,
     /// The bit that tells connections to our external ports.
     pub mark: MarkBit,
+    /// The links to the outside between which replies are told apart; none where there is one.
+    pub links: Links,
     /// How replies of pods on other nodes come back.
     pub return_path: ReturnPath,
     /// Where programs are found.

@@ -83,7 +83,8 @@ func allFlags() []string {
 		for _, flag := range flags {
 			value := map[string]string{
 				"include-net": "{203.0.113.0/24,2001:db8::/32}", "exclude-net": "{10.0.0.0/8}", "pod-cidr": "{10.244.0.0/16}", "cluster-cidr": "{10.96.0.0/12}",
-				"dry-run": "true", "firewall": "dry-run", "iptables-flavor": "nft", "resource-prefix": "NAT", "udp-handover": "cut", "return-path": "routed", "kubeconfig": "/etc/kubeconfig",
+				"dry-run": "true", "firewall": "dry-run", "iptables-flavor": "nft", "resource-prefix": "NAT", "udp-handover": "cut", "return-path": "routed", "link-mark-mask": "0x30",
+				"link": `{interface=eth1\,gateway=192.0.2.1\,table=101,interface=eth2}`, "kubeconfig": "/etc/kubeconfig",
 				"brake-threshold": "30", "brake-minimum": "10", "max-body-bytes": "1048576", "max-inflight-body-bytes": "8388608", "max-connections": "100",
 			}[flag]
 			if value == "" {

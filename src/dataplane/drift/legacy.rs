@@ -19,7 +19,7 @@ use rustix::net::SocketType;
 use crate::model::address::Family;
 
 /// The tables that rules of ours are in, or stand beside.
-const TABLES: [&str; 2] = ["filter", "nat"];
+const TABLES: [&str; 3] = ["filter", "mangle", "nat"];
 /// `IPT_SO_GET_INFO` and `IP6T_SO_GET_INFO`.
 const GET_INFO: c_int = 64;
 const NAME_LENGTH: usize = 32;

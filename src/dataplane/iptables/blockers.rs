@@ -14,6 +14,7 @@ use crate::dataplane::iptables::names::Names;
 use crate::dataplane::iptables::save;
 use crate::dataplane::iptables::table::Table;
 use crate::dataplane::iptables::table::Tables;
+use crate::dataplane::routing;
 use crate::dataplane::settings::Firewall;
 use crate::dataplane::settings::Flavor;
 use crate::dataplane::settings::Settings;
@@ -41,6 +42,7 @@ pub async fn conditions(settings: &Settings, firewall: Firewall, desired: &Rules
             }
         }
     }
+    conditions.extend(routing::conditions(&settings.links, desired.families()).await);
     conditions.extend(nft_tables(settings, firewall, desired).await);
     conditions.extend(desired.families().iter().filter_map(|family| forwarding(*family)));
     conditions

@@ -22,6 +22,7 @@ use crate::dataplane::iptables::names::Names;
 use crate::dataplane::iptables::names::egress_net;
 use crate::dataplane::iptables::position::rejects_everything;
 use crate::dataplane::iptables::rule::Action;
+use crate::dataplane::iptables::rule::Bits;
 use crate::dataplane::iptables::rule::Match;
 use crate::dataplane::iptables::rule::Rule;
 use crate::dataplane::iptables::rule::State;
@@ -46,6 +47,8 @@ const KUBE_MASQUERADE: u32 = 0x4000;
 pub struct Layout {
     /// Chains of the filter table.
     pub filter: BTreeMap<String, Vec<Rule>>,
+    /// Chains of the mangle table.
+    pub mangle: BTreeMap<String, Vec<Rule>>,
     /// Chains of the nat table.
     pub nat: BTreeMap<String, Vec<Rule>>,
 }
@@ -55,6 +58,7 @@ impl Layout {
     pub const fn get(&self, table: TableName) -> &BTreeMap<String, Vec<Rule>> {
         match table {
             TableName::Filter => &self.filter,
+            TableName::Mangle => &self.mangle,
             TableName::Nat => &self.nat,
         }
     }
@@ -68,6 +72,10 @@ pub fn layout(ruleset: &Ruleset, family: Family, settings: &Settings) -> Layout 
     layout.filter.insert(names.input(), guard(mark).collect());
     layout.filter.insert(names.forward(), forward(ruleset, family, mark));
     layout.filter.insert(names.accept(), vec![ours(mark, Rule::new(Action::Accept))]);
+    let by_link = by_link(settings, family);
+    if !by_link.is_empty() {
+        layout.mangle.insert(names.links(), by_link);
+    }
     ingress(&mut layout.nat, ruleset, family, names, mark);
     egress(&mut layout.nat, ruleset, family, settings);
     layout
@@ -90,7 +98,7 @@ pub fn shim(tables: &Tables, settings: &Settings) -> Layout {
 
 /// Adds the condition that a connection was sent on by our own chains.
 fn ours(mark: u32, rule: Rule) -> Rule {
-    rule.when(Match::Connmark(mark)).when(Match::State(vec![State::Dnat]))
+    rule.when(Match::Connmark(Bits::set(mark))).when(Match::State(vec![State::Dnat]))
 }
 
 /// The first rule is also the pin: as long as one rule looks at connections, the kernel keeps track of them. Without
@@ -100,7 +108,7 @@ fn guard(mark: u32) -> impl Iterator<Item = Rule> {
     let unanswered = Match::State(vec![State::New]);
     [
         Rule::new(Action::Return).when(known).comment(SKELETON),
-        Rule::new(Action::Drop).when(Match::Connmark(mark)).when(unanswered).when(Match::NotDnat),
+        Rule::new(Action::Drop).when(Match::Connmark(Bits::set(mark))).when(unanswered).when(Match::NotDnat),
     ]
     .into_iter()
 }
@@ -113,6 +121,21 @@ fn forward(ruleset: &Ruleset, family: Family, mark: u32) -> Vec<Rule> {
         Rule::new(Action::Drop).from(*net).protocol(Protocol::Tcp).when(invalid)
     });
     guard(mark).chain(leaking).collect()
+}
+
+/// Whatever comes in remembers its link; what answers to connections of ours leaves by it.
+fn by_link(settings: &Settings, family: Family) -> Vec<Rule> {
+    let (links, mark) = (&settings.links, settings.mark.get());
+    let numbered = |number| Bits::within(number, links.mask());
+    let arrivals = links.marked(family).map(|(number, link)| {
+        let rule = Rule::new(Action::SetConnmark(numbered(number))).input(link.interface);
+        rule.when(Match::State(vec![State::New]))
+    });
+    let replies = links.marked(family).map(|(number, _)| {
+        let ours = Bits::within(number | mark, links.mask() | mark);
+        Rule::new(Action::SetMark(numbered(number))).when(Match::Connmark(ours)).when(Match::Reply)
+    });
+    arrivals.chain(replies).collect()
 }
 
 type Chains = BTreeMap<String, Vec<Rule>>;
@@ -148,7 +171,7 @@ fn ingress(chains: &mut Chains, ruleset: &Ruleset, family: Family, names: Names<
 
 /// Marks what is meant for these entries, then sends it to their pods.
 fn serve(entries: &[&Entry], protocol: Protocol, mark: u32) -> Vec<Rule> {
-    let mark_rule = |ports| Rule::new(Action::SetConnmark(mark)).ports(protocol, ports);
+    let mark_rule = |ports| Rule::new(Action::SetConnmark(Bits::set(mark))).ports(protocol, ports);
     let with_pod = entries.iter().filter(|entry| entry.target.is_some());
     let mut rules: Vec<_> = runs(with_pod.map(|entry| entry.key.ports)).into_iter().map(mark_rule).collect();
     // The owner of ports that lead nowhere shows only here.
@@ -194,7 +217,7 @@ fn egress(chains: &mut Chains, ruleset: &Ruleset, family: Family, settings: &Set
     }
     let leaves = names.egress(nets.values().flatten().filter_map(|rule| Some(rule.source?.addr())));
 
-    let mut rules = vec![Rule::new(Action::Return).when(Match::Mark(KUBE_MASQUERADE))];
+    let mut rules = vec![Rule::new(Action::Return).when(Match::Mark(Bits::set(KUBE_MASQUERADE)))];
     // A pod that connects to its own or a neighbour's external address must get the answer from the node: sent
     // directly, it would come from an address that the pod never talked to (R17, R18).
     rules.extend(ruleset.pod_cidrs(family).map(|net| ours(mark, Rule::new(Action::Masquerade).from(*net))));

@@ -47,6 +47,7 @@ pub fn restore(tables: &mut Tables, input: &str, names: Names<'_>) -> Result<(),
 fn built_in(name: TableName, table: &mut Table) {
     let chains: &[&str] = match name {
         TableName::Filter => &["INPUT", "FORWARD", "OUTPUT"],
+        TableName::Mangle => &["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"],
         TableName::Nat => &["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"],
     };
     for chain in chains {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! filter  P-IN  P-FWD  P-ACCEPT
+//! mangle  P-LINK               only with links
 //! nat     P-DNAT               one jump per external address and protocol
 //!           P-T-CB007107       one jump per 64 ports in use (T tcp, U udp, S sctp)
 //!             P-T-CB007107-001 the entries of 203.0.113.7, tcp, ports 64-127
@@ -77,6 +78,11 @@ impl Names<'_> {
         self.named("ACCEPT")
     }
 
+    /// Remembers which link a connection came in by, and lets its replies leave by it.
+    pub fn links(self) -> String {
+        self.named("LINK")
+    }
+
     /// Sends connections to pods.
     pub fn dnat(self) -> String {
         self.named("DNAT")
@@ -137,7 +143,7 @@ impl Names<'_> {
         };
         let mut parts = stem.split('-');
         match (parts.next(), parts.next(), parts.next(), parts.next()) {
-            (Some("IN" | "FWD" | "ACCEPT" | "DNAT" | "SNAT" | "KEEP"), None, None, None) => true,
+            (Some("IN" | "FWD" | "ACCEPT" | "LINK" | "DNAT" | "SNAT" | "KEEP"), None, None, None) => true,
             (Some("T" | "U" | "S" | "E"), Some(address), None, None) => hex(address, &[8, DIGEST_DIGITS]),
             (Some("T" | "U" | "S"), Some(address), Some(bucket), None) => {
                 hex(address, &[8, DIGEST_DIGITS]) && hex(bucket, &[BUCKET_DIGITS])

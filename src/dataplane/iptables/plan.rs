@@ -56,7 +56,7 @@ pub fn plan(observed: &Tables, wanted: &Layout, names: Names<'_>) -> Option<Plan
 pub fn removal(observed: &Tables, names: Names<'_>) -> Option<Plan> {
     let mut plan = Plan::default();
     // NAT first: without it, the guards have nothing left to guard.
-    for name in [TableName::Nat, TableName::Filter] {
+    for name in [TableName::Nat, TableName::Mangle, TableName::Filter] {
         let table = observed.get(name);
         let edits = position::removals(table, names);
         let stale = stale(table, names, &BTreeMap::new());

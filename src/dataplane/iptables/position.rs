@@ -1,7 +1,7 @@
 //! Where the built-in chains must lead to ours, given what else stands in them.
 //!
 //! - NAT: in front of whatever else could rewrite the connection, because the first rewriting counts.
-//! - Guards: in front of the first rule that accepts.
+//! - Guards, and the marks of links: in front of the first rule that accepts.
 //! - The forward accept: behind every jump to another chain and every drop, because network policies stand there and
 //!   must keep the last word; but in front of a final rule that rejects everything.
 //!
@@ -72,6 +72,7 @@ fn hooks(table: TableName, names: Names<'_>) -> Vec<Hook> {
             hook("FORWARD", names.forward(), Place::BeforeAccept),
             hook("FORWARD", names.accept(), Place::BehindPolicy),
         ],
+        TableName::Mangle => vec![hook("PREROUTING", names.links(), Place::BeforeAccept)],
         TableName::Nat => vec![
             hook("PREROUTING", names.dnat(), Place::BeforeNat),
             hook("OUTPUT", names.dnat(), Place::BeforeNat),

@@ -20,6 +20,8 @@ pub struct Rule {
     pub source: Option<IpNet>,
     /// Only packets to there.
     pub destination: Option<IpNet>,
+    /// Only packets that come in by this interface.
+    pub input: Option<InterfaceName>,
     /// Only packets that leave by this interface.
     pub output: Option<InterfaceName>,
     /// Only packets of this protocol.
@@ -41,12 +43,49 @@ pub enum Match {
     State(Vec<State>),
     /// The connection's destination was not rewritten.
     NotDnat,
-    /// This bit of the connection mark is set.
-    Connmark(u32),
-    /// This bit of the packet mark is set.
-    Mark(u32),
+    /// These bits of the connection mark are so.
+    Connmark(Bits),
+    /// These bits of the packet mark are so.
+    Mark(Bits),
+    /// The packet goes back to where the connection came from.
+    Reply,
     /// The destination is not an address of the node.
     NotLocal,
+}
+
+/// Some bits of a mark, and what they are. The others are not looked at, and not changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bits {
+    /// Which bits are set.
+    value: u32,
+    /// Which bits are meant; never all of them.
+    mask: u32,
+}
+
+impl Bits {
+    /// `bit` is set.
+    pub const fn set(bit: u32) -> Self {
+        Self { value: bit, mask: bit }
+    }
+
+    /// The bits of `mask` are as in `value`.
+    pub const fn within(value: u32, mask: u32) -> Self {
+        Self { value: value & mask, mask }
+    }
+
+    /// Reads `0x1000/0x1000`.
+    fn parse(text: &str) -> Option<Self> {
+        let number = |text: &str| u32::from_str_radix(text.strip_prefix("0x")?, 16).ok();
+        let (value, mask) = text.split_once('/')?;
+        let (value, mask) = (number(value)?, number(mask)?);
+        (value & !mask == 0 && mask != u32::MAX).then_some(Self { value, mask })
+    }
+}
+
+impl fmt::Display for Bits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}/{:#x}", self.value, self.mask)
+    }
 }
 
 /// A state of a connection, in the order in which iptables prints them.
@@ -86,8 +125,10 @@ pub enum Action {
     Snat(IpAddr),
     /// The connection's source becomes the address of the interface it leaves by.
     Masquerade,
-    /// This bit of the connection mark is set.
-    SetConnmark(u32),
+    /// These bits of the connection mark become so.
+    SetConnmark(Bits),
+    /// These bits of the packet mark become so.
+    SetMark(Bits),
 }
 
 impl Rule {
@@ -96,6 +137,7 @@ impl Rule {
         Self {
             source: None,
             destination: None,
+            input: None,
             output: None,
             protocol: None,
             ports: None,
@@ -114,6 +156,12 @@ impl Rule {
     /// Only packets to `net`.
     pub fn to(mut self, net: IpNet) -> Self {
         self.destination = Some(net);
+        self
+    }
+
+    /// Only packets that come in by `interface`.
+    pub const fn input(mut self, interface: InterfaceName) -> Self {
+        self.input = Some(interface);
         self
     }
 
@@ -156,6 +204,9 @@ impl fmt::Display for Rule {
         if let Some(destination) = self.destination {
             write!(f, "-d {destination} ")?;
         }
+        if let Some(input) = self.input {
+            write!(f, "-i {input} ")?;
+        }
         if let Some(output) = self.output {
             write!(f, "-o {output} ")?;
         }
@@ -172,9 +223,10 @@ impl fmt::Display for Rule {
                     write!(f, "-m conntrack --ctstate {} ", names.join(","))?;
                 }
                 Match::NotDnat => f.write_str("-m conntrack ! --ctstate DNAT ")?,
-                Match::Connmark(bit) => write!(f, "-m connmark --mark {bit:#x}/{bit:#x} ")?,
+                Match::Connmark(bits) => write!(f, "-m connmark --mark {bits} ")?,
+                Match::Mark(bits) => write!(f, "-m mark --mark {bits} ")?,
+                Match::Reply => f.write_str("-m conntrack --ctdir REPLY ")?,
                 Match::NotLocal => f.write_str("-m addrtype ! --dst-type LOCAL ")?,
-                Match::Mark(bit) => write!(f, "-m mark --mark {bit:#x}/{bit:#x} ")?,
             }
         }
         if let Some(comment) = &self.comment {
@@ -199,7 +251,8 @@ impl fmt::Display for Rule {
             }
             Action::Snat(address) => write!(f, "-j SNAT --to-source {address}"),
             Action::Masquerade => f.write_str("-j MASQUERADE --random-fully"),
-            Action::SetConnmark(bit) => write!(f, "-j CONNMARK --set-xmark {bit:#x}/{bit:#x}"),
+            Action::SetConnmark(bits) => write!(f, "-j CONNMARK --set-xmark {bits}"),
+            Action::SetMark(bits) => write!(f, "-j MARK --set-xmark {bits}"),
         }
     }
 }
@@ -252,20 +305,29 @@ pub fn parse<'a>(words: impl Iterator<Item = &'a str>) -> Option<Rule> {
             "!" => negated = true,
             "-s" => rule.source = Some(net(words.next()?)?),
             "-d" => rule.destination = Some(net(words.next()?)?),
+            "-i" => rule.input = Some(words.next()?.parse().ok()?),
             "-o" => rule.output = Some(words.next()?.parse().ok()?),
             "-p" => rule.protocol = Some(protocol(words.next()?)?),
             "-m" => module = words.next()?,
             "--dport" => rule.ports = Some(ports(words.next()?, ':')?),
             "--comment" => rule.comment = Some(words.next()?.into()),
             "--ctstate" => rule.matches.push(Match::State(states(words.next()?)?)),
-            "--mark" if module == "connmark" => rule.matches.push(Match::Connmark(bit(words.next()?)?)),
-            "--mark" => rule.matches.push(Match::Mark(bit(words.next()?)?)),
+            "--mark" if module == "connmark" => {
+                rule.matches.push(Match::Connmark(Bits::parse(words.next()?)?));
+            }
+            "--mark" => rule.matches.push(Match::Mark(Bits::parse(words.next()?)?)),
+            "--ctdir" => match words.next()? {
+                "REPLY" => rule.matches.push(Match::Reply),
+                _ => return None,
+            },
             "-j" => action = Some(parse_action(words.next()?, &mut words, rule.ports)?),
             _ => return None,
         }
     }
     rule.action = action?;
-    Some(rule)
+    // By their interface, only connections are told apart by us, never what becomes of them.
+    let is_ours = rule.input.is_none() || matches!(rule.action, Action::SetConnmark(_));
+    is_ours.then_some(rule)
 }
 
 /// Reads what follows `-j`, which is always last.
@@ -283,9 +345,10 @@ fn parse_action<'a>(
         ("RETURN", None, None, None) => Some(Action::Return),
         ("MASQUERADE", Some("--random-fully"), None, None) => Some(Action::Masquerade),
         ("SNAT", Some("--to-source"), Some(to), None) => Some(Action::Snat(to.parse().ok()?)),
-        ("CONNMARK", Some("--set-xmark"), Some(to), None) => Some(Action::SetConnmark(bit(to)?)),
+        ("CONNMARK", Some("--set-xmark"), Some(to), None) => Some(Action::SetConnmark(Bits::parse(to)?)),
+        ("MARK", Some("--set-xmark"), Some(to), None) => Some(Action::SetMark(Bits::parse(to)?)),
         ("DNAT", Some("--to-destination"), Some(to), None) => parse_dnat(to, matched),
-        ("DNAT" | "SNAT" | "MASQUERADE" | "CONNMARK", ..) => None,
+        ("DNAT" | "SNAT" | "MASQUERADE" | "CONNMARK" | "MARK", ..) => None,
         (chain, None, None, None) => Some(Action::Jump(chain.to_owned())),
         _ => None,
     }
@@ -306,14 +369,6 @@ fn parse_dnat(text: &str, matched: Option<PortRange>) -> Option<Action> {
         Some(base) => base.parse().ok() == matched.map(PortRange::first),
     };
     offset.then_some(Action::Dnat { to, ports: Some(mapped) })
-}
-
-/// Reads `0x1000/0x1000`.
-fn bit(text: &str) -> Option<u32> {
-    let number = |text: &str| u32::from_str_radix(text.strip_prefix("0x")?, 16).ok();
-    let (value, mask) = text.split_once('/')?;
-    let value = number(value)?;
-    (Some(value) == number(mask)).then_some(value)
 }
 
 fn net(text: &str) -> Option<IpNet> {
@@ -364,6 +419,8 @@ mod tests {
             "-p tcp -m tcp --dport 25 -j CONNMARK --set-xmark 0x1000/0x1000",
             "-m connmark --mark 0x1000/0x1000 -m conntrack --ctstate NEW -m conntrack ! --ctstate DNAT -j DROP",
             "-m mark --mark 0x4000/0x4000 -j RETURN",
+            "-i eth1 -m conntrack --ctstate NEW -j CONNMARK --set-xmark 0x10/0x70",
+            "-m connmark --mark 0x1070/0x1070 -m conntrack --ctdir REPLY -j MARK --set-xmark 0x70/0x70",
             "-s 10.244.1.0/24 -m conntrack --ctstate DNAT -m connmark --mark 0x1000/0x1000 -j MASQUERADE --random-fully",
             "-s 10.244.1.9/32 -m comment --comment a/b:00c0ffee -j SNAT --to-source 203.0.113.7",
             "-s 10.244.1.0/24 -o wg0 -j ACCEPT",
@@ -386,6 +443,8 @@ mod tests {
             "-j MASQUERADE",
             "-j REJECT --reject-with icmp-port-unreachable",
             "-j CONNMARK --set-xmark 0x1000/0xffffffff",
+            "-j MARK --set-xmark 0x71/0x70",
+            "-m conntrack --ctdir ORIGINAL -j ACCEPT",
             "-g PINHOLE-FWD",
         ] {
             assert_eq!(read(foreign), None, "{foreign}");

@@ -6,24 +6,27 @@ use std::sync::Arc;
 use crate::dataplane::counters::Counters;
 use crate::dataplane::iptables::rule::Rule;
 
-/// The two tables that rules of ours are in.
+/// The tables that rules of ours are in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TableName {
     /// Which packets may pass.
     Filter,
+    /// Which links packets leave by.
+    Mangle,
     /// Which addresses are rewritten.
     Nat,
 }
 
 impl TableName {
-    /// Both, in the order in which they are written: a connection must not be sent to a pod before the rules that
+    /// All, in the order in which they are written: a connection must not be sent to a pod before the rules that
     /// guard it are there.
-    pub const ALL: [Self; 2] = [Self::Filter, Self::Nat];
+    pub const ALL: [Self; 3] = [Self::Filter, Self::Mangle, Self::Nat];
 
     /// The name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Filter => "filter",
+            Self::Mangle => "mangle",
             Self::Nat => "nat",
         }
     }
@@ -34,6 +37,8 @@ impl TableName {
 pub struct Tables {
     /// Which packets may pass.
     pub filter: Table,
+    /// Which links packets leave by.
+    pub mangle: Table,
     /// Which addresses are rewritten.
     pub nat: Table,
 }
@@ -43,6 +48,7 @@ impl Tables {
     pub const fn get(&self, name: TableName) -> &Table {
         match name {
             TableName::Filter => &self.filter,
+            TableName::Mangle => &self.mangle,
             TableName::Nat => &self.nat,
         }
     }
@@ -51,6 +57,7 @@ impl Tables {
     pub const fn get_mut(&mut self, name: TableName) -> &mut Table {
         match name {
             TableName::Filter => &mut self.filter,
+            TableName::Mangle => &mut self.mangle,
             TableName::Nat => &mut self.nat,
         }
     }

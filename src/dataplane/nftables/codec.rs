@@ -332,7 +332,7 @@ mod tests {
 
     fn read_back(family: Family, step: &Step) -> Result<BTreeMap<ElementKey, Held>, String> {
         let mut bytes = Vec::new();
-        let mut message = Builder::new(&mut bytes, 0, 0, 0, [0; 4]);
+        let mut message = Builder::new(&mut bytes, 0, 0, 0, &[0; 4]);
         write(&mut message, "PINHOLE", family, step);
         message.end();
         let message = Message::take(&mut bytes.as_slice()).unwrap();

@@ -1,8 +1,8 @@
-//! Netlink messages as far as nf_tables needs them: written and read, without any I/O.
+//! Netlink messages as far as nf_tables and rtnetlink need them: written and read, without any I/O.
 //!
 //! Whatever is read may be cut or wrong; then there is nothing more to read.
 
-/// A netlink message's header and that of netfilter behind it.
+/// A netlink message's header and that of netfilter behind it; rtnetlink has others in its place.
 const HEADER: usize = 16;
 const FAMILY_HEADER: usize = 4;
 const ATTRIBUTE_HEADER: usize = 4;
@@ -35,7 +35,7 @@ pub(crate) struct Builder<'a> {
 
 impl<'a> Builder<'a> {
     /// Starts a message behind those that `bytes` holds.
-    pub(crate) fn new(bytes: &'a mut Vec<u8>, kind: u16, flags: u16, sequence: u32, header: [u8; 4]) -> Self {
+    pub(crate) fn new(bytes: &'a mut Vec<u8>, kind: u16, flags: u16, sequence: u32, header: &[u8]) -> Self {
         let start = bytes.len();
         bytes.extend([0; 4]);
         bytes.extend(kind.to_ne_bytes());
@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let mut bytes = Vec::new();
-        let mut builder = Builder::new(&mut bytes, 0x0a0c, REQUEST | CREATE, 7, [2, 0, 0, 0]);
+        let mut builder = Builder::new(&mut bytes, 0x0a0c, REQUEST | CREATE, 7, &[2, 0, 0, 0]);
         builder.text(1, "PINHOLE").bytes(3, &[0, 0, 0x10, 0]).nested(5, |inside| {
             inside.bytes(1, &[9]);
         });

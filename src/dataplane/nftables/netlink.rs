@@ -165,7 +165,7 @@ impl Socket {
         let mut request = Vec::new();
         let kind = NF_TABLES << 8 | kind;
         let header = header(family, 0);
-        let mut message = Builder::new(&mut request, kind, REQUEST | flags, self.sequence, header);
+        let mut message = Builder::new(&mut request, kind, REQUEST | flags, self.sequence, &header);
         describe(&mut message);
         message.end();
         rustix::net::send(&self.fd, &request, SendFlags::empty())?;
@@ -194,7 +194,7 @@ impl Socket {
     /// Makes all changes of a batch.
     pub(crate) fn commit(&mut self, batch: Batch) -> io::Result<Result<(), Vec<Refusal>>> {
         let Batch { mut bytes, messages } = batch;
-        Builder::new(&mut bytes, BATCH_END, REQUEST, messages + 1, header(None, NF_TABLES)).end();
+        Builder::new(&mut bytes, BATCH_END, REQUEST, messages + 1, &header(None, NF_TABLES)).end();
         // A batch must be sent at once, whatever its length. Without the right to more, short ones still go through.
         let _ = sockopt::set_socket_send_buffer_size_force(&self.fd, bytes.len().saturating_mul(2));
         rustix::net::send(&self.fd, &bytes, SendFlags::empty())?;
@@ -268,7 +268,7 @@ impl Batch {
     /// A batch without changes.
     pub(crate) fn new() -> Self {
         let mut bytes = Vec::new();
-        Builder::new(&mut bytes, BATCH_BEGIN, REQUEST, 0, header(None, NF_TABLES)).end();
+        Builder::new(&mut bytes, BATCH_BEGIN, REQUEST, 0, &header(None, NF_TABLES)).end();
         Self { bytes, messages: 0 }
     }
 
@@ -284,7 +284,7 @@ impl Batch {
         self.messages += 1;
         let flags = REQUEST | flags | if is_last { ACKNOWLEDGE } else { 0 };
         let header = header(Some(family), 0);
-        let mut message = Builder::new(&mut self.bytes, NF_TABLES << 8 | kind, flags, self.messages, header);
+        let mut message = Builder::new(&mut self.bytes, NF_TABLES << 8 | kind, flags, self.messages, &header);
         describe(&mut message);
         message.end();
     }

@@ -4,6 +4,7 @@
 //! prerouting, output -110   an external address of ours? -> c_ingress
 //!   c_ingress               mark; drop what leads nowhere or comes from nobody allowed; send to the pod; unmark the rest
 //! forward -10               drop what conntrack rejects, or it would leave with the pod's own address
+//! prerouting -150           which link a connection came in by, and its replies must leave by; only with links
 //! postrouting 90            hairpin; pods of other nodes; destinations inside the cluster; the pod's fixed address; the
 //!                           node's address
 //!   c_keep                  rewrite the source to what it is, which ends what others would rewrite it to
@@ -185,9 +186,22 @@ fn chains(family: Family, settings: &Settings) -> Vec<Chain> {
             name(Collection::Masqueraded)
         ),
     ]);
+    let links = &settings.links;
+    let others = !links.mask();
+    // Whatever comes in remembers its link; what answers to connections of ours leaves by it.
+    let arrivals = links.marked(family).map(|(number, link)| {
+        format!("iifname \"{}\" ct state new ct mark set ct mark & {others:#x} | {number:#x}", link.interface)
+    });
+    let replies = links.marked(family).map(|(number, _)| {
+        let (looked_at, expected) = (links.mask() | mark, number | mark);
+        format!(
+            "ct direction reply ct mark & {looked_at:#x} == {expected:#x} meta mark set meta mark & {others:#x} | {number:#x}"
+        )
+    });
+    let linked: Vec<_> = arrivals.chain(replies).collect();
     let base = |kind, hook, number, priority| Some(Base { kind, hook, number, priority });
     let chain = |name, base, rules| Chain { name, base, rules, first: 0 };
-    vec![
+    let mut chains = vec![
         chain("c_sources", None, sources),
         chain("c_ingress", None, ingress),
         chain("c_keep", None, keep),
@@ -196,12 +210,18 @@ fn chains(family: Family, settings: &Settings) -> Vec<Chain> {
         chain("c_output", base("nat", "output", 3, -110), dispatch()),
         chain("c_forward", base("filter", "forward", 2, -10), forward),
         chain("c_postrouting", base("nat", "postrouting", 4, 90), postrouting),
-    ]
+    ];
+    if !linked.is_empty() {
+        chains.push(chain("c_links", base("filter", "prerouting", 0, -150), linked));
+    }
+    chains
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataplane::links::LinkMask;
+    use crate::dataplane::links::Links;
 
     #[test]
     fn another_mark_prefix_or_layout_is_another_version() {
@@ -214,6 +234,27 @@ mod tests {
         assert_ne!(usual, comments(&Settings { mark: "0x2000".parse().unwrap(), ..Settings::default() }));
         let distinct: std::collections::BTreeSet<_> = usual.iter().collect();
         assert_eq!(distinct.len(), usual.len(), "every rule has its own");
+    }
+
+    #[test]
+    fn r54_links_are_one_chain_and_two_rules_each_and_nothing_without_them() {
+        let rules = |links: &[&str]| {
+            let links = links.iter().map(|link| link.parse().unwrap()).collect();
+            let links = Links::new(LinkMask::default(), links).unwrap();
+            let skeleton = Skeleton::new(Family::V4, &Settings { links, ..Settings::default() });
+            let chain = skeleton.chains.into_iter().find(|chain| chain.name == "c_links");
+            chain.map_or_else(Vec::new, |chain| chain.rules)
+        };
+        assert_eq!(rules(&[]), [""; 0]);
+        assert_eq!(
+            rules(&["interface=eth1", "interface=eth2"]),
+            [
+                "iifname \"eth1\" ct state new ct mark set ct mark & 0xffffff8f | 0x10",
+                "iifname \"eth2\" ct state new ct mark set ct mark & 0xffffff8f | 0x20",
+                "ct direction reply ct mark & 0x1070 == 0x1010 meta mark set meta mark & 0xffffff8f | 0x10",
+                "ct direction reply ct mark & 0x1070 == 0x1020 meta mark set meta mark & 0xffffff8f | 0x20",
+            ]
+        );
     }
 
     #[test]

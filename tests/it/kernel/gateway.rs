@@ -11,7 +11,13 @@
 
 use std::io::ErrorKind;
 
+use pinhole::dataplane::cleanup::cleanup;
+use pinhole::dataplane::condition::ConditionKind;
+use pinhole::dataplane::drift::Watcher;
+use pinhole::dataplane::links::LinkMask;
+use pinhole::dataplane::links::Links;
 use pinhole::dataplane::settings::ReturnPath;
+use pinhole::ruleset::node::NodeFacts;
 
 use crate::kernel::lab::A;
 use crate::kernel::lab::Lab;
@@ -87,6 +93,32 @@ impl Beyond {
         Self { node, pod }
     }
 
+    /// Counts on the client what arrives with the address of the second link, by each link, from here on.
+    fn count_arrivals(lab: &Lab) {
+        lab.client.sh("nft -f - <<'END'\n\
+             add table inet arrivals\n\
+             delete table inet arrivals\n\
+             table inet arrivals {\n\
+             chain seen {\n\
+             type filter hook prerouting priority -300\n\
+             iifname eth0 ip saddr 203.0.113.8 counter comment \"wrong\"\n\
+             iifname eth0 ip6 saddr 2001:db8::8 counter comment \"wrong\"\n\
+             iifname eth1 ip saddr 203.0.113.8 counter comment \"right\"\n\
+             iifname eth1 ip6 saddr 2001:db8::8 counter comment \"right\"\n\
+             }\n}\nEND");
+    }
+
+    /// How many packets arrived since then by the wrong link, and by the right one.
+    fn arrived(lab: &Lab) -> (u64, u64) {
+        let listed = lab.client.sh("nft list table inet arrivals");
+        let sum = |comment: &str| {
+            let rules = listed.lines().filter(|line| line.contains(comment));
+            let counted = rules.map(|line| line.split("packets ").nth(1).unwrap().split(' ').next().unwrap());
+            counted.map(|packets| packets.parse::<u64>().unwrap()).sum()
+        };
+        (sum("wrong"), sum("right"))
+    }
+
     /// Routes what the other node sends to the outside through the gateway.
     fn route_back(&self) {
         self.node.sh("ip route add default via 10.0.0.1; ip route add ::/0 via fd00:1::1");
@@ -136,6 +168,162 @@ fn r54_where_replies_are_routed_back_the_pod_sees_the_client(lab: &mut Lab) {
     assert_eq!(lab.client.tcp("203.0.113.7:80"), Ok("far 10.0.0.1".into()));
 }
 
+fn links(links: &[&str]) -> Links {
+    Links::new(LinkMask::default(), links.iter().map(|link| link.parse().unwrap()).collect()).unwrap()
+}
+
+/// Everything that leads replies by their links, in both families.
+fn routing(lab: &Lab) -> String {
+    let ours = lab
+        .node
+        .sh("for family in -4 -6; do ip $family rule list; ip $family route list table all proto 117; done");
+    let is_ours = |line: &&str| line.contains("fwmark") || line.contains("default") && line.contains("table");
+    ours.lines().filter(is_ours).map(|line| format!("{}\n", line.trim())).collect()
+}
+
+/// Every rule of the firewall. The kernel's own chains, which stay once iptables used their table, have none.
+fn rules(lab: &Lab) -> Vec<String> {
+    let saved = lab.saved();
+    let is_frame = |line: &&str| {
+        line.starts_with('*') || *line == "COMMIT" || line.starts_with(':') && line.ends_with(" ACCEPT")
+    };
+    let mut rules: Vec<_> = saved.lines().filter(|line| !is_frame(line)).map(str::to_owned).collect();
+    rules.sort();
+    rules
+}
+
+fn r54_a_reply_leaves_by_the_link_that_the_connection_came_in_by(lab: &mut Lab) {
+    let beyond = Beyond::build(lab);
+    let (_far, _a) = (beyond.pod.serve("far", "[::]:8080"), lab.a.serve("a", "[::]:8080"));
+    let wanted = [
+        to_port("203.0.113.8:80/tcp", "far", FAR, 8080),
+        to_port("203.0.113.8:53/udp", "far", FAR, 8080),
+        to_port("[2001:db8::8]:80/tcp", "far", FAR, 8080),
+        to_port("203.0.113.8:81/tcp", "a", A, 8080),
+        to_port("203.0.113.7:80/tcp", "far", FAR, 8080),
+    ];
+    let facts = NodeFacts {
+        addresses: Lab::facts().addresses.into_iter().chain(["2001:db8::8".parse().unwrap()]).collect(),
+        ..Lab::facts()
+    };
+    let ask = |lab: &Lab, as_seen: &str, as_seen_v6: &str| {
+        assert_eq!(lab.client.tcp("203.0.113.8:80"), Ok(format!("far {as_seen}")));
+        assert_eq!(lab.client.udp("203.0.113.8:53"), Ok(format!("far {as_seen}")));
+        assert_eq!(lab.client.tcp("[2001:db8::8]:80"), Ok(format!("far {as_seen_v6}")));
+        assert_eq!(lab.client.tcp("203.0.113.8:81"), Ok(format!("a {CLIENT}")));
+        assert_eq!(lab.client.tcp("203.0.113.7:80"), Ok(format!("far {as_seen}")));
+    };
+    lab.apply_as(&facts, &wanted);
+    Beyond::count_arrivals(lab);
+    ask(lab, "10.0.0.1", "fd00:1::1");
+    let (wrong, right) = Beyond::arrived(lab);
+    assert!(wrong != 0 && right == 0, "without links, the node's default route decides: {wrong}, {right}");
+
+    lab.settings.links = links(&[
+        "interface=eth0,gateway=198.51.100.9",
+        "interface=eth1,gateway=192.0.2.9,table=101",
+        "interface=eth1,gateway=2001:db8:52::9",
+    ]);
+    lab.read();
+    lab.apply_as(&facts, &wanted);
+    for return_path in [ReturnPath::Masquerade, ReturnPath::Routed] {
+        lab.settings.return_path = return_path;
+        lab.read();
+        lab.apply_as(&facts, &wanted);
+        Beyond::count_arrivals(lab);
+        match return_path {
+            ReturnPath::Masquerade => ask(lab, "10.0.0.1", "fd00:1::1"),
+            ReturnPath::Routed => {
+                beyond.route_back();
+                ask(lab, CLIENT, CLIENT_V6);
+            }
+        }
+        let (wrong, right) = Beyond::arrived(lab);
+        assert!(
+            wrong == 0 && right != 0,
+            "{return_path}: by the wrong link {wrong}, by the right one {right}"
+        );
+    }
+    assert_eq!(lab.conditions(), []);
+    lab.read();
+    assert_eq!(lab.apply_as(&facts, &wanted).transactions, [], "nothing is left to do");
+}
+
+fn r54_rules_and_routes_of_links_are_repaired_and_go_with_the_links(lab: &mut Lab) {
+    let beyond = Beyond::build(lab);
+    let _far = beyond.pod.serve("far", "[::]:8080");
+    lab.node.sh(
+        "ip rule add priority 500 fwmark 0x10/0x70 lookup 77; ip route add default via 192.0.2.9 table 77",
+    );
+    lab.node.sh("ip route add 10.77.0.0/16 via 192.0.2.9 table 1171");
+    let foreign = routing(lab);
+    let wanted = [to_port("203.0.113.8:80/tcp", "far", FAR, 8080)];
+    lab.apply(&wanted);
+    let untouched = rules(lab);
+    lab.settings.links = links(&["interface=eth0", "interface=eth1,gateway=192.0.2.9,table=101"]);
+    lab.read();
+    lab.apply(&wanted);
+    let made = routing(lab);
+    assert!(made.contains("default via 192.0.2.9 dev eth1 table 101 onlink"), "{made}");
+    // Its network is 198.51.100.0/24, of which the first address is the node's own.
+    let conditions = lab.conditions();
+    assert_eq!(conditions.iter().map(|found| found.kind).collect::<Vec<_>>(), [ConditionKind::LinkUnusable]);
+    assert!(conditions[0].fix.contains("interface=eth0,gateway="), "{conditions:?}");
+
+    let kernel = lab.backend();
+    let watcher = Watcher::new(&kernel, lab.settings.clone()).unwrap();
+    for damage in [
+        "ip route del default table 101",
+        "ip rule del priority 501",
+        "ip route replace default via 192.0.2.77 dev eth1 table 101 proto 117",
+        "ip link set eth1 down; ip link set eth1 up",
+    ] {
+        let observed = lab.read();
+        lab.on_node(async || watcher.settle(&observed).await).unwrap();
+        lab.node.sh(damage);
+        let seen = lab.on_node(async || watcher.look(&observed).await).unwrap();
+        assert!(seen.is_some(), "{damage}");
+        lab.read();
+        lab.apply(&wanted);
+        assert_eq!(routing(lab), made, "{damage}");
+    }
+    lab.node.sh("ip route replace default via 198.51.100.9; ip -6 route replace ::/0 via 2001:db8:51::9");
+
+    let linked = lab.settings.links.clone();
+    for end in ["no links", "cleanup"] {
+        lab.settings.links = linked.clone();
+        lab.read();
+        lab.apply(&wanted);
+        if end == "cleanup" {
+            let settings = lab.settings.clone();
+            lab.on_node(async || cleanup(&settings).await).unwrap();
+            assert!(!lab.saved().contains("PINHOLE"), "{}", lab.saved());
+        } else {
+            lab.settings.links = Links::default();
+            lab.read();
+            lab.apply(&wanted);
+            assert_eq!(rules(lab), untouched);
+        }
+        assert_eq!(routing(lab), foreign, "{end}");
+    }
+}
+
+fn r54_a_strict_reverse_path_filter_is_told_with_the_command_that_helps(lab: &mut Lab) {
+    let beyond = Beyond::build(lab);
+    let _far = beyond.pod.serve("far", "[::]:8080");
+    lab.settings.links = links(&["interface=eth0,gateway=198.51.100.9", "interface=eth1,gateway=192.0.2.9"]);
+    lab.apply(&[to_port("203.0.113.8:80/tcp", "far", FAR, 8080)]);
+    assert_eq!(lab.client.tcp("203.0.113.8:80"), Ok("far 10.0.0.1".into()));
+    lab.node.sysctl("net/ipv4/conf/all/rp_filter", "1");
+    assert_eq!(lab.client.tcp("203.0.113.8:80"), Err(ErrorKind::TimedOut));
+    let conditions = lab.conditions();
+    let kinds: Vec<_> = conditions.iter().map(|found| found.kind).collect();
+    assert_eq!(kinds, [ConditionKind::ReversePathFilter], "only where it drops: {conditions:?}");
+    lab.node.sh(conditions[0].fix.split('`').nth(1).unwrap());
+    assert_eq!(lab.conditions(), []);
+    assert_eq!(lab.client.tcp("203.0.113.8:80"), Ok("far 10.0.0.1".into()));
+}
+
 fn r54_what_a_pod_of_another_node_begins_leaves_the_gateway_with_the_mapped_address(lab: &mut Lab) {
     let beyond = Beyond::build(lab);
     let _client = lab.client.serve("client", "[::]:9000");
@@ -152,4 +340,7 @@ with_every_backend!(
     r54_a_pod_of_another_node_is_reached_and_answers_through_the_gateway,
     r54_where_replies_are_routed_back_the_pod_sees_the_client,
     r54_what_a_pod_of_another_node_begins_leaves_the_gateway_with_the_mapped_address,
+    r54_a_reply_leaves_by_the_link_that_the_connection_came_in_by,
+    r54_rules_and_routes_of_links_are_repaired_and_go_with_the_links,
+    r54_a_strict_reverse_path_filter_is_told_with_the_command_that_helps,
 );

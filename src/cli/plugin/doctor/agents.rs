@@ -223,6 +223,10 @@ fn fix_of(kind: &str) -> &'static str {
         "ForwardingDisabled" => {
             "switch forwarding on: sysctl -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1, and in /etc/sysctl.d"
         }
+        "LinkUnusable" => "bring the link up, or correct --link of the node's agent; its log says which",
+        "ReversePathFilter" => {
+            "let the node take what comes in by its further links: sysctl -w net.ipv4.conf.LINK.rp_filter=2, and in /etc/sysctl.d"
+        }
         "MixedFlavors" => "let every program of the node use the same flavour of iptables",
         _ => "the log of the agent on that node says what to do",
     }

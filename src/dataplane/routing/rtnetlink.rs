@@ -1,0 +1,412 @@
+//! Lists and changes rules and routes of the kernel over a netlink socket, as rtnetlink(7) has them.
+//!
+//! Only what the way back by links needs is understood: rules that look at the packet mark, and routes by one gateway
+//! or none. Whatever else a rule or route has is neither read nor written.
+
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use rustix::net::AddressFamily;
+use rustix::net::RecvFlags;
+use rustix::net::SendFlags;
+use rustix::net::SocketFlags;
+use rustix::net::SocketType;
+use rustix::net::netdevice;
+use rustix::net::netlink;
+use rustix::net::sockopt;
+
+use crate::dataplane::nftables::message::ACKNOWLEDGE;
+use crate::dataplane::nftables::message::Attributes;
+use crate::dataplane::nftables::message::Builder;
+use crate::dataplane::nftables::message::CREATE;
+use crate::dataplane::nftables::message::DONE;
+use crate::dataplane::nftables::message::DUMP;
+use crate::dataplane::nftables::message::ERROR;
+use crate::dataplane::nftables::message::INTERRUPTED;
+use crate::dataplane::nftables::message::Message;
+use crate::dataplane::nftables::message::REQUEST;
+use crate::model::address::Family;
+
+/// Who made a rule or route, in the kernel's words. The numbers of known daemons are in `/etc/iproute2/rt_protos`.
+pub(super) const PROTOCOL: u8 = 117;
+/// The protocol of what the kernel adds for an address.
+pub(super) const BY_KERNEL: u8 = 2;
+/// A route to somewhere else.
+pub(super) const UNICAST: u8 = 1;
+/// A route to the node itself.
+pub(super) const LOCAL: u8 = 2;
+
+const NEW_ROUTE: u16 = 24;
+const DELETE_ROUTE: u16 = 25;
+const GET_ROUTE: u16 = 26;
+const NEW_RULE: u16 = 32;
+const DELETE_RULE: u16 = 33;
+const GET_RULE: u16 = 34;
+
+/// Fails on what is there.
+const EXCLUSIVE: u16 = 0x200;
+/// Takes the place of what is there.
+const REPLACE: u16 = 0x100;
+
+/// The length of `rtmsg`, and of `fib_rule_hdr`.
+const HEADER: usize = 12;
+const ROUTE_DESTINATION: u16 = 1;
+const ROUTE_INTERFACE: u16 = 4;
+const ROUTE_GATEWAY: u16 = 5;
+const ROUTE_METRIC: u16 = 6;
+const ROUTE_TABLE: u16 = 15;
+const RULE_PRIORITY: u16 = 6;
+const RULE_MARK: u16 = 10;
+const RULE_SUPPRESSED_LENGTH: u16 = 14;
+const RULE_TABLE: u16 = 15;
+const RULE_MASK: u16 = 16;
+const RULE_PROTOCOL: u16 = 21;
+/// What a rule does: another table decides.
+const TO_TABLE: u8 = 1;
+/// The gateway is on the interface whatever its networks are.
+const ON_LINK: u32 = 4;
+
+const BUFFER: usize = 64 * 1024;
+const ATTEMPTS: usize = 3;
+/// The kernel answers at once; this only keeps a surprise from becoming a hang.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A rule of ours: packets with a mark are looked up in a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rule {
+    pub(super) family: Family,
+    pub(super) priority: u32,
+    pub(super) mark: u32,
+    pub(super) mask: u32,
+    pub(super) table: u32,
+    /// Whether the default routes of the table do not count.
+    pub(super) skips_default: bool,
+}
+
+/// A route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Route {
+    pub(super) family: Family,
+    pub(super) table: u32,
+    /// `None` for the default route.
+    pub(super) destination: Option<IpNet>,
+    pub(super) gateway: Option<IpAddr>,
+    /// The number of the interface; 0 when there are several or none.
+    pub(super) interface: u32,
+    pub(super) metric: u32,
+    pub(super) protocol: u8,
+    pub(super) kind: u8,
+}
+
+/// A socket in the network namespace in which it was opened.
+#[derive(Debug)]
+pub(super) struct Socket {
+    fd: OwnedFd,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl Socket {
+    /// Opens a socket in the calling thread's network namespace.
+    pub(super) fn open() -> io::Result<Self> {
+        // Without a protocol it is NETLINK_ROUTE.
+        let kind = (AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC);
+        let fd = rustix::net::socket_with(kind.0, kind.1, kind.2, None)?;
+        rustix::net::bind(&fd, &netlink::SocketAddrNetlink::new(0, 0))?;
+        sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(PATIENCE))?;
+        Ok(Self { fd, sequence: 0, buffer: vec![0; BUFFER] })
+    }
+
+    /// The rules of a family that this program made.
+    pub(super) fn rules(&mut self, family: Family) -> io::Result<Vec<Rule>> {
+        self.list(GET_RULE, family, |payload| Rule::read(family, payload))
+    }
+
+    /// All routes of a family.
+    pub(super) fn routes(&mut self, family: Family) -> io::Result<Vec<Route>> {
+        self.list(GET_ROUTE, family, |payload| Route::read(family, payload))
+    }
+
+    /// Adds a rule, unless it is there.
+    pub(super) fn add_rule(&mut self, rule: &Rule) -> io::Result<()> {
+        let added = self.ask(NEW_RULE, CREATE | EXCLUSIVE, &rule.header(), |message| rule.write(message));
+        ignoring(added, &[libc::EEXIST])
+    }
+
+    /// Removes a rule, unless it is gone.
+    pub(super) fn remove_rule(&mut self, rule: &Rule) -> io::Result<()> {
+        let removed = self.ask(DELETE_RULE, 0, &rule.header(), |message| rule.write(message));
+        ignoring(removed, &[libc::ENOENT])
+    }
+
+    /// Adds a route in the place of the one that its table has for the destination.
+    pub(super) fn set_route(&mut self, route: &Route) -> io::Result<()> {
+        self.ask(NEW_ROUTE, CREATE | REPLACE, &route.header(ON_LINK), |message| route.write(message))
+    }
+
+    /// Removes a route, unless it is gone.
+    pub(super) fn remove_route(&mut self, route: &Route) -> io::Result<()> {
+        let removed = self.ask(DELETE_ROUTE, 0, &route.header(0), |message| route.write(message));
+        // A route also goes with its interface.
+        ignoring(removed, &[libc::ESRCH, libc::ENODEV])
+    }
+
+    fn list<T>(
+        &mut self,
+        kind: u16,
+        family: Family,
+        read: impl Fn(&[u8]) -> Option<T>,
+    ) -> io::Result<Vec<T>> {
+        let mut header = [0; HEADER];
+        header[0] = number(family);
+        for _ in 0..ATTEMPTS {
+            let mut found = Vec::new();
+            let is_consistent =
+                self.exchange(kind, DUMP, &header, |_| {}, |payload| found.extend(read(payload)))?;
+            if is_consistent {
+                return Ok(found);
+            }
+        }
+        Err(io::Error::other("the node's routes keep changing while they are listed"))
+    }
+
+    fn ask(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        header: &[u8],
+        describe: impl FnOnce(&mut Builder<'_>),
+    ) -> io::Result<()> {
+        self.exchange(kind, ACKNOWLEDGE | flags, header, describe, |_| {}).map(drop)
+    }
+
+    /// Sends a request and reads its answers; false when they do not fit together.
+    fn exchange(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        header: &[u8],
+        describe: impl FnOnce(&mut Builder<'_>),
+        mut found: impl FnMut(&[u8]),
+    ) -> io::Result<bool> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut request = Vec::new();
+        let mut message = Builder::new(&mut request, kind, REQUEST | flags, self.sequence, header);
+        describe(&mut message);
+        message.end();
+        rustix::net::send(&self.fd, &request, SendFlags::empty())?;
+        let mut is_consistent = true;
+        loop {
+            let (received, _) = rustix::net::recv(&self.fd, &mut self.buffer[..], RecvFlags::empty())?;
+            let mut rest = self.buffer.get(..received).unwrap_or_default();
+            while let Some(message) = Message::take(&mut rest) {
+                if message.sequence != self.sequence {
+                    continue;
+                }
+                is_consistent &= message.flags & INTERRUPTED == 0;
+                match message.kind {
+                    DONE => return Ok(is_consistent),
+                    ERROR if message.error() == 0 => return Ok(is_consistent),
+                    ERROR => return Err(io::Error::from_raw_os_error(message.error())),
+                    _ => found(message.payload),
+                }
+            }
+        }
+    }
+}
+
+/// The number of an interface; `None` when there is none of this name.
+pub(super) fn interface(name: &str) -> io::Result<Option<u32>> {
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    match netdevice::name_to_index(&socket, name) {
+        Ok(index) => Ok(Some(index)),
+        Err(rustix::io::Errno::NODEV) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn ignoring(outcome: io::Result<()>, codes: &[i32]) -> io::Result<()> {
+    match outcome {
+        Err(error) if error.raw_os_error().is_some_and(|code| codes.contains(&code)) => Ok(()),
+        outcome => outcome,
+    }
+}
+
+impl Rule {
+    /// `None` for the rules of others.
+    fn read(family: Family, payload: &[u8]) -> Option<Self> {
+        let attributes = Attributes(payload.get(HEADER..)?);
+        if attributes.find(RULE_PROTOCOL) != Some(&[PROTOCOL][..]) {
+            return None;
+        }
+        let int = |kind| attributes.find(kind).and_then(native);
+        Some(Self {
+            family,
+            priority: int(RULE_PRIORITY).unwrap_or_default(),
+            mark: int(RULE_MARK).unwrap_or_default(),
+            mask: int(RULE_MASK).unwrap_or(u32::MAX),
+            table: int(RULE_TABLE).unwrap_or_default(),
+            skips_default: int(RULE_SUPPRESSED_LENGTH) == Some(0),
+        })
+    }
+
+    fn header(&self) -> [u8; HEADER] {
+        let mut header = [0; HEADER];
+        header[0] = number(self.family);
+        header[7] = TO_TABLE;
+        header
+    }
+
+    fn write(&self, message: &mut Builder<'_>) {
+        message.bytes(RULE_PROTOCOL, &[PROTOCOL]);
+        for (kind, value) in [
+            (RULE_PRIORITY, self.priority),
+            (RULE_MARK, self.mark),
+            (RULE_MASK, self.mask),
+            (RULE_TABLE, self.table),
+        ] {
+            message.bytes(kind, &value.to_ne_bytes());
+        }
+        if self.skips_default {
+            message.bytes(RULE_SUPPRESSED_LENGTH, &0_u32.to_ne_bytes());
+        }
+    }
+}
+
+impl Route {
+    fn read(family: Family, payload: &[u8]) -> Option<Self> {
+        let [_, length, _, _, table, protocol, _, kind] = *payload.first_chunk()?;
+        let attributes = Attributes(payload.get(HEADER..)?);
+        let int = |kind| attributes.find(kind).and_then(native);
+        let destination = match attributes.find(ROUTE_DESTINATION) {
+            Some(address) => Some(IpNet::new(ip(address)?, length).ok()?),
+            None => None,
+        };
+        Some(Self {
+            family,
+            table: int(ROUTE_TABLE).unwrap_or(u32::from(table)),
+            destination,
+            gateway: attributes.find(ROUTE_GATEWAY).and_then(ip),
+            interface: int(ROUTE_INTERFACE).unwrap_or_default(),
+            metric: int(ROUTE_METRIC).unwrap_or_default(),
+            protocol,
+            kind,
+        })
+    }
+
+    fn header(&self, flags: u32) -> [u8; HEADER] {
+        let mut header = [0; HEADER];
+        header[0] = number(self.family);
+        header[1] = self.destination.map_or(0, |net| net.prefix_len());
+        header[5] = self.protocol;
+        header[7] = self.kind;
+        header[8..].copy_from_slice(&flags.to_ne_bytes());
+        header
+    }
+
+    fn write(&self, message: &mut Builder<'_>) {
+        for (kind, address) in
+            [(ROUTE_DESTINATION, self.destination.map(|net| net.addr())), (ROUTE_GATEWAY, self.gateway)]
+        {
+            match address {
+                Some(IpAddr::V4(v4)) => drop(message.bytes(kind, &v4.octets())),
+                Some(IpAddr::V6(v6)) => drop(message.bytes(kind, &v6.octets())),
+                None => {}
+            }
+        }
+        for (kind, value) in
+            [(ROUTE_TABLE, self.table), (ROUTE_INTERFACE, self.interface), (ROUTE_METRIC, self.metric)]
+        {
+            message.bytes(kind, &value.to_ne_bytes());
+        }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { priority, mark, mask, table, skips_default, .. } = self;
+        write!(f, "priority {priority} fwmark {mark:#x}/{mask:#x} lookup {table}")?;
+        if *skips_default { f.write_str(" suppress_prefixlength 0") } else { Ok(()) }
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.destination {
+            Some(net) => write!(f, "{net}")?,
+            None => f.write_str("default")?,
+        }
+        if let Some(gateway) = self.gateway {
+            write!(f, " via {gateway}")?;
+        }
+        write!(f, " interface {} table {}", self.interface, self.table)
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the two families fit a byte")]
+const fn number(family: Family) -> u8 {
+    match family {
+        Family::V4 => libc::AF_INET as u8,
+        Family::V6 => libc::AF_INET6 as u8,
+    }
+}
+
+fn ip(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = || <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from);
+    let v6 = || <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from);
+    v4().or_else(v6)
+}
+
+fn native(bytes: &[u8]) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn r54_what_is_written_is_read() {
+        let rule = Rule {
+            family: Family::V4,
+            priority: 500,
+            mark: 0x20,
+            mask: 0x70,
+            table: 101,
+            skips_default: true,
+        };
+        let route = Route {
+            family: Family::V6,
+            table: 1171,
+            destination: None,
+            gateway: Some("2001:db8::1".parse().unwrap()),
+            interface: 3,
+            metric: 1024,
+            protocol: PROTOCOL,
+            kind: UNICAST,
+        };
+        let payload = |header: &[u8], write: &dyn Fn(&mut Builder<'_>)| {
+            let mut bytes = Vec::new();
+            let mut message = Builder::new(&mut bytes, 0, 0, 0, header);
+            write(&mut message);
+            message.end();
+            Message::take(&mut bytes.as_slice()).unwrap().payload.to_vec()
+        };
+        let written = payload(&rule.header(), &|message| rule.write(message));
+        assert_eq!(Rule::read(Family::V4, &written), Some(rule));
+        let written = payload(&route.header(0), &|message| route.write(message));
+        assert_eq!(Route::read(Family::V6, &written), Some(route));
+    }
+
+    #[test]
+    fn r54_rules_of_others_and_cut_messages_are_left_alone() {
+        assert_eq!(Rule::read(Family::V4, &[0; HEADER]), None);
+        assert_eq!(Rule::read(Family::V4, &[2, 0, 0]), None);
+        assert_eq!(Route::read(Family::V4, &[2, 24, 0]), None);
+    }
+}
