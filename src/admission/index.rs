@@ -219,6 +219,10 @@ impl Index {
                 if let Some(key) = ObjectKey::of(object, &object.metadata.namespace) {
                     self.owners.apply(&key, object);
                     self.replace_stored(&key, object);
+                    // Only who looks at pools looks at what else has ports.
+                    if key.kind == Kind::Pod && self.pools.is_some() {
+                        self.occupants.set(Occupants::of_pod(object));
+                    }
                 }
             }
         }
@@ -245,6 +249,9 @@ impl Index {
         }
         self.owners.delete(key, uid);
         self.drop_pending(key, uid);
+        if key.kind == Kind::Pod {
+            self.occupants.remove(&Source::Pod(key.name.clone()));
+        }
     }
 
     /// Forgets a Namespace that is gone.
@@ -264,6 +271,9 @@ impl Index {
             self.remove_stored(&key);
         }
         self.owners.clear(kind);
+        if kind == Kind::Pod {
+            self.occupants.retain(|source| !matches!(source, Source::Pod(_)));
+        }
         for object in objects {
             self.apply(object);
         }

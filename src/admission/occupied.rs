@@ -1,4 +1,4 @@
-//! One request against what else has ports: programs on the nodes, and Services.
+//! One request against what else has ports: programs on the nodes, Services, and pods by `hostPort`.
 
 use std::sync::Arc;
 
@@ -16,6 +16,7 @@ use crate::admission::violation::Rule;
 use crate::admission::violation::Violation;
 use crate::admission::wanted::Located;
 use crate::admission::warning;
+use crate::api::object::Kind;
 use crate::model::holder::ObjectName;
 use crate::model::mapping::Address;
 
@@ -49,7 +50,7 @@ pub(crate) fn judge(
         match taken {
             Taken::Everywhere(occupant) => {
                 decision.violations.push(violation(entry, &occupant, namespace, world));
-                decision.evidence.push(Evidence::Occupant(occupant.source.clone()));
+                decision.evidence.push(evidence(&occupant.source));
                 decision.evidence.extend(holder.as_ref().err().cloned().map(Evidence::Object));
             }
             Taken::Some(nodes) => {
@@ -57,6 +58,14 @@ pub(crate) fn judge(
                 decision.warnings.push(warning::taken_on(mapping, &nodes));
             }
         }
+    }
+}
+
+/// What to read again before a refusal that rests on this object.
+fn evidence(source: &Source) -> Evidence {
+    match source {
+        Source::Pod(name) => Evidence::Object(ObjectKey { kind: Kind::Pod, name: name.clone() }),
+        Source::NatNode(_) | Source::Service(_) => Evidence::Occupant(source.clone()),
     }
 }
 
@@ -69,12 +78,17 @@ fn violation(entry: &Located, occupant: &Arc<Occupant>, namespace: &str, world: 
         Place::Node { name, .. } => format!("on node {name} "),
         Place::Address(address) => format!("on {address} "),
     };
+    let named = |kind: &str, name: &ObjectName| {
+        if world.policy.disclose_holder || *name.namespace == *namespace {
+            format!("{kind} {name} ({})", occupant.by)
+        } else {
+            format!("a {kind} in another namespace ({})", occupant.by)
+        }
+    };
     let who = match &occupant.source {
         Source::NatNode(name) => format!("a program that listens there (NatNode {name})"),
-        Source::Service(name) if world.policy.disclose_holder || *name.namespace == *namespace => {
-            format!("Service {name} ({})", occupant.by)
-        }
-        Source::Service(_) => format!("a Service in another namespace ({})", occupant.by),
+        Source::Service(name) => named("Service", name),
+        Source::Pod(name) => named("Pod", name),
     };
     Violation {
         field: entry.port_field.clone(),

@@ -173,6 +173,9 @@ pub struct Spec {
     /// Pod: `nodeSelector`.
     #[serde(deserialize_with = "null_is_default")]
     pub node_selector: BTreeMap<String, String>,
+    /// Pod: `containers`, with nothing but their ports.
+    #[serde(deserialize_with = "null_is_default")]
+    pub containers: Vec<Container>,
     /// Pod: `affinity`.
     pub affinity: Option<Affinity>,
     /// Workload: `replicas`.
@@ -184,6 +187,30 @@ pub struct Spec {
     /// Node: `podCIDRs`.
     #[serde(rename = "podCIDRs", deserialize_with = "null_is_default")]
     pub pod_cidrs: Vec<String>,
+}
+
+/// A pod's container: only which ports of the node it has.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Container {
+    /// `ports`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub ports: Vec<ContainerPort>,
+}
+
+/// One of a container's `ports`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ContainerPort {
+    /// `hostPort`; 0 without one.
+    #[serde(deserialize_with = "null_is_default")]
+    pub host_port: i64,
+    /// `hostIP`; empty for every address of the node.
+    #[serde(rename = "hostIP", deserialize_with = "null_is_default")]
+    pub host_ip: String,
+    /// `protocol`; empty for TCP.
+    #[serde(deserialize_with = "null_is_default")]
+    pub protocol: String,
 }
 
 /// A pod template.
@@ -344,6 +371,11 @@ impl Object {
     /// Whether a condition of this type is `True`.
     pub fn has_condition(&self, condition: &str) -> bool {
         self.status.conditions.iter().any(|found| found.type_ == condition && found.status == "True")
+    }
+
+    /// Whether a pod has ports of its node by `hostPort`.
+    pub fn has_host_ports(&self) -> bool {
+        self.spec.containers.iter().flat_map(|container| &container.ports).any(|port| port.host_port != 0)
     }
 
     /// Whether a pod or Job has ended for good and will never receive a packet again.

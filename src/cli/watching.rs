@@ -131,6 +131,8 @@ async fn follow_occupants<K: Speaks>(client: Client, kept: &Kept, known: Cancell
     let is_of = |source: &Source| match source {
         Source::NatNode(_) => K::PLURAL == NatNode::PLURAL,
         Source::Service(_) => K::PLURAL == Service::PLURAL,
+        // The index has them from the pods themselves.
+        Source::Pod(_) => false,
     };
     let tell = |news| match news {
         occupants::News::Listed(all) => {

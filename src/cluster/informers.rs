@@ -135,14 +135,18 @@ fn trim(object: &mut Object, policy: &Policy) -> bool {
     let Some(kind) = object.known_kind() else { return true };
     let asks = Subject::of(object).is_some_and(|subject| policy.asks(&subject.metadata.annotations));
     let is_link = matches!(kind, Kind::ReplicaSet | Kind::Job);
-    if !asks {
+    let has_host_ports = object.has_host_ports();
+    if !asks && has_host_ports {
+        let Spec { node_name, containers, .. } = std::mem::take(&mut object.spec);
+        object.spec = Spec { node_name, containers, ..Spec::default() };
+    } else if !asks {
         object.spec = Spec::default();
         object.status = Status::default();
     }
     let is_input = |key: &str| policy.input_keys().any(|input| input == key) || key == keys::MIRROR_POD;
     object.metadata.annotations.retain(|key, _| is_input(key));
     object.metadata.labels.clear();
-    asks || is_link
+    asks || is_link || has_host_ports
 }
 
 #[cfg(test)]

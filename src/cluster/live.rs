@@ -13,6 +13,7 @@ use crate::admission::index::occupants::Source;
 use crate::allocation::pool::Pool;
 use crate::api::crd::nat_node::NatNode;
 use crate::api::crd::nat_pool::NatPool;
+use crate::api::object::Kind;
 use crate::api::object::Object;
 use crate::cluster::evidence::Found;
 use crate::cluster::evidence::LiveReadError;
@@ -98,6 +99,9 @@ impl LiveReads for ApiServer {
                 }
                 Evidence::Namespace(name) => self.get(Resource::Namespace, "", name).await?,
                 Evidence::Pools => return self.pools().await.map(Found::Pools),
+                Evidence::Occupant(Source::Pod(name)) => {
+                    self.get(Resource::Holder(Kind::Pod), &name.namespace, &name.name).await?
+                }
                 Evidence::Occupant(Source::NatNode(name)) => {
                     return occupants(Api::<NatNode>::all(self.client.clone()), name).await;
                 }

@@ -37,6 +37,7 @@ use crate::admission::World;
 use crate::admission::conflict::Evidence;
 use crate::admission::index::Index;
 use crate::admission::index::ObjectKey;
+use crate::admission::index::occupants::Source;
 use crate::admission::policy::Policy;
 use crate::admission::reservation;
 use crate::admission::violation::Violation;
@@ -50,6 +51,7 @@ use crate::allocation::operation::Operation as Store;
 use crate::allocation::operation::Outcome;
 use crate::allocation::pool::Cooldowns;
 use crate::allocation::pool::Pool;
+use crate::api::object::Kind;
 use crate::cluster::claim_store;
 use crate::cluster::claim_store::ClaimStore;
 use crate::cluster::evidence::Found;
@@ -131,6 +133,9 @@ impl Read {
             (Evidence::Namespace(name), Found::Nothing) => index.delete_namespace(name),
             (Evidence::Object(key), Found::Nothing) => {
                 index.forget_remembered(key);
+                if key.kind == Kind::Pod {
+                    index.forget_occupants(&Source::Pod(key.name.clone()));
+                }
                 // Another of the same name may have come since; that one is not what was found missing.
                 if let Some(known) = &self.known {
                     index.delete(key, Some(known));

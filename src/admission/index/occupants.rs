@@ -1,4 +1,4 @@
-//! What else has ports: programs that listen on nodes, as NatNodes tell, and Services.
+//! What else has ports: programs that listen on nodes, as NatNodes tell, Services, and pods by `hostPort`.
 //!
 //! None of these asks Pinhole, and NAT for a pod would take the port from them. Whichever came first has it: they stand in the
 //! way of who asks later, and nothing is taken from a holder because of them.
@@ -10,6 +10,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::admission::index::is_older;
+use crate::api::object::ContainerPort;
+use crate::api::object::Object;
 use crate::model::address::ExternalAddress;
 use crate::model::holder::ObjectName;
 use crate::model::port::Port;
@@ -23,6 +25,8 @@ pub enum Source {
     NatNode(Arc<str>),
     /// A Service.
     Service(ObjectName),
+    /// A pod with a `hostPort`.
+    Pod(ObjectName),
 }
 
 /// Where a port is taken.
@@ -52,7 +56,7 @@ pub struct Occupant {
     pub ports: PortRange,
     /// Where.
     pub place: Place,
-    /// How they are used, in words: `NodePort`, `externalIPs`, `a program`.
+    /// How they are used, in words: `NodePort`, `externalIPs`, `hostPort`, `a program`.
     pub by: &'static str,
 }
 
@@ -67,6 +71,30 @@ pub struct Occupants {
     pub taken: Vec<Occupant>,
     /// Of a NatNode: its addresses, with whether each is its own one.
     pub addresses: Vec<(IpAddr, bool)>,
+}
+
+impl Occupants {
+    /// What a pod has of its node by `hostPort`: nothing before it is on one, and nothing once it has ended.
+    pub(super) fn of_pod(pod: &Object) -> Self {
+        let metadata = &pod.metadata;
+        let source = Source::Pod(ObjectName::new(metadata.namespace.as_str(), metadata.name.as_str()));
+        let node = pod.spec.node_name.as_deref().filter(|name| !name.is_empty() && !pod.is_finished());
+        let ports = pod.spec.containers.iter().flat_map(|container| &container.ports);
+        let occupant = |port: &ContainerPort| {
+            let number = u16::try_from(port.host_port).ok().and_then(Port::new)?;
+            let protocol = match port.protocol.as_str() {
+                "" => Protocol::Tcp,
+                named => named.to_lowercase().parse().ok()?,
+            };
+            let address = port.host_ip.parse::<IpAddr>().ok().filter(|address| !address.is_unspecified());
+            let on_node = || Place::Node { name: node.unwrap_or_default().into(), is_v4_only: false };
+            let place = address.map_or_else(on_node, Place::Address);
+            let ports = PortRange::single(number);
+            Some(Occupant { source: source.clone(), protocol, ports, place, by: "hostPort" })
+        };
+        let taken = if node.is_some() { ports.filter_map(occupant).collect() } else { Vec::new() };
+        Self { version: metadata.version(), taken, source, addresses: Vec::new() }
+    }
 }
 
 /// Who has what was asked for.
@@ -105,6 +133,10 @@ impl Table {
             return;
         }
         self.remove(&source);
+        // Of the very many pods nearly all have nothing.
+        if taken.is_empty() && matches!(source, Source::Pod(_)) {
+            return;
+        }
         let taken: Vec<_> = taken.into_iter().map(Arc::new).collect();
         for occupant in &taken {
             if occupant.ports.is_single() {

@@ -105,6 +105,44 @@ fn a_pod_that_can_still_come_to_another_node_is_warned_and_not_refused() {
 }
 
 #[test]
+fn a_host_port_of_a_pod_is_taken_on_its_node_as_long_as_the_pod_is_there() {
+    let mut cluster = cluster();
+    cluster.index.set_pools(Some(Arc::default()));
+    let ports = json!([{"ports": [
+        {"containerPort": 80, "hostPort": 8080}, {"containerPort": 81, "hostPort": 8081, "hostIP": "203.0.113.17"},
+        {"containerPort": 53, "hostPort": 53, "protocol": "UDP"}, {"containerPort": 9}]}]);
+    let holder =
+        with(pod("ingress", json!({})), &[("/spec/containers", ports), ("/spec/nodeName", json!("node-1"))]);
+    let mut cluster = cluster.store(holder.clone());
+    cluster.index.set_pools(None);
+    let refuses = |cluster: &Cluster, ports: &str| !cluster.create(exposing("web", ports)).is_granted();
+    let cases = [
+        ("203.0.113.7:8080", true),
+        ("203.0.113.17:8080", true),
+        ("203.0.113.8:8080", false),
+        ("203.0.113.17:8081", true),
+        ("203.0.113.7:8081", false),
+        ("203.0.113.7:9", false),
+        ("203.0.113.7:80", false),
+    ];
+    for (ports, expected) in cases {
+        assert_eq!(refuses(&cluster, ports), expected, "{ports}");
+    }
+    let decision = cluster.create(exposing("web", "203.0.113.7:8080"));
+    assert!(
+        summary(&decision.violations)
+            .contains("is in use on node node-1 by Pod default/ingress (hostPort); choose"),
+        "{decision:?}"
+    );
+    assert!(matches!(decision.evidence.as_slice(), [Evidence::Object(_)]));
+
+    cluster.index.set_pools(Some(Arc::default()));
+    let mut cluster = cluster.store(with(holder, &[("/status/phase", json!("Succeeded"))]));
+    cluster.index.set_pools(None);
+    assert!(!refuses(&cluster, "203.0.113.7:8080"));
+}
+
+#[test]
 fn whoever_had_the_port_first_keeps_it() {
     let cluster = cluster().store(workload("StatefulSet", "db", "203.0.113.7:2222"));
     let pod = owned_by(exposing("db-0", "203.0.113.7:2222"), "StatefulSet", "db");
