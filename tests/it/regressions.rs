@@ -123,8 +123,8 @@ fn backends(file: &str, source: &str, at: usize, name: &str) -> String {
         ("iptables-nft", &["NFT)", "NFT,", "Flavor::Nft", "with_iptables_nft"]),
         ("iptables-legacy", &["LEGACY", "Flavor::Legacy", "with_iptables_legacy"]),
     ];
-    let uses = |words: &[&str]| words.iter().any(|word| body.contains(word));
-    let used: Vec<_> = used.into_iter().filter(|(_, words)| uses(words)).map(|(name, _)| name).collect();
+    let is_named = |words: &[&str]| words.iter().any(|word| body.contains(word));
+    let used: Vec<_> = used.into_iter().filter(|(_, words)| is_named(words)).map(|(name, _)| name).collect();
     used.join(", ")
 }
 
