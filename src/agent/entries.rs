@@ -1,9 +1,10 @@
-//! `/entries`: what the kernel holds for which pod, with its counters, as a JSON list.
+//! `/entries`: what the kernel holds for which pod, with its counters, as a JSON list, and behind it what it refused.
 //!
 //! It is read from the kernel when it is asked for, at most once a second, so that the list never shows what ought to
-//! be. It names every published pod of the node, so it is served on loopback unless an operator says otherwise.
+//! be as if it were. It names every published pod of the node, so it is served on loopback unless an operator says otherwise.
 
 use std::sync::Arc;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use axum::Json;
@@ -18,6 +19,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::dataplane::Dataplane;
+use crate::dataplane::KernelRefused;
 use crate::dataplane::Observed;
 use crate::dataplane::counters::Counters;
 use crate::ruleset::entry::Entry;
@@ -49,6 +51,29 @@ pub struct Line {
     pub packets: u64,
     /// The bytes in them.
     pub bytes: u64,
+    /// Why the kernel does not hold the entry: it refused it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// What the kernel refused, as the agent's last turn left it for whoever asks. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Refusals(Arc<std::sync::Mutex<Vec<KernelRefused>>>);
+
+impl Refusals {
+    /// Leaves what was refused in place of what was before.
+    pub fn leave(&self, refused: &[KernelRefused]) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = refused.to_vec();
+    }
+
+    fn lines(&self) -> Vec<Line> {
+        let refused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = |KernelRefused { entry, error }: &KernelRefused| Line {
+            problem: Some(error.clone()),
+            ..line(entry, Counters::default())
+        };
+        refused.iter().map(line).collect()
+    }
 }
 
 /// The list.
@@ -68,20 +93,21 @@ fn line(entry: &Entry, counters: Counters) -> Line {
         allowed_sources: entry.allowed_sources.iter().map(ToString::to_string).collect(),
         packets: counters.packets,
         bytes: counters.bytes,
+        problem: None,
     }
 }
 
 /// The route.
-pub fn router<D: Dataplane + Send + Sync + 'static>(dataplane: Arc<D>) -> Router {
+pub fn router<D: Dataplane + Send + Sync + 'static>(dataplane: Arc<D>, refusals: Refusals) -> Router {
     let cache: Arc<Cache> = Arc::default();
     let answer = move || {
-        let (dataplane, cache) = (Arc::clone(&dataplane), Arc::clone(&cache));
-        async move { answer(&*dataplane, &cache).await }
+        let (dataplane, refusals, cache) = (Arc::clone(&dataplane), refusals.clone(), Arc::clone(&cache));
+        async move { answer(&*dataplane, &refusals, &cache).await }
     };
     Router::new().route("/entries", get(answer))
 }
 
-async fn answer<D: Dataplane>(dataplane: &D, cache: &Cache) -> Response {
+async fn answer<D: Dataplane>(dataplane: &D, refusals: &Refusals, cache: &Cache) -> Response {
     // Held while the kernel is read: whoever asks meanwhile gets the same answer.
     let mut cache = cache.lock().await;
     if let Some((read_at, lines)) = &*cache
@@ -91,12 +117,37 @@ async fn answer<D: Dataplane>(dataplane: &D, cache: &Cache) -> Response {
     }
     match dataplane.read().await {
         Ok(observed) => {
-            let lines = lines(&observed);
+            let mut lines = lines(&observed);
+            lines.append(&mut refusals.lines());
             *cache = Some((Instant::now(), lines.clone()));
             Json(lines).into_response()
         }
         Err(error) => {
             (StatusCode::SERVICE_UNAVAILABLE, format!("the rules cannot be read: {error}\n")).into_response()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ruleset::fixtures::endpoint;
+    use crate::ruleset::fixtures::ruleset;
+    use crate::ruleset::fixtures::v4_node;
+
+    #[test]
+    fn what_the_kernel_refused_is_listed_with_the_reason_until_it_is_taken() {
+        let ruleset = ruleset(&[endpoint("36412/sctp", "a", &["10.244.1.9"])], &v4_node());
+        let entry = ruleset.entries().next().unwrap().clone();
+        let refusals = Refusals::default();
+        refusals.leave(&[KernelRefused { entry, error: "no sctp here".into() }]);
+        let listed = serde_json::to_value(refusals.lines()).unwrap();
+        assert_eq!(listed[0]["ports"], "36412");
+        assert_eq!(listed[0]["target"], "10.244.1.9");
+        assert_eq!(listed[0]["problem"], "no sctp here");
+        refusals.leave(&[]);
+        assert_eq!(refusals.lines(), []);
+        let held = Observed { ruleset, ..Observed::default() };
+        assert!(serde_json::to_value(lines(&held)).unwrap()[0].get("problem").is_none());
     }
 }

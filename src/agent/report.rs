@@ -13,6 +13,7 @@ use tracing::warn;
 use crate::agent::desired::Plan;
 use crate::agent::desired::RefusedBy;
 use crate::agent::desired::Unserved;
+use crate::agent::entries::Refusals;
 use crate::cluster::events::Events;
 use crate::cluster::events::PodEvent;
 use crate::cluster::events::Reason;
@@ -36,6 +37,7 @@ pub struct Reporter {
     events: Option<Events>,
     told: HashMap<(String, Reason), Told>,
     conditions: Vec<Condition>,
+    refusals: Refusals,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -53,12 +55,19 @@ impl Reporter {
         metrics: AgentMetrics,
         events: Option<Events>,
     ) -> Self {
-        Self { node_name, disclose_holder, metrics, events, told: HashMap::new(), conditions: Vec::new() }
+        let (told, conditions, refusals) = (HashMap::new(), Vec::new(), Refusals::default());
+        Self { node_name, disclose_holder, metrics, events, told, conditions, refusals }
+    }
+
+    /// Where it leaves what the kernel refused.
+    pub fn refusals(&self) -> Refusals {
+        self.refusals.clone()
     }
 
     /// Reports what was planned and what became of it.
     pub fn report(&mut self, plan: &Plan, applied: &Applied) {
         self.count(plan, applied);
+        self.refusals.leave(&applied.refused);
         log_changes(&applied.changes);
         for event in programmed(&applied.changes, plan, &self.node_name) {
             self.offer(event);

@@ -275,7 +275,6 @@ impl AgentFlags {
         let client = connection.client.clone();
         let admin = exposure.serve(readiness, Arc::new(registry), client.clone(), ended.clone()).await?;
         tokio::spawn(http::serve(http_listener, admin, ended.clone()));
-        tokio::spawn(http::serve(entries_listener, entries::router(Arc::clone(&dataplane)), ended.clone()));
 
         info!(node = node_name, server = connection.server, %http_address, "Watching the node's pods");
         let pods = Arc::new(NodePods::new(Arc::clone(&policy)));
@@ -306,6 +305,9 @@ impl AgentFlags {
             address_check: ADDRESS_CHECK,
             drift_check: DRIFT_CHECK,
         };
+        let reporter = Reporter::new(node_name.clone(), disclose_holder, metrics.clone(), events);
+        let entries = entries::router(Arc::clone(&dataplane), reporter.refusals());
+        tokio::spawn(http::serve(entries_listener, entries, ended.clone()));
         let parts = Parts {
             drift,
             dataplane,
@@ -313,7 +315,7 @@ impl AgentFlags {
             addresses: Box::new(addresses::read),
             brake: brake.into_brake(),
             flows,
-            reporter: Reporter::new(node_name.clone(), disclose_holder, metrics.clone(), events),
+            reporter,
             metrics,
             in_sync,
         };

@@ -207,8 +207,11 @@ async fn ask_agents(reader: &Reader, pods: &[PartPod], port: u16) -> Vec<Answer>
             };
             let answer = pod_access::get(&client, &place, port, "/entries").await;
             let lines = answer.map_err(|error| told(&error)).and_then(|body| {
-                serde_json::from_str(&body)
-                    .map_err(|error| format!("its agent's answer is not understood: {error}"))
+                let mut lines: Vec<Line> = serde_json::from_str(&body)
+                    .map_err(|error| format!("its agent's answer is not understood: {error}"))?;
+                // What the kernel refused is told by an Event, and is not there.
+                lines.retain(|line| line.problem.is_none());
+                Ok(lines)
             });
             (node, lines)
         }

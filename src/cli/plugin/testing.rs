@@ -86,6 +86,7 @@ pub(crate) fn line(external: &str, target: Option<&str>, pod: &str, packets: u64
         allowed_sources: Vec::new(),
         packets,
         bytes: 60 * packets,
+        problem: None,
     }
 }
 

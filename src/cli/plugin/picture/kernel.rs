@@ -67,6 +67,7 @@ pub(crate) fn lines_of_note(text: &str, node: &str, pod: &ObjectName) -> Vec<Lin
             allowed_sources: Vec::new(),
             packets: 0,
             bytes: 0,
+            problem: None,
         })
     };
     entries.split(", ").filter_map(line).collect()
