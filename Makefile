@@ -17,6 +17,7 @@ AS_NETWORK_ROOT := $(if $(filter 0,$(shell id -u)),,unshare -Urn sh -c 'ip link 
 -include e2e/kind.mk
 -include image/image.mk
 -include benches/bench.mk
+-include fuzz/fuzz.mk
 -include chart/chart.mk
 
 .PHONY: help

@@ -9,6 +9,8 @@
 
 mod codec;
 pub mod element;
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(test)]
 mod laws;
 pub mod layout;

@@ -10,6 +10,7 @@
 
 mod check;
 mod command_line;
+mod corpora;
 mod demo;
 mod generated;
 mod golden;
