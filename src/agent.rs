@@ -18,6 +18,7 @@ pub mod desired;
 pub mod entries;
 pub mod flows;
 pub mod listeners;
+pub mod masquerade;
 pub mod nat_node;
 pub mod report;
 
@@ -43,6 +44,7 @@ use crate::agent::brake::Withheld;
 use crate::agent::desired::Known;
 use crate::agent::desired::Plan;
 use crate::agent::flows::Flows;
+use crate::agent::masquerade::Masquerading;
 use crate::agent::nat_node::Desk;
 use crate::agent::nat_node::Situation;
 use crate::agent::report::Reporter;
@@ -61,7 +63,6 @@ use crate::ruleset::Ruleset;
 use crate::ruleset::diff::Change;
 use crate::ruleset::diff::diff;
 use crate::ruleset::entry::Entry;
-use crate::ruleset::masquerade;
 use crate::ruleset::node::NodeFacts;
 use crate::telemetry::metrics::agent::AgentMetrics;
 use crate::telemetry::readiness::Condition;
@@ -85,8 +86,6 @@ pub struct Config {
     pub pod_cidrs: Vec<IpNet>,
     /// Other destinations inside the cluster.
     pub cluster_cidrs: Vec<IpNet>,
-    /// What is masqueraded; nothing where this is left to others.
-    pub masquerade: Option<masquerade::Policy>,
     /// How often the kernel is read and compared although nothing happened.
     pub resync: Duration,
     /// How often the node's addresses are looked at.
@@ -105,6 +104,8 @@ pub struct Parts<D> {
     pub pods: Arc<NodePods>,
     /// Reads the node's addresses.
     pub addresses: Box<dyn FnMut() -> io::Result<Addresses> + Send>,
+    /// What pods leave the cluster with.
+    pub masquerading: Masquerading,
     /// When mass removals are held back.
     pub brake: BrakeOverTime,
     /// Where changes are left for the connection table; `None` leaves connections alone.
@@ -222,7 +223,8 @@ impl<D: Dataplane> Agent<D> {
             })
         });
         let now = Instant::now().into_std();
-        let (mut wanted, withheld) = self.parts.brake.hold(&observed.ruleset, plan.ruleset.clone(), now);
+        let planned = self.parts.masquerading.settle(plan.ruleset.clone(), &observed.ruleset);
+        let (mut wanted, withheld) = self.parts.brake.hold(&observed.ruleset, planned, now);
         let hopeless = if is_fresh { Vec::new() } else { self.take_hopeless_out(&mut wanted) };
         let mut applied = self.parts.dataplane.apply(&wanted, &observed).await;
         // At once: what others change from here on is noticed.
@@ -300,6 +302,7 @@ impl<D: Dataplane> Agent<D> {
         loop {
             let mut waiting: Vec<_> = self.parts.pods.waiting().into_iter().map(Resource::plural).collect();
             waiting.extend(self.desk.as_ref().filter(|desk| !desk.is_known()).map(|_| "natnodes"));
+            waiting.extend((!self.parts.masquerading.is_known()).then_some("masqueradepolicies"));
             if waiting.is_empty() {
                 return true;
             }
@@ -308,6 +311,7 @@ impl<D: Dataplane> Agent<D> {
             tokio::select! {
                 () = stop.cancelled() => return false,
                 () = self.parts.pods.changed() => {}
+                () = self.parts.masquerading.changed() => {}
                 () = heard(self.desk.as_mut()) => {}
             }
         }
@@ -320,7 +324,9 @@ impl<D: Dataplane> Agent<D> {
             return Err(Trouble::NoNode(self.config.node_name.clone()));
         };
         let pod_cidrs = self.pod_cidrs(&node);
-        let Config { filter, cluster_cidrs, masquerade, .. } = &self.config;
+        let knows_cluster = !self.config.cluster_cidrs.is_empty();
+        let masquerade = self.parts.masquerading.wanted(&node.metadata.labels, knows_cluster);
+        let Config { filter, cluster_cidrs, .. } = &self.config;
         Ok(NodeFacts {
             addresses: self.addresses.iter().flat_map(Addresses::all).collect(),
             node_v4: self.own.v4,
@@ -330,7 +336,7 @@ impl<D: Dataplane> Agent<D> {
             pod_cidrs,
             pods: self.parts.pods.read(|view| desired::addresses(&view.pods)),
             cluster_cidrs: cluster_cidrs.clone(),
-            masquerade: masquerade.clone(),
+            masquerade,
         })
     }
 
@@ -538,6 +544,7 @@ impl<D: Dataplane> Agent<D> {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep_until(next) => return,
                 () = self.parts.pods.changed() => break,
+                () = self.parts.masquerading.changed() => break,
                 () = heard(self.desk.as_mut()) => if self.situation.is_paused != self.desk.as_ref().is_some_and(Desk::is_paused) {
                     return;
                 },

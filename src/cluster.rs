@@ -13,6 +13,7 @@ pub mod evidence;
 pub mod informers;
 pub mod lease;
 pub mod live;
+pub mod masquerade_policies;
 pub mod nat_nodes;
 pub mod nat_pools;
 pub mod node_pods;

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-var definitions = []string{"portclaims", "natpools", "pinholes", "natnodes"}
+var definitions = []string{"portclaims", "natpools", "pinholes", "natnodes", "masqueradepolicies"}
 
 // claim is the manifest of a PortClaim to what the spec says.
 func claim(name string, spec string) string {
@@ -64,6 +64,9 @@ var wrongObjects = []struct{ name, manifest string }{
 	{"a pinhole with a port to be found on two addresses", pinhole("wrong", "target: {service: web}, addresses: [203.0.113.7, 203.0.113.8], ports: [{targetPort: 80}]")},
 	{"a pinhole that goes to pods by way of a ClusterIP", pinhole("wrong", "target: {podSelector: {matchLabels: {app: web}}, via: ClusterIP}, ports: [{port: 80}]")},
 	{"a pinhole with a time to live and another policy", pinhole("wrong", "target: {service: web}, ports: [{port: 80}], retention: {policy: Retain, ttlSeconds: 60}")},
+	{"a masquerade policy with something else for a network", masqueradePolicy("wrong", "podCIDRs: [10.244.0.0]")},
+	{"a masquerade policy that exempts everything", masqueradePolicy("wrong", "nonMasqueradeCIDRs: [0.0.0.0/0]")},
+	{"a masquerade policy with a wildcard for an interface", masqueradePolicy("wrong", "excludedInterfaces: [wg+]")},
 }
 
 func TestTheAPIServerRefusesWrongObjectsByItself(t *testing.T) {
@@ -87,7 +90,7 @@ func TestTheDefinitionsAreEstablishedAndExplained(t *testing.T) {
 	}
 	var transcript strings.Builder
 	for _, path := range []string{"portclaims.spec", "natpools.spec", "natpools.spec.namespaces", "pinholes.spec",
-		"pinholes.spec.target", "pinholes.spec.ports", "natnodes.spec", "natnodes.status"} {
+		"pinholes.spec.target", "pinholes.spec.ports", "natnodes.spec", "natnodes.status", "masqueradepolicies.spec"} {
 		fmt.Fprintf(&transcript, "# kubectl explain %s\n%s\n", path, d.succeeds("", "explain", path).Stdout)
 	}
 	d.golden("crd-explain.txt", transcript.String())
@@ -139,6 +142,7 @@ func TestKubectlGetShowsWhatIsGoingOn(t *testing.T) {
 	d.accepted(pool("columns", "addresses: [203.0.113.9]"))
 	d.accepted(claim("v4-203-0-113-9-tcp-443", "address: 203.0.113.9\n  protocol: TCP\n  port: 443\n  pool: columns"))
 	d.accepted("apiVersion: pinhole.dev/v1alpha1\nkind: NatNode\nmetadata: {name: columns}\nspec: {}\n")
+	d.accepted(masqueradePolicy("columns", "nodeSelector: {}, podCIDRs: [10.244.0.0/16], nonMasqueradeCIDRs: [172.16.0.0/12], overrideExisting: true"))
 	condition := func(name, status, reason string) string {
 		return fmt.Sprintf(`{"type":%q,"status":%q,"reason":%q,"message":"","lastTransitionTime":"2026-01-02T03:04:05Z"}`, name, status, reason)
 	}
@@ -159,6 +163,7 @@ func TestKubectlGetShowsWhatIsGoingOn(t *testing.T) {
 		{"get", "nn", "columns"},
 		{"get", "nn", "columns", "-o", "wide"},
 		{"get", "pcl", "v4-203-0-113-9-tcp-443"},
+		{"get", "mqp", "columns"},
 	} {
 		said := d.succeeds("", arguments...).Stdout
 		fmt.Fprintf(&transcript, "# kubectl %s\n%s\n", strings.Join(arguments, " "), ages.ReplaceAllString(said, "   AGE"))

@@ -53,8 +53,14 @@ func TestAMailServerIsReachedFromOutsideAndSeesTheClientsAddress(t *testing.T) {
 // clientSees tells the address with which a pod's connection arrives at the client outside.
 func (s scene) clientSees(pod, container, address string) string {
 	s.t.Helper()
+	return s.sees(pod, container, address, clientPort)
+}
+
+// sees tells the address with which a pod's connection arrives at a server that tells whom it sees.
+func (s scene) sees(pod, container, address string, port int) string {
+	s.t.Helper()
 	return hostOf(s.t, strings.TrimSpace(s.kubectl("exec", pod, "--container", container, "--",
-		"curl", "--silent", "--show-error", "--max-time", "5", fmt.Sprintf("http://%s/clientip", hostPort(address, clientPort)))))
+		"curl", "--silent", "--show-error", "--max-time", "5", fmt.Sprintf("http://%s/clientip", hostPort(address, port)))))
 }
 
 // On the node's first address every pod would be seen, with or without Pinhole.

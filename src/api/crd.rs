@@ -12,6 +12,7 @@
 #![expect(unreachable_pub, reason = "the derive macro repeats each struct inside a block of its own")]
 
 pub mod condition;
+pub mod masquerade_policy;
 pub mod nat_node;
 pub mod nat_pool;
 pub mod pinhole;
@@ -23,6 +24,7 @@ use kube::CustomResourceExt;
 use serde_json::Value;
 use serde_json::json;
 
+use crate::api::crd::masquerade_policy::MasqueradePolicy;
 use crate::api::crd::nat_node::NatNode;
 use crate::api::crd::nat_pool::NatPool;
 use crate::api::crd::pinhole::Pinhole;
@@ -39,7 +41,8 @@ pub const LONGEST_CLAIM_NAME: usize = 52;
 
 /// The definitions as they are published, in the order in which they are installed.
 pub fn definitions() -> Result<Vec<Value>, serde_json::Error> {
-    let definitions = [PortClaim::crd(), NatPool::crd(), Pinhole::crd(), NatNode::crd()];
+    let definitions =
+        [PortClaim::crd(), NatPool::crd(), Pinhole::crd(), NatNode::crd(), MasqueradePolicy::crd()];
     definitions
         .iter()
         .map(|definition| {

@@ -25,6 +25,7 @@ use crate::agent::addresses::Filter;
 use crate::agent::brake::BrakeOverTime;
 use crate::agent::entries;
 use crate::agent::flows::Flows;
+use crate::agent::masquerade::Masquerading;
 use crate::agent::nat_node;
 use crate::agent::nat_node::Desk;
 use crate::agent::report::Reporter;
@@ -42,6 +43,7 @@ use crate::cluster::client::Source;
 use crate::cluster::events;
 use crate::cluster::events::Events;
 use crate::cluster::events::Outcome;
+use crate::cluster::masquerade_policies;
 use crate::cluster::nat_nodes::NatNodes;
 use crate::cluster::nat_nodes::Stored;
 use crate::cluster::node_pods::NodePods;
@@ -118,6 +120,11 @@ pub(crate) struct AgentFlags {
     /// then makes this agent change nothing. Needs the custom resources and the right to write NatNodes.
     #[arg(long, env = "PINHOLE_NAT_NODE")]
     nat_node: bool,
+
+    /// Masquerade as the oldest MasqueradePolicy that selects this node says, and by the flags where none does. Needs the
+    /// right to list and watch them; a cluster without the custom resources has none.
+    #[arg(long, env = "PINHOLE_MASQUERADE_POLICIES")]
+    masquerade_policies: bool,
 
     #[command(flatten)]
     policy: PolicyFlags,
@@ -248,6 +255,7 @@ impl AgentFlags {
             resync,
             disclose_holder,
             nat_node,
+            masquerade_policies,
             policy,
             addresses,
             masquerade,
@@ -293,6 +301,13 @@ impl AgentFlags {
         if let Some(flows) = flows.clone() {
             tokio::spawn(flows.run(settings, kernel.udp_handover, metrics.clone()));
         }
+        let mut masquerading = Masquerading::by_flags(masquerade.into_policy());
+        if masquerade_policies {
+            // The watch -> the agent's loop; only the last word counts.
+            let (known_tx, known_rx) = watch::channel(None);
+            tokio::spawn(masquerade_policies::follow(client.clone(), known_tx));
+            masquerading = masquerading.with_policies(known_rx);
+        }
         let AddressFlags { include_net, exclude_net, pod_cidr, cluster_cidr } = addresses;
         let config = Config {
             node_name: node_name.clone(),
@@ -300,7 +315,6 @@ impl AgentFlags {
             filter: Filter { include: include_net, exclude: exclude_net },
             pod_cidrs: pod_cidr,
             cluster_cidrs: cluster_cidr,
-            masquerade: masquerade.into_policy(),
             resync,
             address_check: ADDRESS_CHECK,
             drift_check: DRIFT_CHECK,
@@ -313,6 +327,7 @@ impl AgentFlags {
             dataplane,
             pods,
             addresses: Box::new(addresses::read),
+            masquerading,
             brake: brake.into_brake(),
             flows,
             reporter,

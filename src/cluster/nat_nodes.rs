@@ -27,6 +27,7 @@ use crate::api::crd::nat_node::NatNodeStatus;
 use crate::cluster::trouble::describe;
 use crate::cluster::trouble::describe_watch;
 use crate::cluster::trouble::is_expired;
+use crate::cluster::trouble::is_out_of_reach;
 use crate::cluster::watch::WATCH_SECONDS;
 
 /// Who we are in a NatNode's managed fields.
@@ -173,14 +174,4 @@ impl NatNodes {
 
 fn parameters() -> PatchParams {
     PatchParams::apply(FIELD_MANAGER).force()
-}
-
-/// Whether there is no such resource, or no right to look at it.
-fn is_out_of_reach(error: &watcher::Error) -> bool {
-    let (watcher::Error::InitialListFailed(kube::Error::Api(status))
-    | watcher::Error::WatchStartFailed(kube::Error::Api(status))) = error
-    else {
-        return false;
-    };
-    matches!(status.code, 403 | 404)
 }

@@ -63,6 +63,16 @@ pub(super) fn is_expired(error: &watcher::Error) -> bool {
     status.code == 410
 }
 
+/// Whether there is no such resource, or no right to look at it.
+pub(super) fn is_out_of_reach(error: &watcher::Error) -> bool {
+    let (watcher::Error::InitialListFailed(kube::Error::Api(status))
+    | watcher::Error::WatchStartFailed(kube::Error::Api(status))) = error
+    else {
+        return false;
+    };
+    matches!(status.code, 403 | 404)
+}
+
 /// An error and what caused it, each said once.
 pub(super) fn causes(error: &dyn Error) -> String {
     let mut text = error.to_string();

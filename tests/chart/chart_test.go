@@ -85,6 +85,7 @@ func allFlags() []string {
 				"include-net": "{203.0.113.0/24,2001:db8::/32}", "exclude-net": "{10.0.0.0/8}", "pod-cidr": "{10.244.0.0/16}", "cluster-cidr": "{10.96.0.0/12}",
 				"dry-run": "true", "firewall": "dry-run", "iptables-flavor": "nft", "resource-prefix": "NAT", "udp-handover": "cut", "return-path": "routed", "link-mark-mask": "0x30",
 				"link": `{interface=eth1\,gateway=192.0.2.1\,table=101,interface=eth2}`, "kubeconfig": "/etc/kubeconfig",
+				"masquerade": "true", "masquerade-exclude-interface": "{wg0,eth1}", "masquerade-override-existing": "true", "masquerade-pod-cidr": "{10.244.0.0/16}", "non-masquerade-cidr": "{172.16.0.0/12}",
 				"brake-threshold": "30", "brake-minimum": "10", "max-body-bytes": "1048576", "max-inflight-body-bytes": "8388608", "max-connections": "100",
 			}[flag]
 			if value == "" {

@@ -18,6 +18,7 @@ use crate::agent::Parts;
 use crate::agent::addresses;
 use crate::agent::addresses::Filter;
 use crate::agent::brake::BrakeOverTime;
+use crate::agent::masquerade::Masquerading;
 use crate::agent::report::Reporter;
 use crate::api::object::Kind;
 use crate::api::object::Object;
@@ -79,7 +80,6 @@ impl Node {
             filter: Filter::default(),
             pod_cidrs: Vec::new(),
             cluster_cidrs: Vec::new(),
-            masquerade: None,
             resync: Duration::from_mins(5),
             address_check: Duration::from_secs(5),
             drift_check: Duration::from_secs(5),
@@ -89,6 +89,7 @@ impl Node {
             dataplane: dataplane.clone(),
             pods: known,
             addresses: Box::new(addresses::read),
+            masquerading: Masquerading::default(),
             brake: BrakeOverTime::new(Brake::default(), Duration::ZERO),
             flows: None,
             reporter: Reporter::new(NODE.to_owned(), true, metrics.clone(), Some(offered)),

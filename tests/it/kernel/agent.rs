@@ -12,6 +12,7 @@ use pinhole::agent::addresses;
 use pinhole::agent::addresses::Filter;
 use pinhole::agent::brake::BrakeOverTime;
 use pinhole::agent::flows::Flows;
+use pinhole::agent::masquerade::Masquerading;
 use pinhole::agent::report::Reporter;
 use pinhole::api::object::Kind;
 use pinhole::api::object::Object;
@@ -68,6 +69,7 @@ impl Running {
             dataplane: Arc::clone(&kernel),
             pods: Arc::clone(&known),
             addresses: Box::new(addresses::read),
+            masquerading: Masquerading::default(),
             brake: BrakeOverTime::new(Brake::default(), grace),
             flows: Some(flows.clone()),
             reporter: Reporter::new("node-1".into(), true, metrics.clone(), None),
@@ -81,7 +83,6 @@ impl Running {
             filter: Filter { include: Vec::new(), exclude: vec!["198.51.100.0/24".parse().unwrap()] },
             pod_cidrs: Vec::new(),
             cluster_cidrs: Vec::new(),
-            masquerade: None,
             resync: Duration::from_mins(5),
             address_check: Duration::from_secs(5),
             drift_check: Duration::from_millis(1500),

@@ -1,0 +1,87 @@
+package api
+
+import (
+	"fmt"
+	"net/http"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pinhole-dev/pinhole/e2e/api/lab"
+)
+
+func masqueradePolicy(name, spec string) string {
+	return fmt.Sprintf("apiVersion: pinhole.dev/v1alpha1\nkind: MasqueradePolicy\nmetadata: {name: %s}\nspec: {%s}\n", name, spec)
+}
+
+// One after the other with the other tests of agents, whose node is the same.
+func TestAnAgentMasqueradesByTheOldestPolicyThatSelectsItsNode(t *testing.T) {
+	c := newClerk(t, "masquerade")
+	const nodePath, policies = "/api/v1/nodes/node-1", "/apis/pinhole.dev/v1alpha1/masqueradepolicies"
+	c.must(http.MethodPost, "/api/v1/nodes", object{"metadata": object{"name": "node-1", "labels": notes{"zone": "a"}}}, nil)
+	t.Cleanup(func() { c.must(http.MethodDelete, nodePath, nil, nil) })
+	if err := lab.AddNodeAddress("203.0.113.34"); err != nil {
+		t.Fatal(err)
+	}
+	says := func(name string, spec object) {
+		t.Helper()
+		c.must(http.MethodPost, policies, object{
+			"apiVersion": "pinhole.dev/v1alpha1", "kind": "MasqueradePolicy", "metadata": object{"name": name}, "spec": spec,
+		}, nil)
+	}
+	says("a", object{"podCIDRs": []string{"10.244.7.0/24"}, "nonMasqueradeCIDRs": []string{"172.16.0.0/12"}, "overrideExisting": true})
+	says("elsewhere", object{"nodeSelector": object{"matchLabels": notes{"zone": "b"}}, "podCIDRs": []string{"10.244.8.0/24"}})
+	agent, err := c.cluster.StartAgent("node-1", "--firewall=nftables")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(agent.LogTail())
+		}
+	})
+	if err := agent.AwaitReady(); err != nil {
+		t.Fatal(err)
+	}
+	holds := func(set, wanted string) {
+		t.Helper()
+		err := lab.Poll(30*time.Second, func() error {
+			listed, err := exec.Command("nft", "list", "set", "ip", "PINHOLE", set).CombinedOutput()
+			switch text := string(listed); {
+			case err != nil:
+				return fmt.Errorf("%w: %s", err, text)
+			case wanted == "" && strings.Contains(text, "elements"), !strings.Contains(text, wanted):
+				return fmt.Errorf("%s should hold %q, and is %s", set, wanted, text)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	holds("s_masqueraded", "10.244.7.0/24")
+	holds("s_kept", "172.16.0.0/12")
+
+	// Were both of one second, the name would decide in the same way.
+	says("b", object{"podCIDRs": []string{"10.244.9.0/24"}})
+	err = lab.Poll(30*time.Second, func() error {
+		if said := agent.LogTail(); !strings.Contains(said, "More than one MasqueradePolicy") {
+			return fmt.Errorf("the agent does not tell of the second policy:\n%s", said)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	holds("s_masqueraded", "10.244.7.0/24")
+	c.must(http.MethodDelete, policies+"/a", nil, nil)
+	holds("s_masqueraded", "10.244.9.0/24")
+	holds("s_kept", "")
+	c.must(http.MethodDelete, policies+"/b", nil, nil)
+	holds("s_masqueraded", "")
+	c.must(http.MethodDelete, policies+"/elsewhere", nil, nil)
+	if err := agent.Stop(agentPatience); err != nil {
+		t.Error(err)
+	}
+}
