@@ -17,10 +17,12 @@ pub mod brake;
 pub mod desired;
 pub mod entries;
 pub mod flows;
+pub mod grants;
 pub mod listeners;
 pub mod masquerade;
 pub mod nat_node;
 pub mod report;
+pub mod statements;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -44,6 +46,7 @@ use crate::agent::brake::Withheld;
 use crate::agent::desired::Known;
 use crate::agent::desired::Plan;
 use crate::agent::flows::Flows;
+use crate::agent::grants::Grants;
 use crate::agent::masquerade::Masquerading;
 use crate::agent::nat_node::Desk;
 use crate::agent::nat_node::Situation;
@@ -52,6 +55,8 @@ use crate::api::object::Object;
 use crate::cluster::claim_store;
 use crate::cluster::nat_nodes::Identity;
 use crate::cluster::node_pods::NodePods;
+use crate::cluster::pinhole_reports::Reports;
+use crate::cluster::pinhole_watch::KnownPinholes;
 use crate::cluster::resource::Resource;
 use crate::dataplane::Applied;
 use crate::dataplane::Dataplane;
@@ -94,6 +99,14 @@ pub struct Config {
     pub drift_check: Duration,
 }
 
+/// Where claims are on: what was granted, and where it is told what became of it.
+pub struct Granting {
+    /// The Pinholes that this node serves.
+    pub pinholes: Arc<KnownPinholes>,
+    /// The reports on them.
+    pub reports: Arc<Reports>,
+}
+
 /// What the loop works with.
 pub struct Parts<D> {
     /// The kernel.
@@ -102,6 +115,8 @@ pub struct Parts<D> {
     pub drift: Option<Watcher>,
     /// The pods of the node.
     pub pods: Arc<NodePods>,
+    /// What was granted; `None` where claims are off.
+    pub granting: Option<Granting>,
     /// Reads the node's addresses.
     pub addresses: Box<dyn FnMut() -> io::Result<Addresses> + Send>,
     /// What pods leave the cluster with.
@@ -213,6 +228,7 @@ impl<D: Dataplane> Agent<D> {
         let node = self.observe_node()?;
         let (observed, is_fresh) = self.observe_kernel().await?;
         self.has_read = is_fresh;
+        let grants = self.parts.granting.as_ref().map(|granting| granting.pinholes.read(Grants::of));
         let plan = self.parts.pods.read(|view| {
             desired::plan(&Known {
                 pods: &view.pods,
@@ -220,6 +236,7 @@ impl<D: Dataplane> Agent<D> {
                 policy: &self.config.policy,
                 node: &node,
                 programmed: &observed.ruleset,
+                grants: grants.as_ref(),
             })
         });
         let now = Instant::now().into_std();
@@ -238,6 +255,7 @@ impl<D: Dataplane> Agent<D> {
         self.take_stock(&wanted, &applied);
         self.end_flows(&plan, &applied);
         self.parts.reporter.report(&plan, &applied);
+        self.state(&plan, &applied, grants.as_ref());
         self.report_brake(withheld);
         self.wanted = Some(wanted);
         Ok(applied)
@@ -287,6 +305,15 @@ impl<D: Dataplane> Agent<D> {
         });
     }
 
+    /// Says in each Pinhole what became of it.
+    fn state(&self, plan: &Plan, applied: &Applied, grants: Option<&Grants>) {
+        let (Some(granting), Some(grants)) = (&self.parts.granting, grants) else { return };
+        let Config { node_name, policy, .. } = &self.config;
+        let seen =
+            statements::Seen { node_name, plan, applied, grants, disclose_holder: policy.disclose_holder };
+        granting.reports.offer(granting.pinholes.read(|pinholes| statements::news(pinholes, &seen)));
+    }
+
     /// Takes out what the kernel refused before. Finding such an entry among others takes many attempts, so it is
     /// tried again only when the kernel is read anew.
     fn take_hopeless_out(&mut self, wanted: &mut Ruleset) -> Vec<KernelRefused> {
@@ -303,6 +330,9 @@ impl<D: Dataplane> Agent<D> {
             let mut waiting: Vec<_> = self.parts.pods.waiting().into_iter().map(Resource::plural).collect();
             waiting.extend(self.desk.as_ref().filter(|desk| !desk.is_known()).map(|_| "natnodes"));
             waiting.extend((!self.parts.masquerading.is_known()).then_some("masqueradepolicies"));
+            if self.parts.granting.as_ref().is_some_and(|granting| !granting.pinholes.is_complete()) {
+                waiting.push("pinholes");
+            }
             if waiting.is_empty() {
                 return true;
             }

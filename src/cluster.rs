@@ -4,6 +4,7 @@
 //! read. This is the only module, beside the events of the agent, that talks to the API server.
 
 pub mod access;
+pub mod asking_pods;
 pub mod ca_store;
 pub mod claim_store;
 pub mod claim_watch;
@@ -18,6 +19,9 @@ pub mod nat_nodes;
 pub mod nat_pools;
 pub mod node_pods;
 pub mod occupants;
+pub mod pinhole_reports;
+pub mod pinhole_store;
+pub mod pinhole_watch;
 pub mod pod_access;
 pub mod reader;
 pub mod removal;

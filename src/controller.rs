@@ -7,8 +7,11 @@
 //! One turn: observe (the watches' view), check (is it complete, do we lead), decide ([`plan`]), apply (the store of claims),
 //! report (metrics and the log).
 
+pub mod keeper;
+pub mod pinholes;
 pub mod plan;
 pub mod pools;
+pub mod standing;
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -30,6 +30,12 @@ var triedInVain = []right{
 	"pinhole-webhook: create secrets",
 }
 
+// What the API server looks for inside of another call, so that no call shows it.
+var askedForWithin = map[right]right{
+	// An apply that makes an object.
+	"pinhole-controller: create pinhole.dev/pinholes": "pinhole-controller: patch pinhole.dev/pinholes",
+}
+
 // Over the whole suite, what the shipped manifests grant is what webhook and agent use.
 func TestEveryRightIsUsedAndNoneIsMissed(t *testing.T) {
 	granted, used := map[right]bool{}, map[right]bool{}
@@ -63,7 +69,7 @@ func TestEveryRightIsUsedAndNoneIsMissed(t *testing.T) {
 		t.Errorf("only %d rights were found in the manifests: %v", len(granted), slices.Sorted(maps.Keys(granted)))
 	}
 	for _, each := range slices.Sorted(maps.Keys(granted)) {
-		if !used[each] {
+		if !used[each] && !used[askedForWithin[each]] {
 			t.Errorf("nothing uses %s: remove it from chart/templates/rbac.yaml, or test what needs it", each)
 		}
 	}

@@ -16,6 +16,7 @@ use crate::admission::index::Index;
 use crate::admission::index::ObjectKey;
 use crate::admission::policy::Policy;
 use crate::admission::violation;
+use crate::agent::grants::Grants;
 use crate::api::object::Kind;
 use crate::api::object::Object;
 use crate::model::holder::Holder;
@@ -41,6 +42,8 @@ pub struct Known<'a> {
     pub node: &'a NodeFacts,
     /// What the kernel holds.
     pub programmed: &'a Ruleset,
+    /// What was granted; `None` where claims are off, and whoever asks for a port of a fixed address may have it.
+    pub grants: Option<&'a Grants>,
 }
 
 /// What a node should serve.
@@ -85,6 +88,8 @@ pub struct Unserved {
 pub enum RefusedBy {
     /// The rules of admission.
     Admission,
+    /// The controller: another holder has claimed it.
+    Claims,
     /// The node, which cannot serve what is asked for.
     Node,
     /// The kernel.
@@ -107,7 +112,16 @@ pub fn plan(known: &Known<'_>) -> Plan {
                 by: RefusedBy::Admission,
                 problem,
             }),
-            Judgement::Candidate(candidate) => candidates.push(*candidate),
+            Judgement::Candidate(mut candidate) => {
+                let limit = |grants: &Grants| grants.limit(&mut candidate, known.programmed);
+                plan.unserved.extend(known.grants.and_then(limit).map(|problem| Unserved {
+                    pod: name(pod),
+                    uid: pod.metadata.uid.clone(),
+                    by: RefusedBy::Claims,
+                    problem,
+                }));
+                candidates.push(*candidate);
+            }
         }
     }
     let elected = election::elect(&candidates, known.node, known.programmed);
@@ -238,7 +252,7 @@ mod tests {
         });
         index.apply(&serde_json::from_value(own).unwrap());
         let pods = pods.into_iter().map(|pod| (name(&pod), pod)).collect();
-        plan(&Known { pods: &pods, index: &index, policy: &policy, node: &node(), programmed })
+        plan(&Known { pods: &pods, index: &index, policy: &policy, node: &node(), programmed, grants: None })
     }
 
     fn plan_of(pods: Vec<Object>) -> Plan {
@@ -390,6 +404,7 @@ mod tests {
             policy: &policy,
             node: &node(),
             programmed: &Ruleset::default(),
+            grants: None,
         };
         let plan = plan(&known);
         assert!(plan.losers.is_empty(), "{:?}", plan.losers);

@@ -104,6 +104,7 @@ impl Reporter {
         self.metrics.losers.set(i64::try_from(plan.losers.len()).unwrap_or(i64::MAX));
         let refused = |by| plan.unserved.iter().filter(|unserved| unserved.by == by).count();
         self.metrics.unserved("admission", refused(RefusedBy::Admission));
+        self.metrics.unserved("claims", refused(RefusedBy::Claims));
         self.metrics.unserved("node", refused(RefusedBy::Node));
         self.metrics.unserved("kernel", applied.refused.len());
         self.metrics.restores.inc_by(u64::try_from(applied.transactions.len()).unwrap_or(u64::MAX));

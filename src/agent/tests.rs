@@ -1,5 +1,7 @@
 //! Behaviour of the loop over a kernel in memory: what is fed to the agent, and what the kernel then holds.
 
+mod claims;
+
 use std::future::Future;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
@@ -103,6 +105,7 @@ struct Bench {
     metrics: AgentMetrics,
     readiness: Readiness,
     events: mpsc::Receiver<PodEvent>,
+    granting: Option<(Arc<KnownPinholes>, Arc<Reports>)>,
     stop: CancellationToken,
     running: JoinHandle<()>,
 }
@@ -111,11 +114,19 @@ struct Settings {
     kernel: Kernel,
     resync: Duration,
     grace: Duration,
+    brake: Brake,
+    granted: Option<Arc<KnownPinholes>>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { kernel: Kernel::default(), resync: Duration::from_mins(5), grace: Duration::from_mins(10) }
+        Self {
+            kernel: Kernel::default(),
+            resync: Duration::from_mins(5),
+            grace: Duration::from_mins(10),
+            brake: Brake::default(),
+            granted: None,
+        }
     }
 }
 
@@ -137,13 +148,15 @@ impl Bench {
             let address = current.lock().unwrap().parse().unwrap();
             Ok(Addresses { lasting: [address].into(), ..Addresses::default() })
         };
+        let granting = settings.granted.map(|pinholes| (pinholes, Arc::<Reports>::default()));
         let parts = Parts {
             drift: None,
             dataplane: Arc::clone(&kernel),
             pods: Arc::clone(&pods),
+            granting: granting.clone().map(|(pinholes, reports)| Granting { pinholes, reports }),
             addresses: Box::new(addresses),
             masquerading: Masquerading::default(),
-            brake: BrakeOverTime::new(Brake::default(), settings.grace),
+            brake: BrakeOverTime::new(settings.brake, settings.grace),
             flows: None,
             reporter: Reporter::new("node-1".into(), true, metrics.clone(), Some(sender)),
             metrics: metrics.clone(),
@@ -162,7 +175,7 @@ impl Bench {
         let stop = CancellationToken::new();
         let agent = Agent { desk, ..Agent::new(config, parts) };
         let running = tokio::spawn(agent.run(stop.clone()));
-        Self { kernel, pods, public, metrics, readiness, events, stop, running }
+        Self { kernel, pods, public, metrics, readiness, events, granting, stop, running }
     }
 
     /// An agent that knows its node and these pods.

@@ -1,5 +1,7 @@
 //! The annotation keys and labels of Pinhole, and those of the tools that it replaces.
 
+use crate::model::digest::fnv1a;
+
 /// What every key of ours starts with.
 pub const PREFIX: &str = "pinhole.dev/";
 
@@ -25,6 +27,9 @@ pub const ENABLED_LABEL: &str = "pinhole.dev/enabled";
 /// Never read back.
 pub const PORT_LABEL_PREFIX: &str = "pinhole.dev/port-";
 
+/// Output: what the label of each node starts with that serves a Pinhole; the node's agent selects by it.
+pub const NODE_LABEL_PREFIX: &str = "node.pinhole.dev/";
+
 /// The label that the ReplicaSets of a Deployment and their pods have, whose value the ReplicaSet's name ends with.
 pub const POD_TEMPLATE_HASH: &str = "pod-template-hash";
 
@@ -47,3 +52,29 @@ pub const HOSTNAME_LABEL: &str = "kubernetes.io/hostname";
 
 /// The annotation keys with a prefix of ours that mean something.
 pub const OURS: [&str; 5] = [NAT, EXPOSE, SPREAD, EFFECTIVE, ENDPOINTS];
+
+/// The longest name of a label, without its prefix.
+const LONGEST_LABEL: usize = 63;
+
+/// The label of a Pinhole that the node of this name serves.
+pub fn node_label(node_name: &str) -> String {
+    if node_name.len() <= LONGEST_LABEL {
+        return format!("{NODE_LABEL_PREFIX}{node_name}");
+    }
+    let digest = format!("{:016x}", fnv1a(node_name.as_bytes()));
+    let kept: String = node_name.chars().take(LONGEST_LABEL - 1 - digest.len()).collect();
+    format!("{NODE_LABEL_PREFIX}{kept}-{digest}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_of_any_name_has_a_label_of_its_own() {
+        assert_eq!(node_label("worker-1.example.com"), "node.pinhole.dev/worker-1.example.com");
+        let long = |last: &str| node_label(&format!("{}{last}", "n".repeat(252)));
+        assert_ne!(long("a"), long("b"));
+        assert_eq!(long("a").len(), NODE_LABEL_PREFIX.len() + 63);
+    }
+}

@@ -10,6 +10,7 @@ use anyhow::Context;
 use clap::ArgAction;
 use clap::Args;
 use clap::ValueEnum;
+use futures::future::OptionFuture;
 use ipnet::IpNet;
 use kube::Client;
 use tokio::sync::watch;
@@ -19,6 +20,7 @@ use tracing::info;
 use crate::admission::policy::Policy;
 use crate::agent::Agent;
 use crate::agent::Config;
+use crate::agent::Granting;
 use crate::agent::Parts;
 use crate::agent::addresses;
 use crate::agent::addresses::Filter;
@@ -43,10 +45,14 @@ use crate::cluster::client::Source;
 use crate::cluster::events;
 use crate::cluster::events::Events;
 use crate::cluster::events::Outcome;
+use crate::cluster::events::Speaker;
 use crate::cluster::masquerade_policies;
 use crate::cluster::nat_nodes::NatNodes;
 use crate::cluster::nat_nodes::Stored;
 use crate::cluster::node_pods::NodePods;
+use crate::cluster::pinhole_reports::Reports;
+use crate::cluster::pinhole_store::PinholeStore;
+use crate::cluster::pinhole_watch::KnownPinholes;
 use crate::dataplane::Backend;
 use crate::dataplane::choice;
 use crate::dataplane::choice::FirewallChoice;
@@ -125,6 +131,11 @@ pub(crate) struct AgentFlags {
     /// right to list and watch them; a cluster without the custom resources has none.
     #[arg(long, env = "PINHOLE_MASQUERADE_POLICIES")]
     masquerade_policies: bool,
+
+    /// Serve ports of fixed addresses only to whom the controller grants them, and report on it in the Pinholes; needs the
+    /// custom resources and `pinhole controller`.
+    #[arg(long, env = "PINHOLE_CLAIMS")]
+    claims: bool,
 
     #[command(flatten)]
     policy: PolicyFlags,
@@ -256,6 +267,7 @@ impl AgentFlags {
             disclose_holder,
             nat_node,
             masquerade_policies,
+            claims,
             policy,
             addresses,
             masquerade,
@@ -296,6 +308,8 @@ impl AgentFlags {
             let (events, writing) = write_events(&connection, &node_name, &metrics);
             (Some(events), Some(writing))
         };
+        let granting = claims.then(|| follow_pinholes(&connection, &node_name, &pods, is_dry_run));
+        let (granting, following) = granting.unzip();
         let drift = Watcher::new(&dataplane, settings.clone());
         let flows = (!is_dry_run).then(Flows::default);
         if let Some(flows) = flows.clone() {
@@ -326,6 +340,7 @@ impl AgentFlags {
             drift,
             dataplane,
             pods,
+            granting,
             addresses: Box::new(addresses::read),
             masquerading,
             brake: brake.into_brake(),
@@ -344,6 +359,7 @@ impl AgentFlags {
                 watched.context("the watches on the cluster have failed, so what the node should serve is not known any more")?;
                 anyhow::bail!("the watches on the cluster have ended, so what the node should serve is not known any more");
             }
+            Some(ended) = OptionFuture::from(following) => return Err(ended.unwrap_or_else(anyhow::Error::from)),
         }
         if let Some(writing) = writing {
             // News is not worth delaying the end for long.
@@ -434,6 +450,27 @@ fn keep_nat_node(client: Client, node_name: &str, backend: nat_node::Backend) ->
     desk
 }
 
+/// Follows the Pinholes that the node serves; the task tells why it has ended. A dry run reports on none.
+fn follow_pinholes(
+    connection: &Connection,
+    node_name: &str,
+    pods: &Arc<NodePods>,
+    is_dry_run: bool,
+) -> (Granting, tokio::task::JoinHandle<anyhow::Error>) {
+    let (pinholes, reports) = (Arc::<KnownPinholes>::default(), Arc::<Reports>::default());
+    let (client, node_name) = (connection.client.clone(), node_name.to_owned());
+    let (known, pods) = (Arc::clone(&pinholes), Arc::clone(pods));
+    let following = async move {
+        known.follow(client, Some(&node_name), || pods.wake()).await;
+        anyhow::anyhow!("the watch on Pinholes has ended, so what is granted is not known any more")
+    };
+    if !is_dry_run {
+        let (reports, store) = (Arc::clone(&reports), PinholeStore::new(connection.client.clone()));
+        tokio::spawn(async move { reports.write(&store).await });
+    }
+    (Granting { pinholes, reports }, tokio::spawn(following))
+}
+
 fn write_events(
     connection: &Connection,
     node_name: &str,
@@ -447,7 +484,7 @@ fn write_events(
             Outcome::GivenUp => "given-up",
         });
     };
-    let writing = events::write(connection.client.clone(), node_name.to_owned(), event_rx, observer);
+    let writing = events::write(connection.client.clone(), Speaker::agent(node_name), event_rx, observer);
     (events, tokio::spawn(writing))
 }
 

@@ -30,10 +30,15 @@ use crate::cluster::claim_store::ApiClaims;
 use crate::cluster::claim_watch;
 use crate::cluster::client;
 use crate::cluster::client::Source;
+use crate::cluster::events;
+use crate::cluster::events::Speaker;
 use crate::cluster::informers::Informers;
 use crate::cluster::lease::Candidate;
 use crate::cluster::nat_pools::PoolWriter;
+use crate::cluster::pinhole_store::PinholeStore;
+use crate::cluster::pinhole_watch::KnownPinholes;
 use crate::controller::Controller;
+use crate::controller::keeper::PinholeKeeper;
 use crate::controller::plan::Times;
 use crate::controller::pools::PoolKeeper;
 use crate::model::holder::ObjectName;
@@ -110,7 +115,10 @@ impl ControllerFlags {
         info!(server = connection.server, %http_address, %lease, identity, "Looking after claims");
         let client = connection.client.clone();
         let claims = Arc::default();
+        let pinholes = Arc::<KnownPinholes>::default();
+        let pods = Arc::default();
         let (leading_tx, leading_rx) = watch::channel(false);
+        let speaker = Speaker::controller(&identity);
         let candidate = Candidate::new(client.clone(), lease, identity);
         let running = tokio::spawn(candidate.run(leading_tx, stop.clone()));
         let following =
@@ -128,11 +136,29 @@ impl ControllerFlags {
             metrics: metrics.clone(),
         };
         tokio::spawn(keeper.run(stop.clone()));
-        let informers = Informers::new(connection, policy, Arc::clone(&index), observer);
+        let showing = tokio::spawn(Arc::clone(&pinholes).follow(client.clone(), None, || {}));
+        let informers = Informers::new(connection, Arc::clone(&policy), Arc::clone(&index), observer);
+        let informers = informers.keeping(Arc::clone(&pods));
         let kept =
             Kept { index: Arc::clone(&index), caches, startup: Arc::clone(&startup), metrics: watch_metrics };
         let watching = tokio::spawn(watching::keep(informers, Some(pools), kept));
+        let (events, event_rx) = events::channel();
+        tokio::spawn(events::write(client.clone(), speaker, event_rx, |_| {}));
         let release = SignedDuration::try_from(release_timeout).context("--release-timeout is too long")?;
+        let keeper = PinholeKeeper {
+            store: PinholeStore::new(client.clone()),
+            pinholes,
+            pods,
+            claims: Arc::clone(&claims),
+            claims_known: Arc::clone(&claims_known),
+            index: Arc::clone(&index),
+            startup: Arc::clone(&startup),
+            policy,
+            leading_rx: leading_rx.clone(),
+            events,
+            metrics: metrics.clone(),
+        };
+        let keeping = tokio::spawn(keeper.run(stop.clone()));
         let controller = Controller {
             store: Arc::new(ApiClaims::new(client)),
             claims,
@@ -153,7 +179,12 @@ impl ControllerFlags {
                 ended.context("the watch on PortClaims has failed")?;
                 anyhow::bail!("the watch on PortClaims has ended");
             }
+            ended = showing => {
+                ended.context("the watch on Pinholes has failed")?;
+                anyhow::bail!("the watch on Pinholes has ended");
+            }
         }
+        keeping.await.context("keeping the Pinholes has failed")?;
         running.await.context("giving the Lease back has failed")?;
         ended.cancel();
         info!("Ended");

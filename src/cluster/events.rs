@@ -22,7 +22,25 @@ use crate::cluster::trouble::describe;
 use crate::model::holder::ObjectName;
 
 /// Who says it, in `kubectl describe`.
-const CONTROLLER: &str = "pinhole.dev/agent";
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Speaker {
+    /// The part of Pinhole.
+    pub controller: &'static str,
+    /// Which one of them: the node, or the replica.
+    pub instance: String,
+}
+
+impl Speaker {
+    /// The agent of a node.
+    pub fn agent(node_name: &str) -> Self {
+        Self { controller: "pinhole.dev/agent", instance: node_name.to_owned() }
+    }
+
+    /// A replica of the controller.
+    pub fn controller(identity: &str) -> Self {
+        Self { controller: "pinhole.dev/controller", instance: identity.to_owned() }
+    }
+}
 
 /// Events that wait to be written. What comes on top is dropped and counted.
 const QUEUE: usize = 256;
@@ -116,7 +134,7 @@ pub fn channel() -> (Events, mpsc::Receiver<PodEvent>) {
 /// Writes events until nobody can offer one any more.
 pub async fn write(
     client: Client,
-    node_name: String,
+    speaker: Speaker,
     mut event_rx: mpsc::Receiver<PodEvent>,
     mut observer: impl FnMut(Outcome),
 ) {
@@ -126,7 +144,7 @@ pub async fn write(
     while let Some(event) = event_rx.recv().await {
         pace.tick().await;
         let api: Api<Event> = Api::namespaced(client.clone(), &event.pod.namespace);
-        let body = body(&event, &node_name, Timestamp::now());
+        let body = body(&event, &speaker, Timestamp::now());
         match create(&api, &body).await {
             Ok(()) => {
                 is_failing = false;
@@ -170,7 +188,7 @@ async fn create(api: &Api<Event>, body: &Event) -> Result<(), String> {
     }
 }
 
-fn body(event: &PodEvent, node_name: &str, now: Timestamp) -> Event {
+fn body(event: &PodEvent, speaker: &Speaker, now: Timestamp) -> Event {
     Event {
         action: Some("Program".to_owned()),
         deprecated_count: None,
@@ -194,8 +212,8 @@ fn body(event: &PodEvent, node_name: &str, now: Timestamp) -> Event {
             ..ObjectReference::default()
         }),
         related: None,
-        reporting_controller: Some(CONTROLLER.to_owned()),
-        reporting_instance: Some(node_name.chars().take(128).collect()),
+        reporting_controller: Some(speaker.controller.to_owned()),
+        reporting_instance: Some(speaker.instance.chars().take(128).collect()),
         series: None,
         type_: Some(event.reason.kind().to_owned()),
     }
@@ -242,7 +260,7 @@ mod tests {
     #[test]
     fn an_event_names_its_pod_what_happened_and_where() {
         let event = event(Reason::Programmed, "203.0.113.7:25/tcp -> 10.244.1.9:25 on node-1");
-        let body = body(&event, "node-1", at(1));
+        let body = body(&event, &Speaker::agent("node-1"), at(1));
         let regarding = body.regarding.unwrap();
         assert_eq!(regarding.kind.as_deref(), Some("Pod"));
         assert_eq!(regarding.uid.as_deref(), Some("u1"));
@@ -265,7 +283,7 @@ mod tests {
     fn names_and_notes_of_any_length_fit() {
         let mut long = event(Reason::NotProgrammed, &"é".repeat(1000));
         long.pod = ObjectName::new("mail", "a".repeat(253));
-        let body = body(&long, "node-1", at(1));
+        let body = body(&long, &Speaker::agent("node-1"), at(1));
         assert!(body.metadata.name.unwrap().len() <= 253);
         let note = body.note.unwrap();
         assert!(note.len() <= LONGEST_NOTE && note.ends_with("..."), "{}", note.len());

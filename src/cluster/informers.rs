@@ -18,6 +18,8 @@ use crate::api::object::Kind;
 use crate::api::object::Object;
 use crate::api::object::Spec;
 use crate::api::object::Status;
+use crate::cluster::asking_pods;
+use crate::cluster::asking_pods::AskingPods;
 use crate::cluster::client::Connection;
 use crate::cluster::resource::Resource;
 use crate::cluster::watch::News;
@@ -47,6 +49,7 @@ pub struct Informers {
     index: Arc<RwLock<Index>>,
     observer: Observer,
     waiting_tx: watch::Sender<BTreeSet<Resource>>,
+    pods: Option<Arc<RwLock<AskingPods>>>,
 }
 
 impl Informers {
@@ -58,7 +61,14 @@ impl Informers {
         observer: Observer,
     ) -> Self {
         let waiting_tx = watch::Sender::new(BTreeSet::from(Resource::ALL));
-        Self { connection, policy, index, observer, waiting_tx }
+        Self { connection, policy, index, observer, waiting_tx, pods: None }
+    }
+
+    /// The same, which also keep the pods that ask for ports.
+    #[must_use]
+    pub fn keeping(mut self, pods: Arc<RwLock<AskingPods>>) -> Self {
+        self.pods = Some(pods);
+        self
     }
 
     /// Watches until it is dropped. A panic in one of the watches is a panic here: a process must not go on with a
@@ -103,6 +113,10 @@ impl Informers {
             // A panic in a rule cannot leave the index half changed, for rules do not change it.
             let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
             feed(&mut index, resource, news);
+        }
+        if let (Resource::Holder(Kind::Pod), Some(pods)) = (resource, &self.pods) {
+            let mut pods = pods.write().unwrap_or_else(PoisonError::into_inner);
+            asking_pods::feed(&mut pods, news, &self.policy);
         }
         let Some(kept) = listed else { return (self.observer)(resource, Sign::Changed) };
         let is_first = self.waiting_tx.send_if_modified(|waiting| waiting.remove(&resource));

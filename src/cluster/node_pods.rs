@@ -107,6 +107,11 @@ impl NodePods {
         self.changed.notified().await;
     }
 
+    /// Notes that something else changed that the node's rules rest on.
+    pub fn wake(&self) {
+        self.changed.notify_one();
+    }
+
     /// Takes news of a resource.
     pub fn feed(&self, resource: Resource, news: News) {
         let is_list = matches!(news, News::Listed(_));

@@ -14,7 +14,7 @@ use crate::api::crd::shared::Retention;
 use crate::api::crd::shared::Transport;
 
 /// Which external ports lead where, and for whom.
-#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[kube(
     group = "pinhole.dev",
@@ -71,7 +71,7 @@ use crate::api::crd::shared::Transport;
 #[x_kube(
     validation = Rule::new("!has(self.addresses) || size(self.addresses) == 0 || !self.ports.exists(port, !has(port.port)) || size(self.addresses) == 1")
         .message("a port without a number is found on one address: leave addresses out, or name one"),
-    validation = Rule::new("self.ports.all(port, !has(port.port) || self.ports.filter(other, has(other.port) && other.protocol == port.protocol && other.port <= (has(port.portEnd) ? port.portEnd : port.port) && port.port <= (has(other.portEnd) ? other.portEnd : other.port)).size() <= 1)")
+    validation = Rule::new("self.ports.all(port, !has(port.port) || self.ports.filter(other, has(other.port) && other.protocol == port.protocol && (has(other.address) ? other.address : '') == (has(port.address) ? port.address : '') && other.port <= (has(port.portEnd) ? port.portEnd : port.port) && port.port <= (has(other.portEnd) ? other.portEnd : other.port)).size() <= 1)")
         .message("two entries of ports ask for the same external port and protocol"),
     validation = Rule::new("self.ports.all(port, !has(port.name) || self.ports.filter(other, has(other.name) && other.name == port.name).size() == 1)")
         .message("two entries of ports have the same name"),
@@ -190,6 +190,10 @@ pub struct PinholePort {
     /// TCP, UDP or SCTP. Default: TCP.
     #[serde(default)]
     pub protocol: Transport,
+    /// The external address of this port alone. Default: each of `addresses`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 39), regex(pattern = r"^[0-9a-f.:]+$"))]
+    pub address: Option<String>,
     /// The external port, 1-65535; the first one where portEnd is given. Default: one is found in the pool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
@@ -202,6 +206,10 @@ pub struct PinholePort {
     /// port. In a range the n-th external port leads to the n-th port from here on. Default: `port`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_port: Option<TargetPort>,
+    /// The networks (CIDRs) that may connect to this port. Default: `allowedSources` of the object.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(max = 43), regex(pattern = r"^[0-9a-f.:]+/[0-9]+$")))]
+    pub allowed_sources: Vec<String>,
 }
 
 /// A port of the target, by number or by name.

@@ -88,6 +88,7 @@ impl Node {
             drift: None,
             dataplane: dataplane.clone(),
             pods: known,
+            granting: None,
             addresses: Box::new(addresses::read),
             masquerading: Masquerading::default(),
             brake: BrakeOverTime::new(Brake::default(), Duration::ZERO),

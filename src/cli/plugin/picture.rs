@@ -244,6 +244,7 @@ impl<'a> OneNode<'a> {
             policy: &self.picture.policy,
             node: &self.facts,
             programmed: &programmed,
+            grants: None,
         });
         let mut standings: Vec<_> = self.pods.values().flat_map(|pod| self.of_pod(pod, &plan)).collect();
         let leftovers = self.leftovers(&standings);

@@ -125,7 +125,7 @@ impl AgentMetrics {
         registry.register("losers", "Requests for ports that another pod has", self.losers.clone());
         registry.register(
             "unserved",
-            "Requests that the rules of admission, the node or the kernel refuse",
+            "Requests that the rules of admission, the claims of others, the node or the kernel refuse",
             self.unserved.clone(),
         );
         registry.register(

@@ -68,6 +68,7 @@ impl Running {
             drift: Watcher::new(&kernel, lab.settings.clone()),
             dataplane: Arc::clone(&kernel),
             pods: Arc::clone(&known),
+            granting: None,
             addresses: Box::new(addresses::read),
             masquerading: Masquerading::default(),
             brake: BrakeOverTime::new(Brake::default(), grace),

@@ -1,0 +1,197 @@
+package api
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pinhole-dev/pinhole/e2e/api/lab"
+)
+
+// shown is a line of `kubectl get pinholes` without the age, and the message of Accepted.
+func (c clerk) shown(name string) string {
+	c.t.Helper()
+	result, err := c.cluster.Kubectl("", "get", "ph", name, "--namespace="+c.namespace, "-o", `jsonpath={.metadata.name} `+
+		`{.status.external} {.status.target} {.status.node} {.status.holder} `+
+		`{.status.conditions[?(@.type=="Programmed")].status} {.status.conditions[?(@.type=="Programmed")].reason} `+
+		`{.status.conditions[?(@.type=="Accepted")].message}`)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return strings.TrimSpace(result.Stdout + result.Stderr)
+}
+
+func (c clerk) eventuallyShown(name, expected string) {
+	c.t.Helper()
+	if err := lab.Poll(30*time.Second, func() error {
+		if shown := c.shown(name); !strings.Contains(shown, expected) {
+			return fmt.Errorf("%s is shown as\n%s\nexpected\n%s", name, shown, expected)
+		}
+		return nil
+	}); err != nil {
+		c.t.Error(err)
+	}
+}
+
+func (c clerk) kubectl(stdin string, arguments ...string) (string, bool) {
+	c.t.Helper()
+	result, err := c.cluster.Kubectl(stdin, append(arguments, "--namespace="+c.namespace)...)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return result.Stdout + result.Stderr, result.Succeeded
+}
+
+func (c clerk) placed(name, ports string) {
+	c.t.Helper()
+	pod := asking(name, ports)
+	pod["spec"].(object)["nodeName"] = "node-7"
+	if code, said := c.create("", pod); code != http.StatusCreated {
+		c.t.Fatalf("HTTP %d: %s", code, said)
+	}
+}
+
+func TestAPodsPinholeShowsHowItStandsAndGoesWithIt(t *testing.T) {
+	t.Parallel()
+	c := newClerk(t, "shown")
+	c.placed("mx", "192.0.2.70:25,8080:80")
+	c.eventuallyShown("mx", "mx 192.0.2.70:25/tcp +1 Pod mx node-7 Pod mx Unknown Waiting")
+	c.must(http.MethodPatch, c.podsPath()+"/mx/status", object{"status": object{"phase": "Running",
+		"podIP": "10.244.7.9", "podIPs": []object{{"ip": "10.244.7.9"}}}}, nil)
+	c.eventuallyShown("mx", "mx 192.0.2.70:25/tcp +1 10.244.7.9:25 node-7 Pod mx Unknown Waiting")
+	if said, found := c.kubectl("", "get", "ph", "--selector=node.pinhole.dev/node-7"); !found || !strings.Contains(said, "mx ") {
+		t.Errorf("the node's label selects\n%s", said)
+	}
+
+	c.must(http.MethodPatch, c.podsPath()+"/mx", object{"metadata": object{"annotations": notes{"pinhole.dev/expose": "192.0.2.70:26:25"}}}, nil)
+	c.eventuallyShown("mx", "mx 192.0.2.70:26/tcp 10.244.7.9:25 node-7")
+	c.must(http.MethodPatch, c.podsPath()+"/mx", object{"metadata": object{"annotations": object{"pinhole.dev/expose": nil}}}, nil)
+	c.eventuallyShown("mx", "NotFound")
+
+	c.placed("brief", "192.0.2.70:27")
+	c.eventuallyShown("brief", "brief 192.0.2.70:27/tcp Pod brief")
+	c.must(http.MethodDelete, c.podsPath()+"/brief", object{"gracePeriodSeconds": 0}, nil)
+	c.eventuallyShown("brief", "NotFound")
+}
+
+func TestNobodyElseWritesWhatAgentsRelyOn(t *testing.T) {
+	t.Parallel()
+	c := newClerk(t, "forged")
+	c.placed("mx", "192.0.2.71:25")
+	c.eventuallyShown("mx", "mx 192.0.2.71:25/tcp Pod mx node-7")
+	forPod := pinhole("forged", "target: {pod: forged}, ports: [{port: 22}]")
+	grant := `{"status":{"endpoints":[{"address":"192.0.2.71","protocol":"TCP","port":22,"targetPort":22}]}}`
+	const status, spec = "the status of a Pinhole is Pinhole's own", "written by Pinhole's controller alone"
+	for _, attempt := range []struct {
+		stdin, expected string
+		arguments       []string
+	}{
+		{forPod, spec, []string{"create", "-f", "-"}},
+		{"", spec, []string{"patch", "ph", "mx", "--type=merge", "-p", `{"spec":{"ports":[{"port":22}]}}`}},
+		{"", spec, []string{"label", "ph", "mx", "node.pinhole.dev/node-8="}},
+		{"", status, []string{"patch", "ph", "mx", "--type=merge", "--subresource=status", "-p", grant}},
+	} {
+		if said, allowed := c.kubectl(attempt.stdin, attempt.arguments...); allowed || !strings.Contains(said, attempt.expected) {
+			t.Errorf("kubectl %v: %s", attempt.arguments, said)
+		}
+	}
+	if said, allowed := c.kubectl("", "annotate", "ph", "mx", "example.com/note=kept"); !allowed {
+		t.Errorf("a note was refused: %s", said)
+	}
+}
+
+func TestAPinholeThatAUserWroteIsNeverTakenOver(t *testing.T) {
+	t.Parallel()
+	c := newClerk(t, "theirs")
+	if said, created := c.kubectl(pinhole("mx", "target: {service: mx}, ports: [{port: 443}]"), "create", "-f", "-"); !created {
+		t.Fatal(said)
+	}
+	c.placed("mx", "192.0.2.72:25")
+	if err := lab.Poll(30*time.Second, func() error {
+		said, _ := c.kubectl("", "get", "events", "--field-selector=involvedObject.name=mx")
+		if !strings.Contains(said, "a Pinhole named mx that somebody else wrote") {
+			return fmt.Errorf("the events of the pod are:\n%s", said)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	said, _ := c.kubectl("", "get", "ph", "mx", "-o", "jsonpath={.spec.target}{.status}{.metadata.ownerReferences}")
+	if said != `{"service":"mx"}` {
+		t.Errorf("the user's object was changed: %s", said)
+	}
+}
+
+// The sandbox is the agent's node, so this runs beside no other test with an agent.
+func TestAnAgentServesWhatIsGrantedAndSaysSoInThePinhole(t *testing.T) {
+	c := newClerk(t, "granted")
+	if err := lab.AddNodeAddress("192.0.2.75"); err != nil {
+		t.Fatal(err)
+	}
+	c.must(http.MethodPost, "/api/v1/nodes", object{"metadata": object{"name": "node-1"},
+		"spec": object{"podCIDR": "10.244.1.0/24", "podCIDRs": []string{"10.244.1.0/24"}}}, nil)
+	t.Cleanup(func() { c.must(http.MethodDelete, "/api/v1/nodes/node-1", nil, nil) })
+	agent, err := c.cluster.StartAgent("node-1", "--claims")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(agent.LogTail())
+		}
+		if err := agent.Stop(agentPatience); err != nil {
+			t.Error(err)
+		}
+	})
+	entries := func(expected bool) {
+		t.Helper()
+		if err := lab.Poll(30*time.Second, func() error {
+			entries, err := agent.Entries()
+			if err == nil && strings.Contains(entries, "granted/mx") != expected {
+				err = fmt.Errorf("the kernel has %s", entries)
+			}
+			return err
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := agent.AwaitReady(); err != nil {
+		t.Fatal(err)
+	}
+
+	pod := asking("mx", "192.0.2.75:2525:25")
+	pod["spec"].(object)["nodeName"] = "node-1"
+	if code, said := c.create("", pod); code != http.StatusCreated {
+		t.Fatalf("HTTP %d: %s", code, said)
+	}
+	c.eventuallyShown("mx", "mx 192.0.2.75:2525/tcp Pod mx node-1 Pod mx False NoAddress")
+	c.must(http.MethodPatch, c.podsPath()+"/mx/status", object{"status": object{"phase": "Running",
+		"podIP": "10.244.1.9", "podIPs": []object{{"ip": "10.244.1.9"}}}}, nil)
+	if said, programmed := c.kubectl("", "wait", "--for=condition=Programmed", "ph/mx", "--timeout=30s"); !programmed {
+		t.Errorf("%s\n%s", said, c.shown("mx"))
+	}
+	c.eventuallyShown("mx", "mx 192.0.2.75:2525/tcp 10.244.1.9:25 node-1 Pod mx True Programmed")
+	entries(true)
+
+	// Whoever takes the claim away by force takes the port from nobody who has it.
+	c.must(http.MethodDelete, "/apis/pinhole.dev/v1alpha1/portclaims/v4-192-0-2-75-tcp-2525", nil, nil)
+	c.eventuallyShown("mx", "True Programmed")
+	entries(true)
+
+	c.must(http.MethodDelete, c.podsPath()+"/mx", object{"gracePeriodSeconds": 0}, nil)
+	entries(false)
+	c.eventuallyShown("mx", "NotFound")
+
+	events, err := c.cluster.Audit()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, event := range events {
+		if event.User.Username == "system:serviceaccount:pinhole-system:pinhole-agent" && event.ObjectRef.Resource == "pinholes" &&
+			event.ObjectRef.Subresource == "" && !strings.Contains(event.RequestURI, "labelSelector=node.pinhole.dev%2Fnode-1") {
+			t.Errorf("the agent looked at Pinholes beyond its node: %s", event.RequestURI)
+		}
+	}
+}

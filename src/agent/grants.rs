@@ -1,0 +1,102 @@
+//! What the controller has granted to the pods of a node: a port of a fixed address is served for a pod whose Pinhole says that
+//! its holder has claimed it, and for nobody else.
+//!
+//! # Guarantees
+//! - What was never granted is not programmed.
+//! - What is programmed stays until the controller has decided about its pod. So switching claims on, a restored etcd and
+//!   Pinholes that vanish take nothing away from what flows.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use crate::api::crd::condition::ConditionStatus;
+use crate::api::crd::pinhole::Endpoint;
+use crate::api::crd::pinhole::Pinhole;
+use crate::cluster::pinhole_watch::Pinholes;
+use crate::model::mapping::Address;
+use crate::model::mapping::Mapping;
+use crate::model::port::Port;
+use crate::model::port::PortRange;
+use crate::ruleset::Ruleset;
+use crate::ruleset::election::Candidate;
+use crate::ruleset::entry::Key;
+use crate::ruleset::owner::Owner;
+
+/// What is granted, by the UID of the pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Grants {
+    by_pod: BTreeMap<String, Grant>,
+}
+
+/// What a pod was granted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Grant {
+    keys: BTreeSet<Key>,
+    /// Whether the controller has said yes or no.
+    is_decided: bool,
+    /// Why not everything, in the controller's words.
+    refusal: Option<String>,
+}
+
+impl Grants {
+    /// What these Pinholes grant.
+    pub fn of(pinholes: &Pinholes) -> Self {
+        let grants =
+            pinholes.values().filter_map(|pinhole| Some((pod_uid(pinhole)?.to_owned(), grant(pinhole))));
+        Self { by_pod: grants.collect() }
+    }
+
+    /// Takes from a candidate what it wants and was not granted; returns why, where the controller has said so.
+    pub fn limit(&self, candidate: &mut Candidate, programmed: &Ruleset) -> Option<String> {
+        let none = Grant::default();
+        let grant = self.by_pod.get(&candidate.uid).unwrap_or(&none);
+        let owner = Owner::new(&candidate.pod, &candidate.uid);
+        let wanted = candidate.mappings.len();
+        candidate.mappings.retain(|mapping| {
+            let Some(key) = key(mapping) else { return true };
+            let is_programmed = || programmed.entry(&key).is_some_and(|entry| entry.owner == owner);
+            grant.keys.contains(&key) || (!grant.is_decided && is_programmed())
+        });
+        let is_limited = candidate.mappings.len() < wanted;
+        grant.refusal.clone().filter(|_| is_limited)
+    }
+
+    /// Whether the controller has decided about the pod of this UID.
+    pub fn is_decided(&self, uid: &str) -> bool {
+        self.by_pod.get(uid).is_some_and(|grant| grant.is_decided)
+    }
+}
+
+/// The UID of the pod that a Pinhole belongs to; `None` for one that a user wrote.
+pub fn pod_uid(pinhole: &Pinhole) -> Option<&str> {
+    pinhole.spec.target.pod.as_ref()?;
+    let mut owners = pinhole.metadata.owner_references.iter().flatten();
+    owners.find(|owner| owner.kind == "Pod").map(|owner| owner.uid.as_str())
+}
+
+fn grant(pinhole: &Pinhole) -> Grant {
+    let Some(status) = &pinhole.status else { return Grant::default() };
+    let accepted = status.conditions.iter().find(|condition| condition.type_ == "Accepted");
+    let decision = accepted.filter(|condition| condition.status != ConditionStatus::Unknown);
+    Grant {
+        keys: status.endpoints.iter().filter_map(granted).collect(),
+        is_decided: decision.is_some(),
+        refusal: decision
+            .filter(|condition| condition.status == ConditionStatus::False)
+            .map(|condition| condition.message.clone()),
+    }
+}
+
+/// The external side of a mapping of a fixed address.
+fn key(mapping: &Mapping) -> Option<Key> {
+    let Address::Fixed(address) = mapping.address() else { return None };
+    Some(Key { external: address.ip(), protocol: mapping.protocol(), ports: mapping.external() })
+}
+
+fn granted(endpoint: &Endpoint) -> Option<Key> {
+    let external: IpAddr = endpoint.address.parse().ok()?;
+    let first = Port::new(endpoint.port)?;
+    let last = endpoint.port_end.map_or(Some(first), Port::new)?;
+    Some(Key { external, protocol: endpoint.protocol.into(), ports: PortRange::new(first, last)? })
+}

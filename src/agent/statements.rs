@@ -1,0 +1,133 @@
+//! What a node says in the status of each Pinhole that it serves: whether the kernel answers for it, and if not, why.
+//!
+//! A report names the generation that it is about only when nothing of an older one is left in the kernel.
+
+use std::collections::BTreeMap;
+
+use crate::agent::desired::Plan;
+use crate::agent::grants;
+use crate::agent::grants::Grants;
+use crate::api::crd::pinhole::NodeReport;
+use crate::api::crd::pinhole::Pinhole;
+use crate::cluster::pinhole_reports::Report;
+use crate::cluster::pinhole_watch::Pinholes;
+use crate::dataplane::Applied;
+use crate::model::holder::ObjectName;
+use crate::ruleset::Ruleset;
+use crate::ruleset::entry::Entry;
+use crate::ruleset::owner::Owner;
+
+/// The longest message of a report.
+const LONGEST_MESSAGE: usize = 1024;
+
+/// What reports are made from.
+#[derive(Debug)]
+pub struct Seen<'a> {
+    /// The name of the node.
+    pub node_name: &'a str,
+    /// What it should serve.
+    pub plan: &'a Plan,
+    /// What became of it.
+    pub applied: &'a Applied,
+    /// What was granted.
+    pub grants: &'a Grants,
+    /// Whether a report may name a holder in another namespace.
+    pub disclose_holder: bool,
+}
+
+/// The reports that differ from what the Pinholes say already.
+pub fn news(pinholes: &Pinholes, seen: &Seen<'_>) -> Vec<Report> {
+    let wanted = by_owner(&seen.plan.ruleset);
+    let present = by_owner(&seen.applied.observed.ruleset);
+    let report = |(name, pinhole): (&ObjectName, &Pinhole)| {
+        let pod_uid = grants::pod_uid(pinhole)?;
+        let owner = Owner::new(name, pod_uid);
+        let wanted = wanted.get(&owner).map_or(&[][..], Vec::as_slice);
+        let present = present.get(&owner).map_or(&[][..], Vec::as_slice);
+        let said = say(&owner, pod_uid, wanted, present, seen);
+        let report = said.into_report(seen.node_name, pinhole.metadata.generation);
+        let stored = pinhole.status.iter().flat_map(|status| &status.nodes);
+        let is_news = !stored.into_iter().any(|stored| *stored == report);
+        let uid = pinhole.metadata.uid.clone()?;
+        is_news.then(|| Report { pinhole: name.clone(), uid, report })
+    };
+    pinholes.iter().filter_map(report).collect()
+}
+
+/// What is said of one pod.
+struct Said {
+    reason: &'static str,
+    message: String,
+    is_programmed: bool,
+    is_current: bool,
+}
+
+impl Said {
+    fn no(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), is_programmed: false, is_current: true }
+    }
+
+    fn into_report(self, node_name: &str, generation: Option<i64>) -> NodeReport {
+        NodeReport {
+            name: node_name.to_owned(),
+            programmed: self.is_programmed,
+            reason: self.reason.to_owned(),
+            message: self.message.chars().take(LONGEST_MESSAGE).collect(),
+            observed_generation: generation.filter(|_| self.is_current),
+        }
+    }
+}
+
+fn say(owner: &Owner, pod_uid: &str, wanted: &[&Entry], present: &[&Entry], seen: &Seen<'_>) -> Said {
+    let Seen { node_name, plan, applied, grants, disclose_holder } = *seen;
+    let leftover: Vec<_> = present.iter().filter(|entry| !wanted.contains(entry)).collect();
+    if !leftover.is_empty() {
+        let listed = list(leftover.iter().map(|entry| entry.key));
+        let message = format!("{listed} is still in the kernel of {node_name}");
+        return Said { is_current: false, ..Said::no("Removing", message) };
+    }
+    let refused = applied.refused.iter().filter(|refused| refused.entry.owner == *owner);
+    let refused: Vec<_> = refused.map(|refused| format!("{}: {}", refused.entry, refused.error)).collect();
+    if !refused.is_empty() {
+        return Said::no("KernelRefused", refused.join("; "));
+    }
+    let losers = plan.losers.iter().filter(|loser| loser.uid == pod_uid);
+    let lost: Vec<_> = losers.map(|loser| loser.reason(disclose_holder)).collect();
+    if !lost.is_empty() {
+        return Said::no("PortTaken", lost.join("; "));
+    }
+    let unserved = plan.unserved.iter().filter(|unserved| unserved.uid == pod_uid);
+    let unserved: Vec<_> = unserved.map(|unserved| unserved.problem.as_str()).collect();
+    if !unserved.is_empty() {
+        return Said::no("NotProgrammed", unserved.join("; "));
+    }
+    if wanted.is_empty() {
+        return match plan.pods.contains_key(owner) {
+            false => Said::no("Released", format!("{node_name} serves nothing of it")),
+            true if !grants.is_decided(pod_uid) => {
+                Said::no("Waiting", "the controller has not granted it yet")
+            }
+            true => Said::no("Standby", "another pod of the same holder is served"),
+        };
+    }
+    if !wanted.iter().all(|entry| present.contains(entry)) {
+        let failures: Vec<_> = applied.failures.iter().map(ToString::to_string).collect();
+        return Said::no("Failed", failures.join("; "));
+    }
+    if wanted.iter().all(|entry| entry.target.is_none()) {
+        return Said::no("NoAddress", "the pod has no address yet");
+    }
+    Said { is_programmed: true, ..Said::no("Programmed", "") }
+}
+
+fn by_owner(ruleset: &Ruleset) -> BTreeMap<&Owner, Vec<&Entry>> {
+    let mut found: BTreeMap<&Owner, Vec<&Entry>> = BTreeMap::new();
+    for entry in ruleset.entries() {
+        found.entry(&entry.owner).or_default().push(entry);
+    }
+    found
+}
+
+fn list(items: impl Iterator<Item: ToString>) -> String {
+    items.map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,182 @@
+//! The loop where claims are on: what the controller says in Pinholes, and what the kernel and the reports then have.
+
+use super::*;
+use crate::api::crd::pinhole::Pinhole;
+use crate::cluster::pinhole_watch::Pinholes;
+use crate::model::holder::ObjectName;
+
+const PORT: &str = "203.0.113.7:25";
+const ENTRY: &str = "203.0.113.7:25/tcp -> 10.244.0.2:80";
+
+/// The first pod, which asks for this.
+fn asking(ports: &str) -> Object {
+    exposing(pod(1), ports)
+}
+
+/// The first pod's Pinhole: whether it is accepted, and the ports of 203.0.113.7 that are granted.
+fn pinhole(accepted: &str, ports: &[u16]) -> Pinholes {
+    let endpoint =
+        |port: &u16| json!({"address": "203.0.113.7", "protocol": "TCP", "port": port, "targetPort": 80});
+    let object = json!({
+        "apiVersion": "pinhole.dev/v1alpha1", "kind": "Pinhole",
+        "metadata": {
+            "namespace": "mail", "name": "pod-1", "uid": "pinhole-1", "generation": 3,
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "pod-1", "uid": "uid-1"}],
+        },
+        "spec": {"target": {"pod": "pod-1"}, "ports": [{"port": 25}]},
+        "status": {
+            "endpoints": ports.iter().map(endpoint).collect::<Vec<_>>(),
+            "conditions": [{
+                "type": "Accepted", "status": accepted, "reason": "Why", "message": "is claimed by somebody else",
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+            }],
+        },
+    });
+    let object: Pinhole = serde_json::from_value(object).unwrap();
+    [(ObjectName::new("mail", "pod-1"), object)].into()
+}
+
+fn settings(kernel: Kernel, pinholes: Pinholes) -> Settings {
+    let known = KnownPinholes::default();
+    known.replace(pinholes);
+    Settings { kernel, granted: Some(Arc::new(known)), ..Settings::default() }
+}
+
+/// A kernel that an agent without claims left with this pod.
+async fn left_without_claims(pod: Object) -> Kernel {
+    let bench = Bench::with_pods(Settings::default(), vec![pod]);
+    bench.until("programmed", |bench| 0 < bench.kernel.count()).await;
+    let ruleset = bench.end().await.ruleset.lock().unwrap().clone();
+    Kernel { ruleset: Mutex::new(ruleset), ..Kernel::default() }
+}
+
+impl Bench {
+    fn granted(&self, pinholes: Pinholes) {
+        self.granting.as_ref().unwrap().0.replace(pinholes);
+        self.pods.wake();
+    }
+
+    /// What the agent says that the Pinholes do not say yet.
+    fn said(&self) -> String {
+        let reports = self.granting.as_ref().unwrap().1.take();
+        let said = reports.into_iter().map(|report| {
+            let report = report.report;
+            format!(
+                "{} {} {:?} {}",
+                report.programmed, report.reason, report.observed_generation, report.message
+            )
+        });
+        said.collect::<Vec<_>>().join("; ")
+    }
+
+    async fn until_said(&self, expected: &str) {
+        let said = Mutex::new(String::new());
+        self.until(expected, |bench| {
+            let mut last = said.lock().unwrap();
+            let now = bench.said();
+            if !now.is_empty() {
+                *last = now;
+            }
+            last.as_str() == expected
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_port_of_a_fixed_address_is_served_once_it_is_granted_and_one_of_the_node_at_once() {
+    let pod = asking("203.0.113.7:25:80,203.0.113.8:25:80,8080:80");
+    let bench = Bench::with_pods(settings(Kernel::default(), Pinholes::new()), vec![pod]);
+    bench
+        .until("the node's own", |bench| bench.kernel.entries() == ["203.0.113.7:8080/tcp -> 10.244.0.2:80"])
+        .await;
+    bench.granted(pinhole("Unknown", &[]));
+    bench.until_said("true Programmed Some(3) ").await;
+    assert_eq!(bench.kernel.count(), 1, "nothing is decided, and nothing was there");
+    bench.granted(pinhole("True", &[25]));
+    let both = [ENTRY, "203.0.113.7:8080/tcp -> 10.244.0.2:80"];
+    bench.until("granted", |bench| bench.kernel.entries() == both).await;
+}
+
+#[tokio::test]
+async fn an_agent_waits_for_the_pinholes_before_it_changes_anything() {
+    let kernel = left_without_claims(asking("203.0.113.7:25:80")).await;
+    let known = Arc::<KnownPinholes>::default();
+    let settings = Settings { kernel, granted: Some(Arc::clone(&known)), ..Settings::default() };
+    let bench = Bench::with_pods(settings, Vec::new());
+    bench.until("told", |bench| bench.missing().contains("the first list of pinholes")).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(bench.kernel.reads.load(Ordering::SeqCst), 0);
+    bench.granted(Pinholes::new());
+    bench.until("nobody asks for it any more", |bench| bench.kernel.count() == 0).await;
+}
+
+#[tokio::test]
+async fn what_flowed_before_claims_goes_on_until_the_controller_says_no() {
+    let pod = asking("203.0.113.7:25:80");
+    let bench =
+        Bench::with_pods(settings(left_without_claims(pod.clone()).await, Pinholes::new()), vec![pod]);
+    for undecided in [Pinholes::new(), pinhole("Unknown", &[]), pinhole("True", &[25]), Pinholes::new()] {
+        bench.granted(undecided);
+        bench.until("ready", |bench| bench.readiness.is_ready()).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(bench.kernel.entries(), [ENTRY]);
+    }
+    bench.granted(pinhole("False", &[]));
+    bench.until("refused", |bench| bench.kernel.count() == 0).await;
+    bench.until_said("false NotProgrammed Some(3) is claimed by somebody else").await;
+}
+
+#[tokio::test]
+async fn nothing_flows_again_without_a_grant_only_because_the_pod_has_another_address() {
+    let pod = asking("203.0.113.7:25:80");
+    let bench = Bench::with_pods(
+        settings(left_without_claims(pod.clone()).await, Pinholes::new()),
+        vec![pod.clone()],
+    );
+    let mut other = exposing(pod, "203.0.113.7:26:80");
+    other.metadata.resource_version = "2".to_owned();
+    bench.apply(other);
+    bench.until("the old port is closed and the new one not open", |bench| bench.kernel.count() == 0).await;
+}
+
+#[tokio::test]
+async fn a_report_says_what_is_so_in_the_kernel() {
+    let bench = Bench::with_pods(
+        settings(Kernel::default(), pinhole("True", &[25])),
+        vec![asking(&format!("{PORT}:80"))],
+    );
+    bench.until_said("true Programmed Some(3) ").await;
+    let mut starting = asking(&format!("{PORT}:80"));
+    starting.status.pod_ips.clear();
+    bench.apply(starting);
+    bench.until_said("false NoAddress Some(3) the pod has no address yet").await;
+    bench.pods.feed(POD, News::Deleted(Box::new(asking(&format!("{PORT}:80")))));
+    bench.until_said("false Released Some(3) node-1 serves nothing of it").await;
+    assert_eq!(bench.kernel.count(), 0);
+}
+
+#[tokio::test]
+async fn what_the_brake_keeps_is_not_said_to_be_released() {
+    let pod = asking("203.0.113.7:25:80");
+    let mut settings = settings(left_without_claims(pod.clone()).await, pinhole("True", &[25]));
+    settings.brake = Brake { threshold_percent: 0, minimum: 0 };
+    let bench = Bench::with_pods(settings, Vec::new());
+    bench.until_said("false Removing None 203.0.113.7:25/tcp is still in the kernel of node-1").await;
+    assert_eq!(bench.kernel.entries(), [ENTRY]);
+}
+
+#[tokio::test]
+async fn nothing_is_said_twice() {
+    let mut told = pinhole("True", &[25]);
+    let report =
+        json!({"name": "node-1", "programmed": true, "reason": "Programmed", "observedGeneration": 3});
+    for pinhole in told.values_mut() {
+        pinhole.status.as_mut().unwrap().nodes = vec![serde_json::from_value(report.clone()).unwrap()];
+    }
+    let bench = Bench::with_pods(settings(Kernel::default(), told), vec![asking(&format!("{PORT}:80"))]);
+    bench.until("programmed", |bench| bench.readiness.is_ready() && bench.kernel.count() == 1).await;
+    bench.pods.wake();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(bench.said(), "");
+}

@@ -1,0 +1,119 @@
+//! Pinholes in the API server: server-side apply, each writer with a field manager of its own.
+
+use kube::Api;
+use kube::Client;
+use kube::api::DeleteParams;
+use kube::api::Patch;
+use kube::api::PatchParams;
+use kube::api::Preconditions;
+use serde_json::json;
+
+use crate::api::crd::pinhole::NodeReport;
+use crate::api::crd::pinhole::Pinhole;
+use crate::cluster::trouble::describe;
+use crate::model::digest::fnv1a;
+use crate::model::holder::ObjectName;
+
+/// The controller in an object's managed fields.
+const CONTROLLER: &str = "pinhole";
+
+/// A write that failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PinholeError {
+    /// It rests on an object that is not there any more, or not yet.
+    #[error("the Pinhole {0} is another one by now")]
+    Stale(ObjectName),
+    /// The API server refused it or could not be asked.
+    #[error("{doing} the Pinhole {name} failed: {reason}")]
+    Failed {
+        /// What was tried.
+        doing: &'static str,
+        /// Which one.
+        name: ObjectName,
+        /// Why it failed.
+        reason: String,
+    },
+}
+
+/// The API server as a store of Pinholes.
+#[derive(Clone)]
+pub struct PinholeStore {
+    client: Client,
+}
+
+impl PinholeStore {
+    /// Stores Pinholes through this client.
+    pub fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    /// Makes an object what it should be. One with a UID is changed only if it is still there.
+    pub async fn apply(&self, pinhole: &Pinhole) -> Result<(), PinholeError> {
+        let name = name(pinhole);
+        let params = PatchParams::apply(CONTROLLER).force();
+        let applied = self.api(&name).patch(&name.name, &params, &Patch::Apply(pinhole)).await;
+        applied.map(drop).map_err(|error| failed("applying", name, &error))
+    }
+
+    /// Writes the controller's part of a status.
+    pub async fn report(&self, pinhole: &Pinhole) -> Result<(), PinholeError> {
+        let name = name(pinhole);
+        let body = json!({
+            "apiVersion": "pinhole.dev/v1alpha1",
+            "kind": "Pinhole",
+            "metadata": {"name": &*name.name, "uid": pinhole.metadata.uid},
+            "status": pinhole.status,
+        });
+        let params = PatchParams::apply(CONTROLLER).force();
+        let applied = self.api(&name).patch_status(&name.name, &params, &Patch::Apply(body)).await;
+        applied.map(drop).map_err(|error| failed("writing the status of", name, &error))
+    }
+
+    /// Writes what a node says of an object.
+    pub async fn report_node(
+        &self,
+        name: &ObjectName,
+        uid: &str,
+        report: &NodeReport,
+    ) -> Result<(), PinholeError> {
+        let body = json!({
+            "apiVersion": "pinhole.dev/v1alpha1",
+            "kind": "Pinhole",
+            "metadata": {"name": &*name.name, "uid": uid},
+            "status": {"nodes": [report]},
+        });
+        let params = PatchParams::apply(&agent_manager(&report.name)).force();
+        let applied = self.api(name).patch_status(&name.name, &params, &Patch::Apply(body)).await;
+        applied.map(drop).map_err(|error| failed("reporting on", name.clone(), &error))
+    }
+
+    /// Deletes the object of this UID.
+    pub async fn delete(&self, name: &ObjectName, uid: &str) -> Result<(), PinholeError> {
+        let preconditions = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
+        let params = DeleteParams::background().preconditions(preconditions);
+        let deleted = self.api(name).delete(&name.name, &params).await;
+        deleted.map(drop).map_err(|error| failed("deleting", name.clone(), &error))
+    }
+
+    fn api(&self, name: &ObjectName) -> Api<Pinhole> {
+        Api::namespaced(self.client.clone(), &name.namespace)
+    }
+}
+
+/// The agent of a node in an object's managed fields, which hold 128 characters.
+fn agent_manager(node_name: &str) -> String {
+    let whole = format!("pinhole-agent-{node_name}");
+    if whole.len() <= 128 { whole } else { format!("pinhole-agent-{:016x}", fnv1a(node_name.as_bytes())) }
+}
+
+fn name(pinhole: &Pinhole) -> ObjectName {
+    let text = |part: &Option<String>| part.clone().unwrap_or_default();
+    ObjectName::new(text(&pinhole.metadata.namespace), text(&pinhole.metadata.name))
+}
+
+fn failed(doing: &'static str, name: ObjectName, error: &kube::Error) -> PinholeError {
+    match error {
+        kube::Error::Api(status) if matches!(status.code, 404 | 409) => PinholeError::Stale(name),
+        error => PinholeError::Failed { doing, name, reason: describe(error) },
+    }
+}

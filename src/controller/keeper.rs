@@ -1,0 +1,164 @@
+//! Keeps a Pinhole for each pod that asks for ports: the object that its owner looks at and that its node's agent reads.
+//!
+//! Like the rest of the controller it starts each turn from what the watches show, and only the leader writes.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::PoisonError;
+use std::sync::RwLock;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream;
+use k8s_openapi::jiff::Timestamp;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+use tracing::info;
+use tracing::warn;
+
+use crate::admission::index::Index;
+use crate::admission::policy::Policy;
+use crate::cluster::asking_pods::AskingPods;
+use crate::cluster::claim_store;
+use crate::cluster::claim_watch::Claims;
+use crate::cluster::events::Events;
+use crate::cluster::events::PodEvent;
+use crate::cluster::events::Reason;
+use crate::cluster::pinhole_store::PinholeError;
+use crate::cluster::pinhole_store::PinholeStore;
+use crate::cluster::pinhole_watch::KnownPinholes;
+use crate::controller::pinholes;
+use crate::controller::pinholes::Plan;
+use crate::controller::pinholes::Stranger;
+use crate::controller::pinholes::Write;
+use crate::controller::standing::Known;
+use crate::telemetry::metrics::controller::ControllerMetrics;
+use crate::telemetry::startup::Startup;
+
+/// How often a turn is taken.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// How soon after a turn that wrote something: what was written can be reported on once the watch shows it.
+const SOON: Duration = Duration::from_millis(100);
+
+/// Writes at a time.
+const WRITES_AT_ONCE: usize = 8;
+
+/// The most that one turn writes, so that a turn ends soon and the next one sees what became of it.
+const MOST_IN_A_TURN: usize = 500;
+
+/// What the keeper works with.
+pub struct PinholeKeeper {
+    /// Where Pinholes are stored.
+    pub store: PinholeStore,
+    /// The Pinholes that the watch has shown.
+    pub pinholes: Arc<KnownPinholes>,
+    /// The pods that ask for ports.
+    pub pods: Arc<RwLock<AskingPods>>,
+    /// The claims that the watch has shown.
+    pub claims: Arc<RwLock<Claims>>,
+    /// Whether the claims are complete.
+    pub claims_known: Arc<AtomicBool>,
+    /// Owners, namespaces and nodes.
+    pub index: Arc<RwLock<Index>>,
+    /// Whether pods and owners are complete.
+    pub startup: Arc<Startup>,
+    /// What is allowed.
+    pub policy: Arc<Policy>,
+    /// Whether this process leads.
+    pub leading_rx: watch::Receiver<bool>,
+    /// Where a pod's owner is told what has no other place.
+    pub events: Events,
+    /// What is counted.
+    pub metrics: ControllerMetrics,
+}
+
+impl PinholeKeeper {
+    /// Takes turns until it is stopped.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut told = HashSet::new();
+        loop {
+            let pause = if self.turn(claim_store::now(), &mut told).await { SOON } else { PERIOD };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// One turn; whether it changed anything. `told` remembers which pods were told that their name is taken.
+    async fn turn(&self, now: Timestamp, told: &mut HashSet<String>) -> bool {
+        let is_complete = self.startup.is_complete()
+            && self.claims_known.load(Ordering::Acquire)
+            && self.pinholes.is_complete();
+        if !*self.leading_rx.borrow() || !is_complete {
+            return false;
+        }
+        let Plan { writes, strangers } = {
+            let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
+            let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+            let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
+            let known = Known { claims: &claims, index: &index, policy: &self.policy };
+            self.pinholes.read(|pinholes| pinholes::plan(&pods, pinholes, &known, now))
+        };
+        let written = AtomicBool::new(false);
+        let writes = stream::iter(writes.into_iter().take(MOST_IN_A_TURN));
+        let writing = writes.for_each_concurrent(WRITES_AT_ONCE, |write| async {
+            if self.write(write).await {
+                written.store(true, Ordering::Relaxed);
+            }
+        });
+        writing.await;
+        self.tell(strangers, told);
+        written.into_inner()
+    }
+
+    /// Whether it was written.
+    async fn write(&self, write: Write) -> bool {
+        let (what, result) = match &write {
+            Write::Apply(pinhole) => ("PinholeApplied", self.store.apply(pinhole).await),
+            Write::Report(pinhole) => ("PinholeReported", self.store.report(pinhole).await),
+            Write::Delete { name, uid } => ("PinholeDeleted", self.store.delete(name, uid).await),
+        };
+        match result {
+            Ok(()) => {
+                self.metrics.changed(what);
+                debug!(what, ?write, "Written");
+                true
+            }
+            // The watch shows what is there by the next turn.
+            Err(error @ PinholeError::Stale(_)) => {
+                debug!("{error}");
+                false
+            }
+            Err(error) => {
+                self.metrics.failed();
+                warn!("{error}; trying again");
+                false
+            }
+        }
+    }
+
+    fn tell(&self, strangers: Vec<Stranger>, told: &mut HashSet<String>) {
+        let still: HashSet<_> = strangers.iter().map(|stranger| stranger.uid.clone()).collect();
+        told.retain(|uid| still.contains(uid));
+        for Stranger { pod, uid } in strangers {
+            if told.contains(&uid) {
+                continue;
+            }
+            let note = format!(
+                "a Pinhole named {} that somebody else wrote stands in the place of this pod's own, so its ports on fixed \
+                 addresses are not served; rename or delete that Pinhole",
+                pod.name
+            );
+            info!(pod = %pod, note, "Not served");
+            let event = PodEvent { pod, uid: uid.clone(), reason: Reason::NotProgrammed, note };
+            if self.events.offer(event).is_ok() {
+                told.insert(uid);
+            }
+        }
+    }
+}

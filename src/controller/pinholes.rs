@@ -1,0 +1,311 @@
+//! The Pinholes of annotated pods: what is to be written, from what is known. Pure, so that a test can ask it anything.
+//!
+//! # Guarantees
+//! - A pod has at most one, with its name, owned by it. One of that name that somebody else wrote is never touched.
+//! - What a pod's predecessor of the same name left is gone before the pod's own is made.
+//! - Nothing is written that is stored already.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::jiff::Timestamp;
+
+use crate::api::crd::condition::Condition;
+use crate::api::crd::condition::ConditionStatus;
+use crate::api::crd::pinhole::Endpoint;
+use crate::api::crd::pinhole::NodeReport;
+use crate::api::crd::pinhole::Pinhole;
+use crate::api::crd::pinhole::PinholePort;
+use crate::api::crd::pinhole::PinholeSpec;
+use crate::api::crd::pinhole::PinholeStatus;
+use crate::api::crd::pinhole::PinholeTarget;
+use crate::api::crd::pinhole::TargetPort;
+use crate::api::crd::pinhole::TargetReport;
+use crate::api::crd::shared::HolderReference;
+use crate::api::keys;
+use crate::api::object::Object;
+use crate::cluster::asking_pods::AskingPods;
+use crate::cluster::pinhole_watch::Pinholes;
+use crate::controller::standing;
+use crate::controller::standing::Known;
+use crate::controller::standing::Standing;
+use crate::controller::standing::Verdict;
+use crate::model::holder::ObjectName;
+use crate::model::mapping::Address;
+use crate::model::mapping::Mapping;
+
+/// The most ports that one object shows.
+const MOST_PORTS: usize = 64;
+
+/// The longest message of a condition.
+const LONGEST_MESSAGE: usize = 4096;
+
+/// What is to be written.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// The writes, in the order of the objects' names.
+    pub writes: Vec<Write>,
+    /// Pods whose name somebody else's Pinhole has.
+    pub strangers: Vec<Stranger>,
+}
+
+/// One write.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Write {
+    /// What is wanted. With a UID, of that object and no other.
+    Apply(Box<Pinhole>),
+    /// What became of it, of the object with this UID.
+    Report(Box<Pinhole>),
+    /// It is over.
+    Delete {
+        /// Its name.
+        name: ObjectName,
+        /// Its UID.
+        uid: String,
+    },
+}
+
+/// A pod that has no Pinhole, because somebody else's has its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stranger {
+    /// The pod.
+    pub pod: ObjectName,
+    /// Its UID.
+    pub uid: String,
+}
+
+/// What is to be written now.
+pub fn plan(pods: &AskingPods, pinholes: &Pinholes, known: &Known<'_>, now: Timestamp) -> Plan {
+    let mut plan = Plan::default();
+    for (name, pod) in pods {
+        let Some(standing) = standing::stand(pod, known) else { continue };
+        let stored = pinholes.get(name);
+        match stored {
+            Some(stored) if !is_ours(stored) => {
+                plan.strangers.push(Stranger { pod: name.clone(), uid: pod.metadata.uid.clone() });
+            }
+            Some(stored) if is_of(stored, &pod.metadata.uid) => {
+                plan.writes.extend(update(stored, pod, &standing, now));
+            }
+            // The predecessor's goes first, below.
+            Some(_) => {}
+            None => plan.writes.push(Write::Apply(Box::new(wanted(pod, &standing)))),
+        }
+    }
+    let is_over = |name: &ObjectName, stored: &Pinhole| {
+        let pod = pods.get(name).filter(|pod| is_of(stored, &pod.metadata.uid) && !pod.is_finished());
+        is_ours(stored) && stored.metadata.deletion_timestamp.is_none() && pod.is_none()
+    };
+    plan.writes.extend(pinholes.iter().filter(|(name, stored)| is_over(name, stored)).map(
+        |(name, stored)| Write::Delete {
+            name: name.clone(),
+            uid: stored.metadata.uid.clone().unwrap_or_default(),
+        },
+    ));
+    plan
+}
+
+/// Whether the controller wrote it: nobody else may write one for a pod.
+fn is_ours(pinhole: &Pinhole) -> bool {
+    pinhole.spec.target.pod.is_some()
+}
+
+/// Whether it belongs to the pod of this UID.
+fn is_of(pinhole: &Pinhole, uid: &str) -> bool {
+    pinhole.metadata.owner_references.iter().flatten().any(|owner| owner.kind == "Pod" && owner.uid == uid)
+}
+
+/// What differs between a stored object and what it should be.
+fn update(stored: &Pinhole, pod: &Object, standing: &Standing, now: Timestamp) -> Option<Write> {
+    if stored.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
+    let mut wanted = wanted(pod, standing);
+    let labels = |pinhole: &Pinhole| pinhole.metadata.labels.clone().unwrap_or_default();
+    let nodes = |pinhole: &Pinhole| {
+        let labels = labels(pinhole).into_keys();
+        labels.filter(|label| label.starts_with(keys::NODE_LABEL_PREFIX)).collect::<Vec<_>>()
+    };
+    wanted.metadata.uid.clone_from(&stored.metadata.uid);
+    if wanted.spec != stored.spec || nodes(&wanted) != nodes(stored) {
+        return Some(Write::Apply(Box::new(wanted)));
+    }
+    let status = status(stored, pod, standing, now);
+    (stored.status.as_ref() != Some(&status)).then(|| {
+        wanted.metadata.labels = None;
+        wanted.metadata.owner_references = None;
+        // What nodes say is theirs to write.
+        wanted.status = Some(PinholeStatus { nodes: Vec::new(), ..status });
+        Write::Report(Box::new(wanted))
+    })
+}
+
+/// The Pinhole of a pod.
+fn wanted(pod: &Object, standing: &Standing) -> Pinhole {
+    let name = &pod.metadata.name;
+    let mut ports: Vec<&Mapping> = Vec::new();
+    // One that asks for a port twice is refused; the object shows the first.
+    for mapping in &standing.wanted {
+        if ports.len() < MOST_PORTS && ports.iter().all(|shown| shown.overlap(mapping).is_none()) {
+            ports.push(mapping);
+        }
+    }
+    let spec = PinholeSpec {
+        target: PinholeTarget { pod: Some(name.clone()), ..PinholeTarget::default() },
+        ports: ports.into_iter().map(port).collect(),
+        holder: Some(HolderReference::from(&standing.holder)),
+        ..PinholeSpec::default()
+    };
+    let mut pinhole = Pinhole::new(name, spec);
+    pinhole.metadata.namespace = Some(pod.metadata.namespace.clone());
+    pinhole.metadata.labels =
+        pod.spec.node_name.as_deref().map(|node| [(keys::node_label(node), String::new())].into());
+    pinhole.metadata.owner_references = Some(vec![OwnerReference {
+        api_version: "v1".to_owned(),
+        kind: "Pod".to_owned(),
+        name: name.clone(),
+        uid: pod.metadata.uid.clone(),
+        controller: Some(true),
+        block_owner_deletion: None,
+    }]);
+    pinhole
+}
+
+fn port(mapping: &Mapping) -> PinholePort {
+    let (external, target) = (mapping.external(), mapping.target());
+    PinholePort {
+        name: None,
+        address: match mapping.address() {
+            Address::Node => None,
+            Address::Fixed(address) => Some(address.to_string()),
+        },
+        protocol: mapping.protocol().into(),
+        port: Some(external.first().get()),
+        port_end: (!external.is_single()).then(|| external.last().get()),
+        target_port: Some(TargetPort::Number(target.first().get())),
+        allowed_sources: mapping.allowed_sources().iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// What became of a pod's wishes.
+fn status(stored: &Pinhole, pod: &Object, standing: &Standing, now: Timestamp) -> PinholeStatus {
+    let generation = stored.metadata.generation;
+    let known = stored.status.clone().unwrap_or_default();
+    let node = pod.spec.node_name.as_deref();
+    let accepted = accepted(&standing.verdict);
+    let programmed = match (&standing.verdict, node) {
+        (Verdict::Granted, None) => {
+            Said::new(ConditionStatus::False, "Unscheduled", "the pod runs on no node yet")
+        }
+        (Verdict::Granted, Some(node)) => programmed(&known.nodes, node, generation),
+        _ => Said { status: ConditionStatus::False, ..accepted.clone() },
+    };
+    let is_active = programmed.status == ConditionStatus::True;
+    let mut conditions = known.conditions;
+    for (type_, said) in [("Accepted", accepted), ("Programmed", programmed)] {
+        said.into_condition(type_, generation, now).set(&mut conditions);
+    }
+    let addresses: Vec<_> = pod.status.pod_ips.iter().take(2).map(|found| found.ip.clone()).collect();
+    PinholeStatus {
+        observed_generation: generation,
+        external: in_short(&standing.wanted),
+        target: addresses.first().map_or_else(
+            || format!("Pod {}", pod.metadata.name),
+            |address| standing.wanted.first().map_or_else(String::new, |first| leads_to(address, first)),
+        ),
+        node: node.unwrap_or_default().to_owned(),
+        holder: format!("{} {}", standing.holder.kind, standing.holder.object.name),
+        endpoints: standing.granted.iter().filter_map(endpoint).collect(),
+        targets: vec![TargetReport {
+            pod: pod.metadata.name.clone(),
+            pod_uid: pod.metadata.uid.clone(),
+            addresses,
+            node: node.map(str::to_owned),
+            active: is_active,
+        }],
+        nodes: known.nodes,
+        conditions,
+    }
+}
+
+/// What a condition says.
+#[derive(Clone, Debug)]
+struct Said {
+    status: ConditionStatus,
+    reason: String,
+    message: String,
+}
+
+impl Said {
+    fn new(status: ConditionStatus, reason: &str, message: &str) -> Self {
+        let message = message.chars().take(LONGEST_MESSAGE).collect();
+        Self { status, reason: reason.to_owned(), message }
+    }
+
+    fn into_condition(self, type_: &str, generation: Option<i64>, now: Timestamp) -> Condition {
+        let Self { status, reason, message } = self;
+        Condition {
+            type_: type_.to_owned(),
+            status,
+            reason,
+            message,
+            last_transition_time: now,
+            observed_generation: generation,
+        }
+    }
+}
+
+fn accepted(verdict: &Verdict) -> Said {
+    match verdict {
+        Verdict::Granted => Said::new(ConditionStatus::True, "Granted", ""),
+        Verdict::Waiting(message) => Said::new(ConditionStatus::Unknown, "Waiting", message),
+        Verdict::Refused(message) => Said::new(ConditionStatus::False, "Refused", message),
+        Verdict::Taken(message) => Said::new(ConditionStatus::False, "PortTaken", message),
+    }
+}
+
+/// What the serving node says of the object as it is now.
+fn programmed(nodes: &[NodeReport], node: &str, generation: Option<i64>) -> Said {
+    let is_current = |report: &&NodeReport| report.name == node && report.observed_generation == generation;
+    match nodes.iter().find(is_current) {
+        None => Said::new(
+            ConditionStatus::Unknown,
+            "Waiting",
+            &format!("the agent of {node} has not reported yet"),
+        ),
+        Some(report) => {
+            let status = if report.programmed { ConditionStatus::True } else { ConditionStatus::False };
+            Said::new(status, &report.reason, &report.message)
+        }
+    }
+}
+
+/// `203.0.113.7:25/tcp +1`.
+fn in_short(mappings: &[Mapping]) -> String {
+    match mappings {
+        [] => String::new(),
+        [only] => only.to_string(),
+        [first, rest @ ..] => format!("{first} +{}", rest.len()),
+    }
+}
+
+fn leads_to(address: &str, mapping: &Mapping) -> String {
+    let ports = mapping.target();
+    if address.contains(':') { format!("[{address}]:{ports}") } else { format!("{address}:{ports}") }
+}
+
+fn endpoint((mapping, pool): &(Mapping, Option<String>)) -> Option<Endpoint> {
+    let Address::Fixed(address) = mapping.address() else { return None };
+    let external = mapping.external();
+    Some(Endpoint {
+        name: None,
+        address: address.to_string(),
+        advertised_address: None,
+        protocol: mapping.protocol().into(),
+        port: external.first().get(),
+        port_end: (!external.is_single()).then(|| external.last().get()),
+        target_port: mapping.target().first().get(),
+        pool: pool.clone(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

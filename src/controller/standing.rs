@@ -1,0 +1,137 @@
+//! How an annotated pod stands: what it asks for, what of that its holder has claimed, and why not the rest. Pure.
+
+use crate::admission;
+use crate::admission::Operation;
+use crate::admission::Request;
+use crate::admission::World;
+use crate::admission::index::Index;
+use crate::admission::index::ObjectKey;
+use crate::admission::policy::Policy;
+use crate::admission::reservation;
+use crate::admission::violation;
+use crate::admission::violation::Rule;
+use crate::allocation::claim::StoredClaim;
+use crate::allocation::key::ClaimKey;
+use crate::api::crd::port_claim::ClaimState;
+use crate::api::object::Object;
+use crate::cluster::claim_watch::Claims;
+use crate::model::holder::Holder;
+use crate::model::mapping::Address;
+use crate::model::mapping::Mapping;
+
+/// What a standing is judged from.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    /// Every claim.
+    pub claims: &'a Claims,
+    /// Owners, namespaces and nodes.
+    pub index: &'a Index,
+    /// What is allowed.
+    pub policy: &'a Policy,
+}
+
+/// How a pod stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Who holds its ports.
+    pub holder: Holder,
+    /// What it asks for, as far as that can be read; never empty.
+    pub wanted: Vec<Mapping>,
+    /// What of that has a fixed address and is claimed, and the pool that granted it.
+    pub granted: Vec<(Mapping, Option<String>)>,
+    /// Whether it has all.
+    pub verdict: Verdict,
+}
+
+/// Whether a pod has what it asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It has.
+    Granted,
+    /// Some port is not claimed yet; the text says which.
+    Waiting(String),
+    /// Admission would refuse it, in these words.
+    Refused(String),
+    /// Another holder has some port, as this text says.
+    Taken(String),
+}
+
+/// How a pod stands; `None` for one that asks for nothing that could be read, has ended, or cannot be judged yet.
+pub fn stand(pod: &Object, known: &Known<'_>) -> Option<Standing> {
+    let Known { claims, index, policy } = *known;
+    let namespace = pod.metadata.namespace.as_str();
+    let labels = index.namespace_labels(namespace);
+    let is_new_namespace = !policy.namespaces.selector.is_empty() && labels.is_none();
+    if pod.is_finished() || (is_new_namespace && !policy.namespaces.allows(namespace, labels)) {
+        return None;
+    }
+    let request = Request {
+        operation: Operation::Create,
+        namespace: namespace.to_owned(),
+        object: Some(pod.clone()),
+        old_object: None,
+    };
+    let decision = admission::decide(&request, &World { policy, index });
+    if decision.mappings.is_empty() {
+        return None;
+    }
+    let itself = ObjectKey::of(pod, namespace)?;
+    let holder = index.holder(&itself, pod.metadata.controller()).ok()?;
+    let wanted = decision.mappings;
+    // Between holders the claims decide, and on a node's own address the agents.
+    let violations = decision.violations.into_iter().filter(|violation| violation.rule != Rule::Conflict);
+    // What is claimed was granted, whatever has become of the pools.
+    let (ungranted, violations): (Vec<_>, Vec<_>) =
+        violations.partition(|violation| violation.rule == Rule::Pool);
+    if !violations.is_empty() {
+        let verdict = Verdict::Refused(violation::summary(&violations));
+        return Some(Standing { holder, wanted, granted: Vec::new(), verdict });
+    }
+    let mut granted = Vec::new();
+    let mut taken = Vec::new();
+    let mut missing = Vec::new();
+    for mapping in wanted.iter().filter(|mapping| matches!(mapping.address(), Address::Fixed(_))) {
+        let keys = reservation::keys(mapping);
+        let unclaimed: Vec<_> =
+            keys.iter().filter(|key| claimed(claims, key, &holder).is_none()).copied().collect();
+        if unclaimed.is_empty() {
+            let pool =
+                keys.first().and_then(|key| claims.get(key)).and_then(|found| found.claim.pool.clone());
+            granted.push((mapping.clone(), pool));
+        } else if let Some((key, by)) = others(claims, &unclaimed, &holder) {
+            taken.push(reservation::held(&request, policy, key, by));
+        } else {
+            missing.push(mapping.to_string());
+        }
+    }
+    let verdict = if !taken.is_empty() {
+        Verdict::Taken(violation::summary(&taken))
+    } else if missing.is_empty() {
+        Verdict::Granted
+    } else if !ungranted.is_empty() {
+        Verdict::Refused(violation::summary(&ungranted))
+    } else {
+        Verdict::Waiting(format!("{} is about to be claimed", missing.join(", ")))
+    };
+    Some(Standing { holder, wanted, granted, verdict })
+}
+
+/// The claim of a holder that it can rely on.
+fn claimed<'a>(claims: &'a Claims, key: &ClaimKey, holder: &Holder) -> Option<&'a StoredClaim> {
+    claims.get(key).filter(|stored| {
+        stored.claim.holder == *holder
+            && matches!(stored.claim.state, ClaimState::Reserved | ClaimState::Bound)
+    })
+}
+
+/// The first of these keys that somebody else has, or a part of it.
+fn others<'a>(claims: &'a Claims, keys: &[ClaimKey], holder: &Holder) -> Option<(ClaimKey, &'a StoredClaim)> {
+    let is_others = |stored: &&StoredClaim| stored.claim.holder != *holder;
+    keys.iter().find_map(|key| {
+        let around = key.around();
+        let at = std::iter::once(key).chain(&around).filter_map(|key| claims.get(key)).find(is_others);
+        let within = || claims.values().filter(is_others).find(|stored| stored.claim.key.overlaps(*key));
+        let found = at.or_else(|| key.contains_others().then(within).flatten())?;
+        Some((*key, found))
+    })
+}
