@@ -238,11 +238,15 @@ impl Uninstall {
 
     /// Until nothing has come back for a while: the controller may not have ended yet.
     async fn delete_kinds(&mut self) {
-        let Plan { kinds, kept_kinds, .. } = self.plan.clone();
+        let Plan { leftovers, kinds, kept_kinds, .. } = self.plan.clone();
         let mut deleted = vec![0; kinds.len()];
         let mut quiet = 0;
         while quiet < QUIET_LOOKS && kinds.len() + kept_kinds.len() != 0 {
             let mut found = 0;
+            for target in &leftovers {
+                let was_there = self.installation.delete(target).await;
+                found += usize::from(self.attempt(was_there).await.unwrap_or(true));
+            }
             for (every, total) in kinds.iter().zip(&mut deleted) {
                 let count = self.installation.delete_every(every).await;
                 // What failed is looked at again.

@@ -116,7 +116,7 @@ func TestUninstalledItLeavesNothingBehindAndNamesTheNodeThatItCouldNotReach(t *t
 	// With everything that can be switched on, so that there is the most to remove.
 	pool := fmt.Sprintf("{apiVersion: pinhole.dev/v1alpha1, kind: NatPool, metadata: {name: uninstalled}, spec: {addresses: [%s], namespaces: {all: true}}}", address)
 	kubectl(t, pool, "apply", "--filename=-")
-	t.Cleanup(func() { kubectl(t, "", "delete", "natpool", "uninstalled", "--ignore-not-found", "--timeout=30s") })
+	t.Cleanup(func() { kubectl(t, "", "delete", "natpools", "--all", "--timeout=30s") })
 	install(t, "--set", "claims.enabled=true")
 	s.apply(webPod("claimed", "pinhole.dev/expose", address+":8076:8080", atNode(worker)))
 	eventually(t, 60*time.Second, "a port is claimed and the nodes have reported", func() error {
@@ -192,8 +192,8 @@ func nothingInTheKernel(t *testing.T, node string) {
 // What Pinhole writes of its own kinds.
 const ours = "portclaims.pinhole.dev,natnodes.pinhole.dev"
 
-// objectsLeft names what is left of an installation, but for its custom resource definitions: to delete them would delete
-// what users wrote.
+// objectsLeft names what is left of an installation, but for its custom resource definitions, to delete which would delete
+// what users wrote, and the default pool, which users may have changed.
 func objectsLeft(t *testing.T) (left []string) {
 	t.Helper()
 	kinds := func(namespaced string) string {
@@ -207,7 +207,7 @@ func objectsLeft(t *testing.T) (left []string) {
 		name := strings.TrimSpace(line)
 		// What every namespace has, and what tells of the past.
 		if name == "configmap/kube-root-ca.crt" || name == "serviceaccount/default" || strings.HasPrefix(name, "event") ||
-			strings.HasPrefix(name, "customresourcedefinition.") || strings.HasPrefix(name, "Warning: ") {
+			strings.HasPrefix(name, "customresourcedefinition.") || strings.HasPrefix(name, "natpool.") || strings.HasPrefix(name, "Warning: ") {
 			continue
 		}
 		left = append(left, name)

@@ -44,8 +44,18 @@ pub async fn conditions(settings: &Settings, firewall: Firewall, desired: &Rules
     }
     conditions.extend(routing::conditions(&settings.links, desired.families()).await);
     conditions.extend(nft_tables(settings, firewall, desired).await);
-    conditions.extend(desired.families().iter().filter_map(|family| forwarding(*family)));
+    let forwarded = desired.families().iter().filter(|family| has_pods(desired, **family));
+    conditions.extend(forwarded.filter_map(|family| forwarding(*family)));
     conditions
+}
+
+/// Whether pods have addresses of the family, as far as is known: a node can have addresses that no pod has.
+fn has_pods(desired: &Ruleset, family: Family) -> bool {
+    let is_known = Family::ALL.into_iter().any(|family| desired.pod_cidrs(family).next().is_some());
+    let mut entries = desired.entries().filter(|entry| entry.target.is_some());
+    !is_known
+        || desired.pod_cidrs(family).next().is_some()
+        || entries.any(|entry| entry.key.family() == family)
 }
 
 /// A chain in front of our accept that lets nothing through: policies must have the last word, so we stay behind it.
@@ -228,6 +238,9 @@ mod tests {
     use super::*;
     use crate::dataplane::iptables::parse::parse;
     use crate::dataplane::settings::Prefix;
+    use crate::ruleset::fixtures::endpoint;
+    use crate::ruleset::fixtures::node;
+    use crate::ruleset::fixtures::ruleset;
 
     fn v4_only() -> Ruleset {
         Ruleset::new([], [], [Family::V4])
@@ -238,6 +251,25 @@ mod tests {
         let tables = parse(saved, Names(&prefix)).unwrap();
         let conditions = other_flavor(&tables, Flavor::Legacy, Family::V4, Names(&prefix));
         conditions.into_iter().map(|condition| condition.kind).collect()
+    }
+
+    #[test]
+    fn only_families_that_pods_have_need_forwarding() {
+        let families = |ruleset: &Ruleset| Family::ALL.map(|family| has_pods(ruleset, family));
+        let on = |pod_cidrs: &[&str]| {
+            Ruleset::new(pod_cidrs.iter().map(|net| net.parse().unwrap()), [], Family::ALL)
+        };
+        assert_eq!(
+            families(&on(&["10.244.1.0/24"])),
+            [true, false],
+            "a node of a single-stack cluster has IPv6, too"
+        );
+        assert_eq!(families(&on(&["10.244.1.0/24", "fd00:244:1::/64"])), [true, true]);
+        assert_eq!(families(&on(&[])), [true, true], "nobody knows");
+        let mut served = on(&["10.244.1.0/24"]);
+        let six = ruleset(&[endpoint("80/tcp", "web", &["fd00:244:1::9"])], &node());
+        served.insert(six.entries().next().unwrap().clone()).unwrap();
+        assert_eq!(families(&served), [true, true], "what is served is there");
     }
 
     #[test]
