@@ -7,3 +7,9 @@ bench-webhook: ## Decisions per second and core over TLS, beside an always-allow
 .PHONY: bench-admission
 bench-admission: ## What reading, deciding and patching cost by themselves
 	cargo bench --locked --bench admission
+
+.PHONY: bench-dataplane
+bench-dataplane: ## Programming, changes and traffic of each backend, beside others that do the same; writes docs/benchmarks.md
+	@.ci/packages $(KERNEL_PACKAGES) containernetworking-plugins
+	cargo bench --locked --no-run --bench dataplane
+	PATH="$$PATH:/usr/sbin:/sbin" $(AS_NETWORK_ROOT) cargo bench --locked --bench dataplane

@@ -18,6 +18,8 @@
 mod client;
 #[path = "fixture.rs"]
 mod fixture;
+#[path = "page.rs"]
+mod page;
 #[path = "webhook/report.rs"]
 mod report;
 #[path = "webhook/serve.rs"]
@@ -47,14 +49,14 @@ fn main() {
             let rows = measure();
             let report = report::markdown(&rows);
             println!("{report}");
-            report::write(&report);
+            page::write("make bench-webhook", "The webhook", &report);
         }
         other => panic!("unknown arguments {other:?}; run without any"),
     }
 }
 
 fn measure() -> Vec<Row> {
-    let started = report::load_average();
+    let started = page::load_average();
     let handlers = std::iter::once(Handler::AllowAll).chain(HELD.map(Handler::Decide));
     let mut servers: Vec<Target> = handlers.map(Target::start).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();

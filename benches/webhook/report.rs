@@ -1,18 +1,14 @@
 //! The result as a table, and its place in the documentation.
 
 use std::fmt::Write;
-use std::fs;
-use std::path::Path;
 
 use crate::ROUNDS;
 use crate::TURN;
 use crate::client::Sample;
 use crate::client::Target;
 use crate::fixture;
+use crate::page;
 use crate::serve::Handler;
-
-const BEGIN: &str = "<!-- written by make bench-webhook -->";
-const END: &str = "<!-- end of make bench-webhook -->";
 
 /// One server at one number of connections.
 pub(crate) struct Row {
@@ -33,7 +29,7 @@ impl Row {
             sample,
             idle_bytes: server.idle_bytes,
             resident_bytes: server.resident_bytes(),
-            load: (load_at_start.to_owned(), load_average()),
+            load: (load_at_start.to_owned(), page::load_average()),
         }
     }
 
@@ -70,7 +66,7 @@ pub(crate) fn markdown(rows: &[Row]) -> String {
          ({} bytes), over TLS 1.3 keep-alive connections on loopback; callers and servers share the machine. Each \
          figure is from {ROUNDS} turns of {} s, in which the servers take turns. Load average {} at the start (before \
          the benchmark's own load), {} at the end.\n",
-        machine(),
+        page::machine(),
         fixture::review(0).len(),
         TURN.as_secs(),
         load.0,
@@ -127,29 +123,4 @@ fn budgets(rows: &[Row]) -> String {
         resident(10_000),
         resident(100_000),
     )
-}
-
-/// Puts the result into `docs/benchmarks.md` in place of the one before.
-pub(crate) fn write(report: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/benchmarks.md");
-    let text = fs::read_to_string(&path).unwrap_or_else(|_| "# Benchmarks\n".to_owned());
-    let section = format!("{BEGIN}\n{report}{END}");
-    let text = match (text.find(BEGIN), text.find(END)) {
-        (Some(begin), Some(end)) => format!("{}{section}{}", &text[..begin], &text[end + END.len()..]),
-        _ => format!("{text}\n## The webhook\n\n{section}\n"),
-    };
-    fs::write(&path, text).unwrap();
-    println!("written to {}", path.display());
-}
-
-pub(crate) fn load_average() -> String {
-    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split(' ').next().unwrap_or("unknown").to_owned()
-}
-
-fn machine() -> String {
-    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let count = cpus.lines().filter(|line| line.starts_with("processor")).count();
-    format!("{count} x {}", model.map_or("unknown CPU", |(_, name)| name.trim()))
 }
