@@ -1,5 +1,7 @@
 //! `pinhole agent`: flags to parts, parts to a running agent.
 
+mod resources;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,25 +14,21 @@ use clap::Args;
 use clap::ValueEnum;
 use futures::future::OptionFuture;
 use ipnet::IpNet;
-use kube::Client;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::admission::policy::Policy;
 use crate::agent::Agent;
 use crate::agent::Config;
-use crate::agent::Granting;
 use crate::agent::Parts;
 use crate::agent::addresses;
 use crate::agent::addresses::Filter;
 use crate::agent::brake::BrakeOverTime;
 use crate::agent::entries;
 use crate::agent::flows::Flows;
-use crate::agent::masquerade::Masquerading;
 use crate::agent::nat_node;
-use crate::agent::nat_node::Desk;
 use crate::agent::report::Reporter;
+use crate::cli::agent::resources::ResourceFlags;
 use crate::cli::duration;
 use crate::cli::hostname;
 use crate::cli::listen;
@@ -46,13 +44,7 @@ use crate::cluster::events;
 use crate::cluster::events::Events;
 use crate::cluster::events::Outcome;
 use crate::cluster::events::Speaker;
-use crate::cluster::masquerade_policies;
-use crate::cluster::nat_nodes::NatNodes;
-use crate::cluster::nat_nodes::Stored;
 use crate::cluster::node_pods::NodePods;
-use crate::cluster::pinhole_reports::Reports;
-use crate::cluster::pinhole_store::PinholeStore;
-use crate::cluster::pinhole_watch::KnownPinholes;
 use crate::dataplane::Backend;
 use crate::dataplane::choice;
 use crate::dataplane::choice::FirewallChoice;
@@ -122,20 +114,8 @@ pub(crate) struct AgentFlags {
           env = "PINHOLE_DISCLOSE_HOLDER")]
     disclose_holder: bool,
 
-    /// Keep a NatNode under the node's name: what it is, which ports its own programs have, how it stands. Its spec.paused
-    /// then makes this agent change nothing. Needs the custom resources and the right to write NatNodes.
-    #[arg(long, env = "PINHOLE_NAT_NODE")]
-    nat_node: bool,
-
-    /// Masquerade as the oldest MasqueradePolicy that selects this node says, and by the flags where none does. Needs the
-    /// right to list and watch them; a cluster without the custom resources has none.
-    #[arg(long, env = "PINHOLE_MASQUERADE_POLICIES")]
-    masquerade_policies: bool,
-
-    /// Serve ports of fixed addresses only to whom the controller grants them, and report on it in the Pinholes; needs the
-    /// custom resources and `pinhole controller`.
-    #[arg(long, env = "PINHOLE_CLAIMS")]
-    claims: bool,
+    #[command(flatten)]
+    resources: ResourceFlags,
 
     #[command(flatten)]
     policy: PolicyFlags,
@@ -265,9 +245,7 @@ impl AgentFlags {
             exposure,
             resync,
             disclose_holder,
-            nat_node,
-            masquerade_policies,
-            claims,
+            resources,
             policy,
             addresses,
             masquerade,
@@ -308,20 +286,13 @@ impl AgentFlags {
             let (events, writing) = write_events(&connection, &node_name, &metrics);
             (Some(events), Some(writing))
         };
-        let granting = claims.then(|| follow_pinholes(&connection, &node_name, &pods, is_dry_run));
-        let (granting, following) = granting.unzip();
+        let (granting, following) = resources.granting(&connection, &node_name, &pods, is_dry_run).unzip();
         let drift = Watcher::new(&dataplane, settings.clone());
         let flows = (!is_dry_run).then(Flows::default);
         if let Some(flows) = flows.clone() {
             tokio::spawn(flows.run(settings, kernel.udp_handover, metrics.clone()));
         }
-        let mut masquerading = Masquerading::by_flags(masquerade.into_policy());
-        if masquerade_policies {
-            // The watch -> the agent's loop; only the last word counts.
-            let (known_tx, known_rx) = watch::channel(None);
-            tokio::spawn(masquerade_policies::follow(client.clone(), known_tx));
-            masquerading = masquerading.with_policies(known_rx);
-        }
+        let masquerading = resources.masquerading(masquerade.into_policy(), &client);
         let AddressFlags { include_net, exclude_net, pod_cidr, cluster_cidr } = addresses;
         let config = Config {
             node_name: node_name.clone(),
@@ -350,8 +321,8 @@ impl AgentFlags {
             in_sync,
         };
         let mut agent = Agent::new(config, parts);
-        if nat_node && !is_dry_run {
-            agent = agent.with_nat_node(keep_nat_node(client, &node_name, backend));
+        if let Some(desk) = resources.nat_node(client, &node_name, backend).filter(|_| !is_dry_run) {
+            agent = agent.with_nat_node(desk);
         }
         tokio::select! {
             () = agent.run(stop) => {}
@@ -438,37 +409,6 @@ impl BrakeFlags {
         let Self { threshold_percent, minimum, grace } = self;
         BrakeOverTime::new(Brake { threshold_percent, minimum }, grace)
     }
-}
-
-/// Follows and writes the NatNode of this node beside the loop.
-fn keep_nat_node(client: Client, node_name: &str, backend: nat_node::Backend) -> Desk {
-    let nodes = NatNodes::new(client, node_name.to_owned());
-    let (stored_tx, stored_rx) = watch::channel(Stored::Unknown);
-    tokio::spawn(nodes.clone().follow(stored_tx));
-    let (desk, clerk) = nat_node::open(nodes, backend, stored_rx);
-    tokio::spawn(clerk.run());
-    desk
-}
-
-/// Follows the Pinholes that the node serves; the task tells why it has ended. A dry run reports on none.
-fn follow_pinholes(
-    connection: &Connection,
-    node_name: &str,
-    pods: &Arc<NodePods>,
-    is_dry_run: bool,
-) -> (Granting, tokio::task::JoinHandle<anyhow::Error>) {
-    let (pinholes, reports) = (Arc::<KnownPinholes>::default(), Arc::<Reports>::default());
-    let (client, node_name) = (connection.client.clone(), node_name.to_owned());
-    let (known, pods) = (Arc::clone(&pinholes), Arc::clone(pods));
-    let following = async move {
-        known.follow(client, Some(&node_name), || pods.wake()).await;
-        anyhow::anyhow!("the watch on Pinholes has ended, so what is granted is not known any more")
-    };
-    if !is_dry_run {
-        let (reports, store) = (Arc::clone(&reports), PinholeStore::new(connection.client.clone()));
-        tokio::spawn(async move { reports.write(&store).await });
-    }
-    (Granting { pinholes, reports }, tokio::spawn(following))
 }
 
 fn write_events(

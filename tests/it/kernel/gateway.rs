@@ -178,7 +178,7 @@ fn routing(lab: &Lab) -> String {
         .node
         .sh("for family in -4 -6; do ip $family rule list; ip $family route list table all proto 117; done");
     let is_ours = |line: &&str| line.contains("fwmark") || line.contains("default") && line.contains("table");
-    ours.lines().filter(is_ours).map(|line| format!("{}\n", line.trim())).collect()
+    ours.lines().filter(is_ours).map(str::trim).collect::<Vec<_>>().join("\n")
 }
 
 /// Every rule of the firewall. The kernel's own chains, which stay once iptables used their table, have none.

@@ -1,0 +1,99 @@
+//! Which custom resources an agent works with, and the tasks that follow and write them beside its loop.
+
+use std::sync::Arc;
+
+use clap::Args;
+use kube::Client;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::agent::Granting;
+use crate::agent::masquerade::Masquerading;
+use crate::agent::nat_node;
+use crate::agent::nat_node::Desk;
+use crate::cluster::client::Connection;
+use crate::cluster::masquerade_policies;
+use crate::cluster::nat_nodes::NatNodes;
+use crate::cluster::nat_nodes::Stored;
+use crate::cluster::node_pods::NodePods;
+use crate::cluster::pinhole_reports::Reports;
+use crate::cluster::pinhole_store::PinholeStore;
+use crate::cluster::pinhole_watch::KnownPinholes;
+use crate::ruleset::masquerade::Policy;
+
+/// Which custom resources to work with.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Custom resources")]
+pub(crate) struct ResourceFlags {
+    /// Keep a NatNode under the node's name: what it is, which ports its own programs have, how it stands. Its spec.paused
+    /// then makes this agent change nothing. Needs the custom resources and the right to write NatNodes.
+    #[arg(long, env = "PINHOLE_NAT_NODE")]
+    nat_node: bool,
+
+    /// Masquerade as the oldest MasqueradePolicy that selects this node says, and by the flags where none does. Needs the
+    /// right to list and watch them; a cluster without the custom resources has none.
+    #[arg(long, env = "PINHOLE_MASQUERADE_POLICIES")]
+    masquerade_policies: bool,
+
+    /// Serve ports of fixed addresses only to whom the controller grants them, and report on it in the Pinholes; needs the
+    /// custom resources and `pinhole controller`.
+    #[arg(long, env = "PINHOLE_CLAIMS")]
+    claims: bool,
+}
+
+impl ResourceFlags {
+    /// Follows and writes the NatNode of this node, if that is wanted.
+    pub(crate) fn nat_node(
+        self,
+        client: Client,
+        node_name: &str,
+        backend: nat_node::Backend,
+    ) -> Option<Desk> {
+        self.nat_node.then(|| {
+            let nodes = NatNodes::new(client, node_name.to_owned());
+            let (stored_tx, stored_rx) = watch::channel(Stored::Unknown);
+            tokio::spawn(nodes.clone().follow(stored_tx));
+            let (desk, clerk) = nat_node::open(nodes, backend, stored_rx);
+            tokio::spawn(clerk.run());
+            desk
+        })
+    }
+
+    /// What pods leave the cluster with, by `flags` where no policy says so.
+    pub(crate) fn masquerading(self, flags: Option<Policy>, client: &Client) -> Masquerading {
+        let by_flags = Masquerading::by_flags(flags);
+        if !self.masquerade_policies {
+            return by_flags;
+        }
+        // The watch -> the agent's loop; only the last word counts.
+        let (known_tx, known_rx) = watch::channel(None);
+        tokio::spawn(masquerade_policies::follow(client.clone(), known_tx));
+        by_flags.with_policies(known_rx)
+    }
+
+    /// Follows the Pinholes that the node serves, if that is wanted; the task tells why it has ended. A dry run reports on
+    /// none.
+    pub(crate) fn granting(
+        self,
+        connection: &Connection,
+        node_name: &str,
+        pods: &Arc<NodePods>,
+        is_dry_run: bool,
+    ) -> Option<(Granting, JoinHandle<anyhow::Error>)> {
+        if !self.claims {
+            return None;
+        }
+        let (pinholes, reports) = (Arc::<KnownPinholes>::default(), Arc::<Reports>::default());
+        let (client, node_name) = (connection.client.clone(), node_name.to_owned());
+        let (known, pods) = (Arc::clone(&pinholes), Arc::clone(pods));
+        let following = async move {
+            known.follow(client, Some(&node_name), || pods.wake()).await;
+            anyhow::anyhow!("the watch on Pinholes has ended, so what is granted is not known any more")
+        };
+        if !is_dry_run {
+            let (reports, store) = (Arc::clone(&reports), PinholeStore::new(connection.client.clone()));
+            tokio::spawn(async move { reports.write(&store).await });
+        }
+        Some((Granting { pinholes, reports }, tokio::spawn(following)))
+    }
+}
