@@ -17,6 +17,7 @@ use pinhole::dataplane::drift::Watcher;
 use pinhole::dataplane::links::LinkMask;
 use pinhole::dataplane::links::Links;
 use pinhole::dataplane::settings::ReturnPath;
+use pinhole::ruleset::masquerade::Policy;
 use pinhole::ruleset::node::NodeFacts;
 
 use crate::kernel::lab::A;
@@ -166,6 +167,21 @@ fn r54_where_replies_are_routed_back_the_pod_sees_the_client(lab: &mut Lab) {
     lab.read();
     lab.apply(&wanted);
     assert_eq!(lab.client.tcp("203.0.113.7:80"), Ok("far 10.0.0.1".into()));
+}
+
+fn r54_a_policy_that_keeps_pods_addresses_does_not_keep_replies_from_coming_back(lab: &mut Lab) {
+    let beyond = Beyond::build(lab);
+    let _far = beyond.pod.serve("far", "[::]:8080");
+    beyond.route_back();
+    let masquerade = Some(Policy { override_existing: true, ..Policy::default() });
+    let facts = NodeFacts { masquerade, ..Lab::facts() };
+    lab.apply_as(&facts, &[to_port("80/tcp", "far", FAR, 8080)]);
+    assert_eq!(lab.client.tcp("203.0.113.7:80"), Ok("far 10.0.0.1".into()));
+    assert_eq!(lab.a.tcp("203.0.113.7:80"), Ok("far 10.0.0.1".into()), "from a pod of the gateway");
+    assert_eq!(beyond.pod.tcp("203.0.113.7:80"), Ok("far 10.0.0.1".into()), "from the pod itself");
+    assert_eq!(lab.a.tcp("10.244.2.9:8080"), Ok("far 10.244.1.9".into()), "inside the cluster");
+    lab.read();
+    assert_eq!(lab.apply_as(&facts, &[to_port("80/tcp", "far", FAR, 8080)]).transactions, []);
 }
 
 fn links(links: &[&str]) -> Links {
@@ -340,6 +356,7 @@ with_every_backend!(
     r54_a_pod_of_another_node_is_reached_and_answers_through_the_gateway,
     r54_where_replies_are_routed_back_the_pod_sees_the_client,
     r54_what_a_pod_of_another_node_begins_leaves_the_gateway_with_the_mapped_address,
+    r54_a_policy_that_keeps_pods_addresses_does_not_keep_replies_from_coming_back,
     r54_a_reply_leaves_by_the_link_that_the_connection_came_in_by,
     r54_rules_and_routes_of_links_are_repaired_and_go_with_the_links,
     r54_a_strict_reverse_path_filter_is_told_with_the_command_that_helps,
