@@ -22,8 +22,8 @@ use crate::ruleset::masquerade::Policy;
 pub struct Masquerading {
     flags: Option<Policy>,
     known_rx: Option<watch::Receiver<Known>>,
+    /// What counted when it was last asked for; at first, nothing.
     counting: Counting,
-    knows_cluster: bool,
 }
 
 /// What counts on a node.
@@ -40,11 +40,7 @@ struct Counting {
 impl Masquerading {
     /// By flags alone.
     pub fn by_flags(flags: Option<Policy>) -> Self {
-        Self {
-            counting: Counting { wish: Ok(flags.clone()), ..Counting::default() },
-            flags,
-            ..Self::default()
-        }
+        Self { flags, ..Self::default() }
     }
 
     /// By the policies that come from here, and by the flags where none selects the node.
@@ -72,11 +68,10 @@ impl Masquerading {
     pub fn wanted(&mut self, labels: &BTreeMap<String, String>, knows_cluster: bool) -> Option<Policy> {
         let known = self.known_rx.as_ref().and_then(|known_rx| known_rx.borrow().clone());
         let counting = count(known.iter().flat_map(|known| known.iter()), labels, self.flags.as_ref());
-        if counting != self.counting || knows_cluster != self.knows_cluster {
+        if counting != self.counting {
             tell(&counting, knows_cluster);
         }
         self.counting = counting;
-        self.knows_cluster = knows_cluster;
         self.counting.wish.clone().unwrap_or_default()
     }
 
