@@ -52,6 +52,11 @@
 {{- end }}
 {{- end -}}
 
+{{- /* Of Pinholes, those that the controller wrote. */ -}}
+{{- define "pinhole.pinholesOfPods" -}}
+{{- if (default dict .Values.claims).enabled }}pinholes.v1alpha1.pinhole.dev?app.kubernetes.io/managed-by=pinhole-controller{{ end -}}
+{{- end -}}
+
 {{- /* The kinds of ours whose objects somebody else wrote. */ -}}
 {{- define "pinhole.kindsOfUsers" -}}
 {{- if (default dict .Values.claims).enabled }}

@@ -120,8 +120,8 @@ func TestUninstalledItLeavesNothingBehindAndNamesTheNodeThatItCouldNotReach(t *t
 	install(t, "--set", "claims.enabled=true")
 	s.apply(webPod("claimed", "pinhole.dev/expose", address+":8076:8080", atNode(worker)))
 	eventually(t, 60*time.Second, "a port is claimed and the nodes have reported", func() error {
-		found := kubectl(t, "", "get", ours, "--output=name")
-		if !strings.Contains(found, "portclaim") || strings.Count(found, "natnode") != len(nodes) {
+		found := kubectl(t, "", "get", ours, "--all-namespaces", "--output=name")
+		if !strings.Contains(found, "portclaim") || !strings.Contains(found, "pinhole.pinhole.dev/claimed") || strings.Count(found, "natnode") != len(nodes) {
 			return fmt.Errorf("there is %s", found)
 		}
 		return nil
@@ -190,7 +190,7 @@ func nothingInTheKernel(t *testing.T, node string) {
 }
 
 // What Pinhole writes of its own kinds.
-const ours = "portclaims.pinhole.dev,natnodes.pinhole.dev"
+const ours = "portclaims.pinhole.dev,natnodes.pinhole.dev,pinholes.pinhole.dev"
 
 // objectsLeft names what is left of an installation, but for its custom resource definitions, to delete which would delete
 // what users wrote, and the default pool, which users may have changed.
@@ -199,7 +199,7 @@ func objectsLeft(t *testing.T) (left []string) {
 	kinds := func(namespaced string) string {
 		return strings.Join(strings.Fields(kubectl(t, "", "api-resources", "--verbs=list", "--namespaced="+namespaced, "--output=name")), ",")
 	}
-	found := kubectl(t, "", "get", ours, "--output=name") +
+	found := kubectl(t, "", "get", ours, "--all-namespaces", "--output=name") +
 		kubectl(t, "", "get", kinds("true"), "--namespace", system, "--ignore-not-found", "--output=name") +
 		kubectl(t, "", "get", kinds("false"), "--selector", "app.kubernetes.io/name=pinhole", "--ignore-not-found", "--output=name") +
 		kubectl(t, "", "get", kinds("true"), "--all-namespaces", "--selector", "app.kubernetes.io/name=pinhole", "--ignore-not-found", "--output=name")

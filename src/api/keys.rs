@@ -56,6 +56,9 @@ pub const OURS: [&str; 5] = [NAT, EXPOSE, SPREAD, EFFECTIVE, ENDPOINTS];
 /// The longest name of a label, without its prefix.
 const LONGEST_LABEL: usize = 63;
 
+/// The label, of everybody's, that tells who looks after an object, and what it says on what our controller wrote.
+pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "pinhole-controller");
+
 /// The label of a Pinhole that the node of this name serves.
 pub fn node_label(node_name: &str) -> String {
     if node_name.len() <= LONGEST_LABEL {

@@ -156,8 +156,9 @@ fn wanted(pod: &Object, standing: &Standing) -> Pinhole {
     };
     let mut pinhole = Pinhole::new(name, spec);
     pinhole.metadata.namespace = Some(pod.metadata.namespace.clone());
-    pinhole.metadata.labels =
-        pod.spec.node_name.as_deref().map(|node| [(keys::node_label(node), String::new())].into());
+    let (manager, us) = keys::MANAGED_BY;
+    let node = pod.spec.node_name.as_deref().map(|node| (keys::node_label(node), String::new()));
+    pinhole.metadata.labels = Some(node.into_iter().chain([(manager.to_owned(), us.to_owned())]).collect());
     pinhole.metadata.owner_references = Some(vec![OwnerReference {
         api_version: "v1".to_owned(),
         kind: "Pod".to_owned(),

@@ -186,7 +186,10 @@ fn a_pod_with_its_claims_gets_one_object_that_comes_to_rest() {
             "holder": {"kind": "Pod", "namespace": "mail", "name": "mx"},
         })
     );
-    assert_eq!(stored.metadata.labels.unwrap().into_keys().collect::<Vec<_>>(), ["node.pinhole.dev/node-1"]);
+    assert_eq!(
+        stored.metadata.labels.unwrap().into_keys().collect::<Vec<_>>(),
+        ["app.kubernetes.io/managed-by", "node.pinhole.dev/node-1"]
+    );
     let owner = &stored.metadata.owner_references.unwrap()[0];
     assert_eq!((owner.kind.as_str(), owner.uid.as_str()), ("Pod", "uid-mx"));
     let endpoints = serde_json::to_value(&stored.status.unwrap().endpoints).unwrap();
