@@ -244,8 +244,8 @@ impl Uninstall {
         while quiet < QUIET_LOOKS && kinds.len() + kept_kinds.len() != 0 {
             let mut found = 0;
             for target in &leftovers {
-                let was_there = self.installation.delete(target).await;
-                found += usize::from(self.attempt(was_there).await.unwrap_or(true));
+                let came_back = self.installation.delete_again(target).await;
+                found += usize::from(self.attempt(came_back).await.unwrap_or(true));
             }
             for (every, total) in kinds.iter().zip(&mut deleted) {
                 let count = self.installation.delete_every(every).await;

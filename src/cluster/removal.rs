@@ -146,6 +146,17 @@ impl Installation {
         delete(&api, &target.name, &DeleteParams::background(), &target.to_string()).await
     }
 
+    /// Deletes an object that somebody may have made again; whether it was there and is gone now.
+    pub async fn delete_again(&self, target: &Target) -> Result<bool, RemovalError> {
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.client.clone(), &self.namespace, &target.resource);
+        match api.delete(&target.name, &DeleteParams::background()).await {
+            Ok(deleted) => Ok(deleted.is_right()),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
+            Err(error) => Err(failed("delete", target.to_string())(error)),
+        }
+    }
+
     /// Tells a node's operator what is left to do there, for as long as Events are kept.
     pub async fn warn_about_node(&self, node: &str, message: &str) -> Result<(), RemovalError> {
         // Events about what has no namespace live in this one.

@@ -31,26 +31,24 @@ pub struct Every {
 pub struct EveryError(String);
 
 impl Installation {
-    /// Deletes all of them; how many there were. None where the cluster knows no such kind.
+    /// Deletes all of them; how many there were that nobody had deleted yet. None where the cluster knows no such kind.
     pub async fn delete_every(&self, every: &Every) -> Result<usize, RemovalError> {
-        let deleted = self.every(every).delete_collection(&DeleteParams::background(), &every.list()).await;
-        match deleted {
-            Ok(deleted) => Ok(deleted.map_left(|list| list.items.len()).left_or(0)),
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(0),
-            Err(error) => Err(failed("delete", every.to_string())(error)),
+        // What is deleted already waits for somebody else's finalizer.
+        let found = self.list(every).await?;
+        let count = found.iter().filter(|object| object.metadata.deletion_timestamp.is_none()).count();
+        if count != 0 {
+            let deleted =
+                self.every(every).delete_collection(&DeleteParams::background(), &every.list()).await;
+            deleted.map_err(failed("delete", every.to_string()))?;
         }
+        Ok(count)
     }
 
     /// Takes our finalizers off all of them, for nobody is left who would: else whoever deletes one waits forever. Off how many.
     pub async fn let_go(&self, every: &Every) -> Result<usize, RemovalError> {
         let api = self.every(every);
-        let found = match api.list(&every.list()).await {
-            Ok(found) => found,
-            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(0),
-            Err(error) => return Err(failed("list", every.to_string())(error)),
-        };
         let mut freed = 0;
-        for object in found.items {
+        for object in self.list(every).await? {
             let metadata = object.metadata;
             let finalizers = metadata.finalizers.unwrap_or_default();
             let theirs: Vec<_> = finalizers.iter().filter(|name| !name.starts_with(keys::PREFIX)).collect();
@@ -78,6 +76,14 @@ impl Installation {
             freed += 1;
         }
         Ok(freed)
+    }
+
+    async fn list(&self, every: &Every) -> Result<Vec<DynamicObject>, RemovalError> {
+        match self.every(every).list(&every.list()).await {
+            Ok(found) => Ok(found.items),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
+            Err(error) => Err(failed("list", every.to_string())(error)),
+        }
     }
 
     fn every(&self, every: &Every) -> Api<DynamicObject> {
