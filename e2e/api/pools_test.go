@@ -69,7 +69,7 @@ func TestPoolsGrantPortsAndSayWhyTheyDoNot(t *testing.T) {
 	c := newClerk(t, "shop")
 	other := newClerk(t, "shop-next-door")
 	c.refuses("early", "198.51.100.7:1024", "198.51.100.7:1024/tcp: is on 198.51.100.7, which no NatPool has",
-		"this namespace may use documentation (192.0.2.0/24, 203.0.113.33: 1-65535), node-addresses (each node's own address: 1-65535)")
+		"; this namespace may use ", "documentation (192.0.2.0/24, 203.0.113.33: 1-65535)", "node-addresses (each node's own address: 1-65535)")
 
 	// Used at once, whatever the webhooks' caches have seen.
 	spec := object{

@@ -185,6 +185,16 @@ metadata: {name: node-z, finalizers: [pinhole.dev/agent, example.com/audit]}
 spec: {}
 ---
 apiVersion: pinhole.dev/v1alpha1
+kind: Pinhole
+metadata: {name: of-a-pod, namespace: default, labels: {app.kubernetes.io/managed-by: pinhole-controller}}
+spec: {target: {service: web}, addresses: [192.0.2.1], ports: [{port: 80}]}
+---
+apiVersion: pinhole.dev/v1alpha1
+kind: Pinhole
+metadata: {name: of-somebody, namespace: default, finalizers: [pinhole.dev/agent]}
+spec: {target: {service: web}, addresses: [192.0.2.1], ports: [{port: 81}]}
+---
+apiVersion: pinhole.dev/v1alpha1
 kind: NatPool
 metadata: {name: theirs, finalizers: [pinhole.dev/claims]}
 spec: {addresses: [192.0.2.1]}
@@ -199,6 +209,10 @@ spec: {addresses: [192.0.2.1]}
 	left := r.kubectl("", "get", "portclaims,natnodes", "--output=jsonpath={range .items[*]}{.metadata.name} {.metadata.finalizers}{end}")
 	if left.Stdout != `node-z ["example.com/audit"]` {
 		t.Errorf("this is left: %s", left.Stdout)
+	}
+	pinholes := r.kubectl("", "get", "pinholes.pinhole.dev", "--namespace=default", "--output=jsonpath={range .items[*]}{.metadata.name} {.metadata.finalizers}{end}")
+	if pinholes.Stdout != "of-somebody " {
+		t.Errorf("these Pinholes are left: %s", pinholes.Stdout)
 	}
 	// What somebody wrote stays, and can be deleted.
 	if result := r.kubectl("", "delete", "natpool", "theirs", "--timeout=10s"); !result.Succeeded {

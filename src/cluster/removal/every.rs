@@ -1,5 +1,7 @@
 //! Everything of one kind, in every namespace: how it is named, deleted, and let go.
 
+use std::collections::BTreeSet;
+
 use kube::Api;
 use kube::api::ApiResource;
 use kube::api::DeleteParams;
@@ -34,19 +36,21 @@ impl Installation {
     /// Deletes all of them; how many there were that nobody had deleted yet. None where the cluster knows no such kind.
     pub async fn delete_every(&self, every: &Every) -> Result<usize, RemovalError> {
         // What is deleted already waits for somebody else's finalizer.
-        let found = self.list(every).await?;
-        let count = found.iter().filter(|object| object.metadata.deletion_timestamp.is_none()).count();
-        if count != 0 {
-            let deleted =
-                self.every(every).delete_collection(&DeleteParams::background(), &every.list()).await;
+        let mut found = self.list(every).await?;
+        found.retain(|object| object.metadata.deletion_timestamp.is_none());
+        // The API server deletes a collection in one namespace at a time.
+        let namespaces: BTreeSet<_> =
+            found.iter().map(|object| object.metadata.namespace.as_deref()).collect();
+        for namespace in namespaces {
+            let api = self.every(every, namespace);
+            let deleted = api.delete_collection(&DeleteParams::background(), &every.list()).await;
             deleted.map_err(failed("delete", every.to_string()))?;
         }
-        Ok(count)
+        Ok(found.len())
     }
 
     /// Takes our finalizers off all of them, for nobody is left who would: else whoever deletes one waits forever. Off how many.
     pub async fn let_go(&self, every: &Every) -> Result<usize, RemovalError> {
-        let api = self.every(every);
         let mut freed = 0;
         for object in self.list(every).await? {
             let metadata = object.metadata;
@@ -56,13 +60,9 @@ impl Installation {
                 continue;
             }
             let name = metadata.name.unwrap_or_default();
-            let namespace = metadata.namespace;
             let change =
                 json!({"metadata": {"finalizers": theirs, "resourceVersion": metadata.resource_version}});
-            let api = namespace.as_deref().map_or_else(
-                || api.clone(),
-                |namespace| Api::namespaced_with(self.client.clone(), namespace, &every.resource),
-            );
+            let api = self.every(every, metadata.namespace.as_deref());
             match api.patch(&name, &PatchParams::default(), &Patch::Merge(change)).await {
                 // It is gone or was changed meanwhile; whoever looks again sees it.
                 Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
@@ -79,15 +79,18 @@ impl Installation {
     }
 
     async fn list(&self, every: &Every) -> Result<Vec<DynamicObject>, RemovalError> {
-        match self.every(every).list(&every.list()).await {
+        match self.every(every, None).list(&every.list()).await {
             Ok(found) => Ok(found.items),
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
             Err(error) => Err(failed("list", every.to_string())(error)),
         }
     }
 
-    fn every(&self, every: &Every) -> Api<DynamicObject> {
-        Api::all_with(self.client.clone(), &every.resource)
+    fn every(&self, every: &Every, namespace: Option<&str>) -> Api<DynamicObject> {
+        match namespace {
+            Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &every.resource),
+            None => Api::all_with(self.client.clone(), &every.resource),
+        }
     }
 }
 
