@@ -12,7 +12,8 @@ fn copied(dockerfile: &str) -> Vec<&str> {
     copies.flat_map(|copy| copy.rsplit_once(' ').map_or(copy, |(sources, _)| sources).split(' ')).collect()
 }
 
-/// The library's sources and whatever they include, in the compiler's own words of the last time it was built.
+/// The library's sources and whatever they include, in the compiler's own words of the last time it was built. A
+/// lint's notes name its settings, too.
 fn what_the_compiler_read() -> String {
     let dependencies = Path::new(env!("CARGO_BIN_EXE_pinhole")).with_file_name("deps");
     let notes = fs::read_dir(dependencies).unwrap().map(|entry| entry.unwrap().path());
@@ -21,7 +22,9 @@ fn what_the_compiler_read() -> String {
         .filter_map(|path| {
             Some((fs::metadata(&path).ok()?.modified().ok()?, fs::read_to_string(&path).ok()?))
         })
-        .filter(|(_, text)| text.contains("/libpinhole-"))
+        .filter(|(_, text)| {
+            text.contains("/libpinhole-") && text.contains(" src/lib.rs ") && !text.contains("clippy.toml")
+        })
         .collect();
     of_library.sort_unstable();
     of_library.pop().unwrap().1
