@@ -141,16 +141,12 @@ impl Installation {
 
     /// Deletes any object; false when it is not there, or the cluster knows no such kind.
     pub async fn delete(&self, target: &Target) -> Result<bool, RemovalError> {
-        let api: Api<DynamicObject> =
-            Api::namespaced_with(self.client.clone(), &self.namespace, &target.resource);
-        delete(&api, &target.name, &DeleteParams::background(), &target.to_string()).await
+        delete(&self.all_like(target), &target.name, &DeleteParams::background(), &target.to_string()).await
     }
 
     /// Deletes an object that somebody may have made again; whether it was there and is gone now.
     pub async fn delete_again(&self, target: &Target) -> Result<bool, RemovalError> {
-        let api: Api<DynamicObject> =
-            Api::namespaced_with(self.client.clone(), &self.namespace, &target.resource);
-        match api.delete(&target.name, &DeleteParams::background()).await {
+        match self.all_like(target).delete(&target.name, &DeleteParams::background()).await {
             Ok(deleted) => Ok(deleted.is_right()),
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
             Err(error) => Err(failed("delete", target.to_string())(error)),
@@ -164,6 +160,10 @@ impl Installation {
         let event = warning(node, message, Timestamp::now());
         let written = api.create(&PostParams::default(), &event).await;
         written.map(|_| ()).map_err(failed("create", format!("an Event about node/{node}")))
+    }
+
+    fn all_like(&self, target: &Target) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), &self.namespace, &target.resource)
     }
 
     fn daemon_sets(&self) -> Api<DaemonSet> {

@@ -33,7 +33,7 @@ pub struct Every {
 pub struct EveryError(String);
 
 impl Installation {
-    /// Deletes all of them; how many there were that nobody had deleted yet. None where the cluster knows no such kind.
+    /// Deletes all of them; how many there were that nobody had deleted yet: 0 where the cluster knows no such kind.
     pub async fn delete_every(&self, every: &Every) -> Result<usize, RemovalError> {
         // What is deleted already waits for somebody else's finalizer.
         let mut found = self.list(every).await?;
