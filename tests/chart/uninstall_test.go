@@ -75,17 +75,24 @@ func (r release) kubectl(stdin string, arguments ...string) lab.Result {
 }
 
 // hasLeft checks that nothing with the labels of an installation is left, and that its namespace has no pod and no Secret.
+// What the release's own objects made, such as the pods of a Deployment, goes a little after them.
 func (r release) hasLeft(instance, namespace string) {
 	r.t.Helper()
 	kinds := "validatingwebhookconfigurations,mutatingwebhookconfigurations,clusterroles,clusterrolebindings,roles,rolebindings," +
 		"serviceaccounts,secrets,configmaps,services,deployments,daemonsets,jobs,pods,poddisruptionbudgets,networkpolicies,leases"
-	left := r.kubectl("", "get", kinds, "--all-namespaces", "--selector=app.kubernetes.io/instance="+instance, "--output=name")
-	if !left.Succeeded || strings.TrimSpace(left.Stdout) != "" {
-		r.t.Errorf("this is left of %s:\n%s%s", instance, left.Stdout, left.Stderr)
-	}
-	rest := r.kubectl("", "get", "secrets,daemonsets,jobs", "--namespace="+namespace, "--output=name")
-	if !rest.Succeeded || strings.TrimSpace(rest.Stdout) != "" {
-		r.t.Errorf("this is left in the namespace %s:\n%s%s", namespace, rest.Stdout, rest.Stderr)
+	for _, query := range [][]string{
+		{kinds, "--all-namespaces", "--selector=app.kubernetes.io/instance=" + instance},
+		{"secrets,daemonsets,jobs,pods", "--namespace=" + namespace},
+	} {
+		if err := lab.Poll(20*time.Second, func() error {
+			left := r.kubectl("", append([]string{"get", "--output=name"}, query...)...)
+			if !left.Succeeded || strings.TrimSpace(left.Stdout) != "" {
+				return fmt.Errorf("this is left of %s:\n%s%s", instance, left.Stdout, left.Stderr)
+			}
+			return nil
+		}); err != nil {
+			r.t.Error(err)
+		}
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"syscall"
 )
@@ -85,6 +86,7 @@ func summarise(lines *bufio.Scanner) (passed, failed int) {
 				fmt.Printf("FAIL  %6.1f s  %s\n", e.Elapsed, name)
 				if output[name] != nil {
 					fmt.Print(output[name])
+					fmt.Print(complaints(output[name].String()))
 				}
 			}
 		case "build-fail":
@@ -95,3 +97,21 @@ func summarise(lines *bufio.Scanner) (passed, failed int) {
 	}
 	return passed, failed
 }
+
+// complaints are the lines in which a test itself says something, with their places, to be found below what its processes
+// wrote, which can be long. They are empty where nothing stands between.
+func complaints(output string) string {
+	var said strings.Builder
+	lines := strings.SplitAfter(output, "\n")
+	for _, line := range lines {
+		if isComplaint.MatchString(line) {
+			said.WriteString(line[:min(len(line), 1000)])
+		}
+	}
+	if len(lines) < 30 {
+		return ""
+	}
+	return "It said:\n" + said.String()
+}
+
+var isComplaint = regexp.MustCompile(`^ +[a-z0-9_]+_test\.go:[0-9]+: `)
