@@ -5,7 +5,8 @@ E2E_PACKAGES := iproute2 iptables util-linux openssl wget gcc libc6-dev binutils
 .PHONY: e2e e2e-all e2e-prove e2e-prepare e2e-up e2e-run e2e-down e2e-packages
 
 e2e: e2e-packages ## All scenarios on a real cluster, brought up and removed (as root, 45 min cold, then 20)
-	@trap e2e/kind/down EXIT; e2e/kind/up && e2e/kind/install && e2e/kind/run
+	@trap e2e/kind/down EXIT; e2e/kind/up && e2e/kind/install && e2e/kind/run && \
+	export E2E_CLAIMS=on && e2e/kind/install && e2e/kind/run WithClaims
 
 e2e-all: e2e ## The scenarios again with kube-proxy in nftables mode, and with agents on iptables and IPv4 alone
 	@E2E_KUBE_PROXY=nftables $(MAKE) --no-print-directory e2e

@@ -23,6 +23,9 @@ func install(t *testing.T, settings ...string) {
 	if firewall := os.Getenv("E2E_FIREWALL"); firewall != "" {
 		settings = append(settings, "--set", "agent.flags.firewall="+firewall)
 	}
+	if os.Getenv("E2E_CLAIMS") != "" {
+		settings = append(settings, "--set", "claims.enabled=true")
+	}
 	helm(t, append([]string{"upgrade", "--install", "pinhole", chart, "--wait", "--timeout", "180s"}, settings...)...)
 }
 

@@ -1,0 +1,142 @@
+package kind
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// withClaims is a scene in a cluster with claims, in which a pool opens an address to every namespace until the end.
+func withClaims(t *testing.T, namespace, address string) (s scene, pool string) {
+	t.Helper()
+	if os.Getenv("E2E_CLAIMS") == "" {
+		t.Fatal("claims are off in this cluster: E2E_CLAIMS=on e2e/kind/install, then E2E_CLAIMS=on e2e/kind/run")
+	}
+	// One of an earlier run goes once the ports that it granted have cooled down.
+	pool = fmt.Sprintf("%s-%d", namespace, time.Now().Unix())
+	const manifest = `{apiVersion: pinhole.dev/v1alpha1, kind: NatPool, metadata: {name: %s}, spec: {addresses: [%q], namespaces: {all: true}}}`
+	kubectl(t, fmt.Sprintf(manifest, pool, address), "apply", "--filename=-")
+	// After the scene, whose claims it waits for.
+	t.Cleanup(func() { kubectl(t, "", "delete", "natpool", pool, "--wait=false") })
+	return newScene(t, namespace), pool
+}
+
+// programmed waits as a user does until every node that serves a pod's ports has them in its kernel.
+func (s scene) programmed(pod string) {
+	s.t.Helper()
+	eventually(s.t, 60*time.Second, "the Pinhole of "+pod+" is programmed", func() error {
+		output, err := tryKubectl("", "--namespace", s.namespace, "wait", "--for=condition=Programmed", "ph/"+pod, "--timeout=20s")
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, output)
+		}
+		return nil
+	})
+}
+
+func TestWithClaimsOfTwoNamespacesThatRaceForAPortOneHasItAndIsReached(t *testing.T) {
+	address := addressesOf(t, worker).v4
+	s, _ := withClaims(t, "races", address)
+	scenes := []scene{s, newScene(t, "races-other")}
+	const first, ports = 8100, 8
+	for port := first; port < first+ports; port++ {
+		said, failed := make([]string, len(scenes)), make([]error, len(scenes))
+		var both sync.WaitGroup
+		for index, each := range scenes {
+			both.Go(func() {
+				manifest := webPod(fmt.Sprintf("racer-%d", port), "pinhole.dev/expose", fmt.Sprintf("%s:%d:8080", address, port), atNode(worker))
+				said[index], failed[index] = each.tryApply(manifest)
+			})
+		}
+		both.Wait()
+		if (failed[0] == nil) == (failed[1] == nil) {
+			t.Fatalf("of two that asked for port %d at once, expected exactly one to get it:\n%s\n%s", port, said[0], said[1])
+		}
+		winner, refusal := 0, said[1]
+		if failed[0] != nil {
+			winner, refusal = 1, said[0]
+		}
+		for _, part := range []string{fmt.Sprintf("%s:%d/tcp: ", address, port), fmt.Sprintf("by Pod %s/racer-%d", scenes[winner].namespace, port)} {
+			if !strings.Contains(refusal, part) {
+				t.Errorf("the one that came second reads\n%s\nwithout %q", refusal, part)
+			}
+		}
+	}
+	for port := first; port < first+ports; port++ {
+		if answer, expected := reaches(t, address, port, "hostname"), fmt.Sprintf("racer-%d", port); answer != expected {
+			t.Errorf("port %d is answered by %s", port, answer)
+		}
+	}
+}
+
+func TestWithClaimsAPinholeShowsWhatIsReachedAndARolloutLosesNoConnection(t *testing.T) {
+	address := addressesOf(t, worker).v4
+	s, _ := withClaims(t, "handover", address)
+	s.apply(webDeployment("web", "pinhole.dev/expose", address+":8110:8080", 1, atNode(worker)))
+	s.ready("app=web")
+	name := s.onlyPod("app=web").Metadata.Name
+	s.programmed(name)
+	// Programmed is said of the kernel: no connection needs patience from here on.
+	if answer, err := fetchFromClient(address, 8110, "hostname"); err != nil || answer != name {
+		t.Errorf("%s answers: %v", answer, err)
+	}
+	target := s.onlyPod("app=web").Status.PodIPs[0].IP + ":8080"
+	shown := strings.Split(kubectl(t, "", "get", "ph", "--all-namespaces"), "\n")
+	if columns := strings.Join(strings.Fields(shown[0]), " "); columns != "NAMESPACE NAME EXTERNAL TARGET NODE HOLDER PROGRAMMED REASON AGE" {
+		t.Errorf("the columns are %s", columns)
+	}
+	row := fmt.Sprintf("handover %s %s:8110/tcp %s %s Deployment web True ", name, address, target, worker)
+	var found bool
+	for _, line := range shown {
+		found = found || strings.HasPrefix(strings.Join(strings.Fields(line), " "), row)
+	}
+	if !found {
+		t.Errorf("it shows\n%s\nwithout the row %s", strings.Join(shown, "\n"), row)
+	}
+
+	calls := keepCalling(address, 8110)
+	s.kubectl("rollout", "restart", "deployment/web")
+	s.kubectl("rollout", "status", "deployment/web", "--timeout=90s")
+	eventually(t, 60*time.Second, "only the newest pod is left", func() error {
+		if left := len(s.pods("app=web")); left != 1 {
+			return fmt.Errorf("%d pods", left)
+		}
+		return nil
+	})
+	made := calls.finish()
+	last := s.onlyPod("app=web").Metadata.Name
+	if len(made.failures) != 0 || len(made.answers) != 2 || made.answers[1] != last {
+		t.Errorf("%d connections failed (%v); answers came from %v, expected %s and then %s",
+			len(made.failures), made.failures, made.answers, name, last)
+	}
+}
+
+func TestWithClaimsAPortIsGrantedByAPoolAndByNothingElse(t *testing.T) {
+	address, ungranted := addressesOf(t, worker).v4, addressesOf(t, otherWorker).v4
+	s, pool := withClaims(t, "pools", address)
+	kubectl(t, `{"spec":{"protocols":["TCP"],"ports":[{"first":8112,"last":8113}],"quota":{"portsPerNamespace":2}}}`,
+		"patch", "natpool", pool, "--type=merge", "--patch-file=/dev/stdin")
+	for _, each := range []struct{ name, ports, says string }{
+		{"an address of no pool", ungranted + ":8112", "no NatPool"},
+		{"a port outside its ranges", address + ":8114", "is outside NatPool " + pool + ", which has 8112-8113"},
+	} {
+		if said := s.refused(webPod("web", "pinhole.dev/expose", each.ports)); !strings.Contains(said, each.says) {
+			t.Errorf("%s: the user reads\n%s\nwithout %q", each.name, said, each.says)
+		}
+	}
+	s.apply(webPod("first", "pinhole.dev/expose", address+":8112:8080,"+address+":8113:8080", atNode(worker)))
+	s.ready("app=first")
+	s.programmed("first")
+	reaches(t, address, 8113, "hostname")
+	eventually(t, 30*time.Second, "the pool says that it is full", func() error {
+		if usage := kubectl(t, "", "get", "natpool", pool, "--output", "jsonpath={.status.usage.used} {.status.usage.free}"); usage != "2 0" {
+			return fmt.Errorf("used and free are %q", usage)
+		}
+		return nil
+	})
+	s.kubectl("delete", "pod", "first", "--grace-period=1")
+	unreachable(t, address, 8112)
+	unreachable(t, address, 8113)
+}
