@@ -1,8 +1,8 @@
 //! Admission: which request for external ports is granted, and what a refused one is told.
 //!
 //! [`decide`] is the only place with rules. The webhook, `pinhole check`, the demo and the node agent's re-check all
-//! call it, so that "admitted" and "understood" cannot drift apart. It reads the user's own annotation and nothing
-//! that Pinhole wrote. No I/O, no clock: what is known of the cluster comes as an [`index::Index`].
+//! call it, so that "admitted" and "understood" cannot drift apart. It reads the user's own annotation or
+//! Pinhole and nothing that we wrote. No I/O, no clock: what is known of the cluster comes as an [`index::Index`].
 
 pub mod conflict;
 pub mod effective;
@@ -11,6 +11,7 @@ mod grant;
 pub mod index;
 mod json;
 mod occupied;
+pub mod pinhole;
 pub mod policy;
 pub mod reservation;
 mod short_form;
@@ -99,8 +100,7 @@ pub fn decide(request: &Request, world: &World<'_>) -> Decision {
     let Some(subject) = asking_subject(request, world.policy) else {
         return Decision::default();
     };
-    let path = subject.annotations_path();
-    let Some(wanted) = wanted::read(&subject.metadata.annotations, &path, world.policy) else {
+    let Some(wanted) = wanted::of(&subject, world.policy) else {
         return Decision { warnings: warning::ignored_keys(&subject, world.policy), ..Decision::default() };
     };
     let mut decision = Decision {
@@ -133,7 +133,7 @@ pub fn over_quota(
     let asker = grant::asker(&subject, &request.namespace, world);
     let refusal = allocation::grant::over_quota(world.index.pools()?, asker, held, wishes)?;
     Some(Violation {
-        field: subject.annotations_path(),
+        field: subject.asking_path(),
         value: String::new(),
         problem: refusal.to_string(),
         rule: Rule::Pool,
@@ -147,10 +147,11 @@ fn asking_subject<'a>(request: &'a Request, policy: &Policy) -> Option<Subject<'
         return None;
     }
     let old = request.old_object.as_ref().and_then(Subject::of);
-    let unchanged = |old: &Subject<'_>| {
-        policy
+    let unchanged = |old: &Subject<'_>| match (old.pinhole, subject.pinhole) {
+        (Some(old), Some(new)) => pinhole::asks_the_same(old, new),
+        _ => policy
             .input_keys()
-            .all(|key| old.metadata.annotations.get(key) == subject.metadata.annotations.get(key))
+            .all(|key| old.metadata.annotations.get(key) == subject.metadata.annotations.get(key)),
     };
     let is_ratcheted = request.operation == Operation::Update && old.is_some_and(|old| unchanged(&old));
     (!is_ratcheted).then_some(subject)

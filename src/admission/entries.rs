@@ -345,7 +345,8 @@ pub(crate) fn past_the_end(external: PortRange, target: Port) -> String {
     )
 }
 
-fn source(text: &str, address_family: Option<Family>) -> Result<IpNet, String> {
+/// Reads a network that may connect, or says what is wrong with it.
+pub(crate) fn source(text: &str, address_family: Option<Family>) -> Result<IpNet, String> {
     let network = IpNet::from_str(text.trim()).map_err(|_| match IpAddr::from_str(text.trim()) {
         Ok(host) => format!("is one address, not a network; write {}", IpNet::from(host)),
         Err(_) => "is not a network; write one such as 192.0.2.0/24 or 2001:db8::/32".to_owned(),

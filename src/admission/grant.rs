@@ -17,6 +17,7 @@ use crate::admission::wanted::Located;
 use crate::allocation::grant;
 use crate::allocation::grant::Named;
 use crate::allocation::pool::Asker;
+use crate::allocation::pool::Pool;
 use crate::api::object::Kind;
 use crate::model::holder::Holder;
 use crate::model::holder::ObjectName;
@@ -52,15 +53,15 @@ pub(crate) fn judge(
     let mut is_refused = false;
     for entry in entries {
         let wish = Named::from(&entry.mapping);
-        let pool = match grant::named(pools, asker, wish) {
+        let pool = match granted(pools, asker, wish, subject.pinhole.and_then(|spec| spec.pool.as_deref())) {
             Ok(pool) => Some(pool),
-            Err(refusal) => {
+            Err(problem) => {
                 if !holder.as_ref().is_ok_and(|holder| has_already(world, holder, &entry.mapping)) {
                     is_refused = true;
                     decision.violations.push(Violation {
                         field: entry.port_field.clone(),
                         value: entry.mapping.to_string(),
-                        problem: refusal.to_string(),
+                        problem,
                         rule: Rule::Pool,
                     });
                 }
@@ -77,6 +78,23 @@ pub(crate) fn judge(
         };
         decision.evidence.extend(root.map(Evidence::Object));
     }
+}
+
+/// The pool that grants a wish: any, or the one that the request names.
+fn granted<'p>(
+    pools: &'p [Pool],
+    asker: Asker<'_>,
+    wish: Named,
+    name: Option<&str>,
+) -> Result<&'p Pool, String> {
+    let any = grant::named(pools, asker, wish).map_err(|refusal| refusal.to_string());
+    let Some(name) = name else { return any };
+    let other = any?;
+    let found = pools.iter().find(|pool| pool.name == name);
+    found.filter(|pool| grant::named(std::slice::from_ref(pool), asker, wish).is_ok()).ok_or_else(|| {
+        let other = &other.name;
+        format!("is not granted by NatPool {name}, which spec.pool names, but by {other}; write that, or leave pool out")
+    })
 }
 
 /// Whether a holder has asked for these ports before, by what is stored of it.

@@ -414,7 +414,7 @@ impl Index {
     fn unplaced_of(&self, object: &Object) -> Vec<(Protocol, PortRange)> {
         let subject = holding_subject(object).filter(|subject| subject.pinned_node().is_none());
         let Some(subject) = subject.filter(|_| self.pools.is_some()) else { return Vec::new() };
-        let wanted = wanted::read(&subject.metadata.annotations, "", &self.policy);
+        let wanted = wanted::of(&subject, &self.policy);
         let mappings = wanted.iter().flat_map(Wanted::mappings);
         let unplaced = mappings.filter(|mapping| mapping.address() == Address::Node);
         unplaced.map(|mapping| (mapping.protocol(), mapping.external())).collect()
@@ -423,9 +423,7 @@ impl Index {
     /// The ports that an object holds by being stored.
     fn holdings_of(&self, key: &ObjectKey, object: &Object) -> Vec<Arc<Holding>> {
         let Some(subject) = holding_subject(object) else { return Vec::new() };
-        let Some(wanted) = wanted::read(&subject.metadata.annotations, "", &self.policy) else {
-            return Vec::new();
-        };
+        let Some(wanted) = wanted::of(&subject, &self.policy) else { return Vec::new() };
         let node = subject.pinned_node().map(|pinned| self.node_name(pinned));
         let controller = object.metadata.controller().cloned().map(Arc::new);
         let uid: Arc<str> = object.metadata.uid.as_str().into();

@@ -58,8 +58,7 @@ pub fn keys(mapping: &Mapping) -> Vec<ClaimKey> {
 /// Why a request is refused that wants what another holder has claimed.
 pub fn held(request: &Request, policy: &Policy, key: ClaimKey, by: &StoredClaim) -> Violation {
     let subject = request.object.as_ref().and_then(Subject::of);
-    let entries = subject
-        .and_then(|subject| wanted::read(&subject.metadata.annotations, &subject.annotations_path(), policy));
+    let entries = subject.and_then(|subject| wanted::of(&subject, policy));
     let entries = entries.map(|wanted| wanted.entries).unwrap_or_default();
     let entry = entries.into_iter().find(|entry| keys(&entry.mapping).contains(&key));
     let (field, value) = entry.map_or_else(

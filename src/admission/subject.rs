@@ -1,5 +1,6 @@
-//! The subject of a decision: the pod, or the pod template of a workload, that asks for ports.
+//! The subject of a decision: the pod, the pod template of a workload, or the Pinhole, that asks for ports.
 
+use crate::api::crd::pinhole::PinholeSpec;
 use crate::api::keys;
 use crate::api::object::Kind;
 use crate::api::object::Metadata;
@@ -22,14 +23,19 @@ pub struct Subject<'a> {
     pub replicas: i64,
     /// The path of the pod's parts inside the object: empty, or `spec.template.` and the like.
     pub prefix: &'static str,
+    /// What a Pinhole asks for, which has no pod.
+    pub pinhole: Option<&'a PinholeSpec>,
 }
 
 impl<'a> Subject<'a> {
-    /// The pod or template in an object; `None` for a workload without one, which the API server refuses itself.
+    /// The pod or template in an object, or the Pinhole that it is; `None` for a workload without a template, which the API
+    /// server refuses itself, and for a Pinhole of the controller's, whose pod asks.
     pub fn of(object: &'a Object) -> Option<Self> {
         let kind = object.known_kind()?;
+        let pinhole = object.pinhole.as_deref();
         let (metadata, spec, prefix) = match kind {
-            Kind::Pod => (&object.metadata, &object.spec, ""),
+            Kind::Pinhole if pinhole?.target.pod.is_some() => return None,
+            Kind::Pod | Kind::Pinhole => (&object.metadata, &object.spec, ""),
             Kind::CronJob => {
                 let template = object.spec.job_template.as_ref()?.spec.template.as_ref()?;
                 (&template.metadata, &template.spec, "spec.jobTemplate.spec.template.")
@@ -40,12 +46,17 @@ impl<'a> Subject<'a> {
             }
         };
         let replicas = object.spec.replicas.unwrap_or(1);
-        Some(Self { kind, owner: &object.metadata, metadata, spec, replicas, prefix })
+        Some(Self { kind, owner: &object.metadata, metadata, spec, replicas, prefix, pinhole })
     }
 
     /// The path of the pod's annotations.
     pub fn annotations_path(&self) -> String {
         format!("{}metadata.annotations", self.prefix)
+    }
+
+    /// The path of what asks for ports.
+    pub fn asking_path(&self) -> String {
+        if self.pinhole.is_some() { "spec.ports".to_owned() } else { self.annotations_path() }
     }
 
     /// Whether this is the API server's copy of a static pod, which no refusal can stop.

@@ -1,13 +1,16 @@
-//! What an annotated pod wants: the mappings that its annotation asks for, each with the place it was written at.
+//! What an object wants: the mappings that its annotation or its `spec` asks for, each with the place it was written at.
 //!
-//! Two forms of one model: JSON (`admission::entries`) and the short form (`admission::short_form`). All
+//! Three forms of one model: JSON (`admission::entries`), the short form (`admission::short_form`) and the Pinhole
+//! (`admission::pinhole`). All
 //! violations of all entries come back at once, and the entries that are right come back beside them.
 
 use std::collections::BTreeMap;
 
 use crate::admission::entries;
+use crate::admission::pinhole;
 use crate::admission::policy::Policy;
 use crate::admission::short_form;
+use crate::admission::subject::Subject;
 use crate::admission::violation::Rule;
 use crate::admission::violation::Violation;
 use crate::api::keys;
@@ -25,12 +28,12 @@ pub struct Located {
     pub address_field: String,
 }
 
-/// What an object's annotations ask for.
+/// What an object asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// The entries that could be read, in the order they were written.
     pub entries: Vec<Located>,
-    /// Everything that is wrong with the annotation itself.
+    /// Everything that is wrong with the annotation or the spec itself.
     pub violations: Vec<Violation>,
 }
 
@@ -39,6 +42,16 @@ impl Wanted {
     pub fn mappings(&self) -> impl Iterator<Item = &Mapping> {
         self.entries.iter().map(|entry| &entry.mapping)
     }
+}
+
+/// Reads what a subject asks for; `None` when it asks for nothing.
+pub fn of(subject: &Subject<'_>, policy: &Policy) -> Option<Wanted> {
+    let Some(spec) = subject.pinhole else {
+        return read(&subject.metadata.annotations, &subject.annotations_path(), policy);
+    };
+    let mut wanted = pinhole::read(spec);
+    wanted.violations.extend(duplicates(&wanted.entries, "Pinhole"));
+    Some(wanted)
 }
 
 /// Reads the annotations found at `path`; `None` when no key of theirs asks for anything.
@@ -59,7 +72,7 @@ pub fn read(annotations: &BTreeMap<String, String>, path: &str, policy: &Policy)
             return Some(Wanted { violations: vec![violation], ..Wanted::default() });
         }
     };
-    wanted.violations.extend(duplicates(&wanted.entries));
+    wanted.violations.extend(duplicates(&wanted.entries, "pod"));
     Some(wanted)
 }
 
@@ -67,8 +80,8 @@ fn read_one(key: &str, text: &str, path: &str) -> Wanted {
     if key == keys::EXPOSE { short_form::read(text, path) } else { entries::read(text, path) }
 }
 
-/// Entries of one pod that ask for the same external port.
-fn duplicates(entries: &[Located]) -> Vec<Violation> {
+/// Entries of one object that ask for the same external port.
+fn duplicates(entries: &[Located], object: &str) -> Vec<Violation> {
     let mut violations = Vec::new();
     for (position, later) in entries.iter().enumerate() {
         let Some((earlier, ports)) = entries[..position]
@@ -80,7 +93,7 @@ fn duplicates(entries: &[Located]) -> Vec<Violation> {
         let shared =
             ExternalPorts { address: later.mapping.address(), protocol: later.mapping.protocol(), ports };
         let problem = if earlier.mapping.external() == later.mapping.external() {
-            "is asked for twice by this pod; remove one of the two".to_owned()
+            format!("is asked for twice by this {object}; remove one of the two")
         } else {
             format!(
                 "{shared} is asked for by {} too ({}); make the ranges disjoint",

@@ -1,4 +1,4 @@
-//! A slim view of the Kubernetes objects that matter here: pods, workloads, namespaces, nodes.
+//! A slim view of the Kubernetes objects that matter here: pods, workloads, Pinholes, namespaces, nodes.
 //!
 //! One type serves the webhook's reviews, the informers and `pinhole check`, so that no two parts can read the
 //! same object differently. Fields that no rule needs are skipped while decoding, which keeps a review of tens of
@@ -6,9 +6,13 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::Deserialize;
 use serde::Deserializer;
 use serde_json::Value;
+
+use crate::api::crd::pinhole::Pinhole;
+use crate::api::crd::pinhole::PinholeSpec;
 
 /// The kinds that Pinhole knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,11 +31,13 @@ pub enum Kind {
     Job,
     /// `batch/v1` CronJob.
     CronJob,
+    /// Our own Pinhole.
+    Pinhole,
 }
 
 impl Kind {
     /// Every kind, pods first.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Pod,
         Self::Deployment,
         Self::StatefulSet,
@@ -39,6 +45,7 @@ impl Kind {
         Self::ReplicaSet,
         Self::Job,
         Self::CronJob,
+        Self::Pinhole,
     ];
 
     /// The kind as a manifest writes it.
@@ -51,6 +58,7 @@ impl Kind {
             Self::ReplicaSet => "ReplicaSet",
             Self::Job => "Job",
             Self::CronJob => "CronJob",
+            Self::Pinhole => "Pinhole",
         }
     }
 
@@ -60,6 +68,7 @@ impl Kind {
             Self::Pod => "v1",
             Self::Deployment | Self::StatefulSet | Self::DaemonSet | Self::ReplicaSet => "apps/v1",
             Self::Job | Self::CronJob => "batch/v1",
+            Self::Pinhole => "pinhole.dev/v1alpha1",
         }
     }
 
@@ -88,6 +97,9 @@ pub struct Object {
     /// `status`.
     #[serde(deserialize_with = "null_is_default")]
     pub status: Status,
+    /// A Pinhole's own `spec`, which [`Object::with_pinhole`] reads: most objects are none.
+    #[serde(skip)]
+    pub pinhole: Option<Box<PinholeSpec>>,
 }
 
 /// The part of `metadata` that rules read.
@@ -362,7 +374,42 @@ pub struct NodeAddress {
     pub address: String,
 }
 
+/// What of a Pinhole says what it asks for.
+#[derive(Deserialize)]
+pub(crate) struct PinholeBody {
+    /// `spec`.
+    pub(crate) spec: Box<PinholeSpec>,
+}
+
 impl Object {
+    /// The same object with what it asks for as a Pinhole.
+    #[must_use]
+    pub(crate) fn with_pinhole(self, body: PinholeBody) -> Self {
+        Self { pinhole: Some(body.spec), ..self }
+    }
+
+    /// A stored Pinhole as rules read it.
+    pub fn of_pinhole(pinhole: &Pinhole) -> Self {
+        let text = |part: &Option<String>| part.clone().unwrap_or_default();
+        let time = |part: &Option<Time>| part.as_ref().map(|time| time.0.to_string());
+        let metadata = &pinhole.metadata;
+        Self {
+            api_version: Kind::Pinhole.api_version().to_owned(),
+            kind: Kind::Pinhole.name().to_owned(),
+            metadata: Metadata {
+                name: text(&metadata.name),
+                namespace: text(&metadata.namespace),
+                uid: text(&metadata.uid),
+                resource_version: text(&metadata.resource_version),
+                creation_timestamp: time(&metadata.creation_timestamp).unwrap_or_default(),
+                deletion_timestamp: time(&metadata.deletion_timestamp),
+                ..Metadata::default()
+            },
+            pinhole: Some(Box::new(pinhole.spec.clone())),
+            ..Self::default()
+        }
+    }
+
     /// The kind, if Pinhole knows it.
     pub fn known_kind(&self) -> Option<Kind> {
         Kind::from_name(&self.kind)

@@ -131,7 +131,7 @@ fn judge_one<'a>(
         old_object: None,
     };
     let subject = Subject::of(&manifest.object)?;
-    let asks = world.policy.asks(&subject.metadata.annotations);
+    let asks = subject.pinhole.is_some() || world.policy.asks(&subject.metadata.annotations);
     let decision = admission::decide(&request, world);
     if !asks && decision.warnings.is_empty() {
         return None;
@@ -172,8 +172,11 @@ fn holder<'a>(manifest: &'a Manifest, policy: &Policy) -> Holder<'a> {
     Holder { place: manifest.place_of(&field.unwrap_or_default()), manifest }
 }
 
-/// The path of the annotation that asks.
+/// The path of the annotation that asks, or of a Pinhole's ports.
 fn asking_field(subject: &Subject<'_>, policy: &Policy) -> String {
+    if subject.pinhole.is_some() {
+        return subject.asking_path();
+    }
     let given = policy.input_keys().find(|key| subject.metadata.annotations.contains_key(*key));
     format!("{}[{}]", subject.annotations_path(), given.unwrap_or(keys::NAT))
 }

@@ -138,7 +138,7 @@ impl ControllerFlags {
         tokio::spawn(keeper.run(stop.clone()));
         let showing = tokio::spawn(Arc::clone(&pinholes).follow(client.clone(), None, || {}));
         let informers = Informers::new(connection, Arc::clone(&policy), Arc::clone(&index), observer);
-        let informers = informers.keeping(Arc::clone(&pods));
+        let informers = informers.keeping(Arc::clone(&pods)).with_pinholes();
         let kept =
             Kept { index: Arc::clone(&index), caches, startup: Arc::clone(&startup), metrics: watch_metrics };
         let watching = tokio::spawn(watching::keep(informers, Some(pools), kept));

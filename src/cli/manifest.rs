@@ -12,9 +12,11 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::rc::Rc;
 
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::admission::violation::shown;
+use crate::api::object::Kind;
 use crate::api::object::Object;
 use crate::cli::manifest::tree::Tree;
 
@@ -201,7 +203,7 @@ impl Reader<'_> {
     fn object(&mut self, file: &Rc<str>, offset: usize, start: usize, tree: Tree, kind: &str) {
         let mut value = tree.to_value();
         let not_text = make_text(&mut value);
-        let mut object: Object = match serde_json::from_value(value) {
+        let mut object = match read_object(value, kind) {
             Ok(object) => object,
             Err(error) => {
                 let kind = tree.get("kind").and_then(Tree::as_str).unwrap_or(kind);
@@ -269,6 +271,15 @@ fn is_blank(document: &str) -> bool {
         let line = line.trim();
         line.is_empty() || line.starts_with(['#', '%']) || line == "---" || line == "..."
     })
+}
+
+/// Reads an object of this kind.
+fn read_object(value: Value, kind: &str) -> serde_json::Result<Object> {
+    if kind != Kind::Pinhole.name() {
+        return serde_json::from_value(value);
+    }
+    let object = Object::deserialize(&value)?;
+    Ok(object.with_pinhole(serde_json::from_value(value)?))
 }
 
 /// Where an object keeps metadata that rules read: its own, its template's, its Job template's.

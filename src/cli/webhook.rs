@@ -256,6 +256,7 @@ impl Webhook {
             index.write().unwrap_or_else(PoisonError::into_inner).set_pools(Some(Arc::default()));
         }
         let informers = Informers::new(connection, Arc::clone(&policy), Arc::clone(&index), observer);
+        let informers = if claims { informers.with_pinholes() } else { informers };
         let kept =
             Kept { index: Arc::clone(&index), caches, startup: Arc::clone(&startup), metrics: watch_metrics };
         let watching = tokio::spawn(watching::keep(informers, pools, kept));

@@ -50,6 +50,7 @@ pub struct Informers {
     observer: Observer,
     waiting_tx: watch::Sender<BTreeSet<Resource>>,
     pods: Option<Arc<RwLock<AskingPods>>>,
+    resources: Vec<Resource>,
 }
 
 impl Informers {
@@ -61,7 +62,8 @@ impl Informers {
         observer: Observer,
     ) -> Self {
         let waiting_tx = watch::Sender::new(BTreeSet::from(Resource::ALL));
-        Self { connection, policy, index, observer, waiting_tx, pods: None }
+        let resources = Resource::ALL.to_vec();
+        Self { connection, policy, index, observer, waiting_tx, pods: None, resources }
     }
 
     /// The same, which also keep the pods that ask for ports.
@@ -71,12 +73,21 @@ impl Informers {
         self
     }
 
+    /// The same, which also follow the Pinholes that users write.
+    #[must_use]
+    pub fn with_pinholes(mut self) -> Self {
+        let pinholes = Resource::Holder(Kind::Pinhole);
+        self.resources.push(pinholes);
+        self.waiting_tx.send_modify(|waiting| waiting.extend([pinholes]));
+        self
+    }
+
     /// Watches until it is dropped. A panic in one of the watches is a panic here: a process must not go on with a
     /// view that no longer changes.
     pub async fn run(self) {
         let informers = Arc::new(self);
         let mut watches = JoinSet::new();
-        for resource in Resource::ALL {
+        for resource in informers.resources.iter().copied() {
             watches.spawn(Arc::clone(&informers).follow(resource));
         }
         while let Some(ended) = watches.join_next().await {
@@ -147,7 +158,8 @@ fn feed(index: &mut Index, resource: Resource, news: &News) {
 /// Takes from an object what the index would not keep; `false` when that is everything.
 fn trim(object: &mut Object, policy: &Policy) -> bool {
     let Some(kind) = object.known_kind() else { return true };
-    let asks = Subject::of(object).is_some_and(|subject| policy.asks(&subject.metadata.annotations));
+    let asks = Subject::of(object)
+        .is_some_and(|subject| subject.pinhole.is_some() || policy.asks(&subject.metadata.annotations));
     let is_link = matches!(kind, Kind::ReplicaSet | Kind::Job);
     let has_host_ports = object.has_host_ports();
     if !asks && has_host_ports {

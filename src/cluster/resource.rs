@@ -28,8 +28,8 @@ pub enum Resource {
 }
 
 impl Resource {
-    /// Every resource, in the order in which they must be known: a pod that names its node by hostname can only be
-    /// placed once the nodes are.
+    /// Every resource of the cluster's own, in the order in which they must be known: a pod that names its node by hostname
+    /// can only be placed once the nodes are.
     pub const ALL: [Self; 9] = [
         Self::Namespace,
         Self::Node,
@@ -63,6 +63,7 @@ impl Resource {
             Self::Holder(Kind::ReplicaSet) => "replicasets",
             Self::Holder(Kind::Job) => "jobs",
             Self::Holder(Kind::CronJob) => "cronjobs",
+            Self::Holder(Kind::Pinhole) => "pinholes",
         }
     }
 
@@ -71,6 +72,16 @@ impl Resource {
         match self {
             Self::Namespace | Self::Node => "",
             Self::Holder(kind) => kind.api_version().split_once('/').map_or("", |(group, _)| group),
+        }
+    }
+
+    /// The version in its group.
+    fn version(self) -> &'static str {
+        match self {
+            Self::Namespace | Self::Node => "v1",
+            Self::Holder(kind) => {
+                kind.api_version().rsplit_once('/').map_or(kind.api_version(), |(_, version)| version)
+            }
         }
     }
 }
@@ -130,6 +141,13 @@ struct ObjectIdentity {
     resource_version: Option<String>,
 }
 
+/// Reads an object. The items of a list of custom resources name their kind, unlike those of the cluster's own.
+fn read(text: &str) -> serde_json::Result<Box<Object>> {
+    let object: Object = serde_json::from_str(text)?;
+    let is_pinhole = object.known_kind() == Some(Kind::Pinhole);
+    Ok(Box::new(if is_pinhole { object.with_pinhole(serde_json::from_str(text)?) } else { object }))
+}
+
 impl<'de> Deserialize<'de> for Seen {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // The text is kept until it is known whether the object can be read: a second look gives at least its name.
@@ -142,7 +160,7 @@ impl<'de> Deserialize<'de> for Seen {
             resource_version: metadata.resource_version,
             ..ObjectMeta::default()
         };
-        let content = serde_json::from_str(text.get()).map_err(|error| error.to_string());
+        let content = read(text.get()).map_err(|error| error.to_string());
         Ok(Self { meta, content })
     }
 }
@@ -159,8 +177,8 @@ impl kube::Resource for Seen {
         resource.group().into()
     }
 
-    fn version(_: &Resource) -> Cow<'_, str> {
-        "v1".into()
+    fn version(resource: &Resource) -> Cow<'_, str> {
+        resource.version().into()
     }
 
     fn plural(resource: &Resource) -> Cow<'_, str> {
@@ -248,7 +266,8 @@ mod tests {
         assert_eq!(url(PODS), "/api/v1/pods");
         assert_eq!(url(Resource::Holder(Kind::ReplicaSet)), "/apis/apps/v1/replicasets");
         assert_eq!(url(Resource::Holder(Kind::CronJob)), "/apis/batch/v1/cronjobs");
-        for kind in Kind::ALL {
+        assert_eq!(url(Resource::Holder(Kind::Pinhole)), "/apis/pinhole.dev/v1alpha1/pinholes");
+        for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Pinhole) {
             assert!(Resource::ALL.contains(&Resource::Holder(kind)), "{kind:?} is not watched");
         }
     }

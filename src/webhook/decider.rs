@@ -52,6 +52,7 @@ use crate::allocation::operation::Outcome;
 use crate::allocation::pool::Cooldowns;
 use crate::allocation::pool::Pool;
 use crate::api::object::Kind;
+use crate::api::object::Object;
 use crate::cluster::claim_store;
 use crate::cluster::claim_store::ClaimStore;
 use crate::cluster::evidence::Found;
@@ -187,6 +188,11 @@ impl Decider {
 
     /// Decides on one request, and claims what it grants. A dry run is decided on like any other, but leaves no trace.
     pub(crate) async fn decide(&self, request: &Request, dry_run: bool) -> Result<Decision, NotNow> {
+        let kind = request.object.as_ref().and_then(Object::known_kind);
+        if kind == Some(Kind::Pinhole) && self.claims.is_none() {
+            // Without claims nothing serves one.
+            return Ok(Decision::default());
+        }
         let decision = self.decide_by_view(request, dry_run).await?;
         let Some(claims) = self.claims.as_deref().filter(|_| decision.is_granted()) else {
             return Ok(decision);

@@ -7,7 +7,9 @@
 use serde::Deserialize;
 use thiserror::Error;
 
+use crate::api::object::Kind;
 use crate::api::object::Object;
+use crate::api::object::PinholeBody;
 use crate::api::object::null_is_default;
 
 /// One call.
@@ -54,6 +56,18 @@ struct Envelope {
 }
 
 #[derive(Deserialize)]
+struct EnvelopeOfPinholes {
+    request: RequestOfPinholes,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RequestOfPinholes {
+    object: Option<PinholeBody>,
+    old_object: Option<PinholeBody>,
+}
+
+#[derive(Deserialize)]
 struct EnvelopeOfUid {
     request: RequestOfUid,
 }
@@ -76,7 +90,12 @@ impl Review {
     /// Reads a body.
     pub fn parse(body: &[u8]) -> Result<Self, Unreadable> {
         let reason = match serde_json::from_slice::<Envelope>(body) {
-            Ok(Envelope { request: Some(review) }) if !review.uid.is_empty() => return Ok(review),
+            Ok(Envelope { request: Some(review) }) if !review.uid.is_empty() => {
+                match review.with_pinholes(body) {
+                    Ok(review) => return Ok(review),
+                    Err(error) => error.to_string(),
+                }
+            }
             Ok(Envelope { request: Some(_) }) => "request.uid is empty".to_owned(),
             Ok(Envelope { request: None }) => "it has no request".to_owned(),
             Err(error) => error.to_string(),
@@ -85,6 +104,20 @@ impl Review {
             serde_json::from_slice::<EnvelopeOfUid>(body).ok().map(|envelope| envelope.request.uid);
         let uid = recovered.filter(|uid| !uid.is_empty()).or_else(|| scan_for_uid(body));
         Err(Unreadable { uid, reason })
+    }
+
+    /// Also reads what Pinholes ask for. They come seldom, so that the body is read again for them alone.
+    fn with_pinholes(self, body: &[u8]) -> serde_json::Result<Self> {
+        if self.object.as_ref().and_then(Object::known_kind) != Some(Kind::Pinhole) {
+            return Ok(self);
+        }
+        let EnvelopeOfPinholes { request } = serde_json::from_slice(body)?;
+        let with = |object: Option<Object>, body: Option<PinholeBody>| {
+            object.zip(body).map(|(object, body)| object.with_pinhole(body))
+        };
+        let (object, old_object) =
+            (with(self.object, request.object), with(self.old_object, request.old_object));
+        Ok(Self { object, old_object, ..self })
     }
 
     /// The name to show: what the object is called, or what its name will begin with.
@@ -131,6 +164,26 @@ mod tests {
         );
         assert_eq!((review.shown_name(), review.kind.kind.as_str(), review.dry_run), ("smtp-", "Pod", true));
         assert!(review.object.is_some() && review.old_object.is_none());
+    }
+
+    #[test]
+    fn what_a_pinhole_asks_for_is_read_before_and_after() {
+        let object = |port: u16| {
+            format!(
+                r#"{{"kind":"Pinhole","metadata":{{"name":"web"}},"spec":{{"target":{{"service":"web"}},"ports":[{{"port":{port}}}]}}}}"#
+            )
+        };
+        let body = format!(
+            r#"{{"request":{{"uid":"1","operation":"UPDATE","object":{},"oldObject":{}}}}}"#,
+            object(81),
+            object(80)
+        );
+        let review = Review::parse(body.as_bytes()).unwrap();
+        let ports = |object: Option<Object>| object.unwrap().pinhole.unwrap().ports[0].port;
+        assert_eq!((ports(review.object), ports(review.old_object)), (Some(81), Some(80)));
+        let wrong = body.replace("81", "\"81\"");
+        let unreadable = Review::parse(wrong.as_bytes()).unwrap_err();
+        assert_eq!(unreadable.uid.as_deref(), Some("1"));
     }
 
     #[test]

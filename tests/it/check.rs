@@ -50,6 +50,13 @@ fn refusals_read_as_written_down() {
 }
 
 #[test]
+fn pinholes_are_judged_by_the_same_rules() {
+    let output = Program::new(&["check", "tests/data/check/pinholes.yaml"]).run();
+    assert_eq!(output.code, 2, "{}", output.stdout);
+    golden("tests/golden/check-pinholes.txt", &output.stdout);
+}
+
+#[test]
 fn every_workload_is_judged_and_nothing_hides_anything_else() {
     let output = Program::new(&["check", "tests/data/check/workloads.yaml"]).run();
     assert_eq!(output.code, 2, "{}", output.stdout);

@@ -61,7 +61,8 @@ impl Owners {
     ) -> Result<Holder, ObjectKey> {
         let namespace = &key.name.namespace;
         let itself = || Holder::new(key.kind.name(), key.name.clone());
-        let Some(reference) = controller else { return Ok(itself()) };
+        // A Pinhole's owners are whatever its author wrote.
+        let Some(reference) = controller.filter(|_| key.kind != Kind::Pinhole) else { return Ok(itself()) };
         let named = ObjectKey {
             kind: match Kind::from_name(&reference.kind) {
                 Some(kind) if is_link(kind) => kind,

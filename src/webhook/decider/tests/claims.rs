@@ -72,6 +72,28 @@ async fn a_dry_run_claims_nothing_and_sees_what_is_claimed() {
 }
 
 #[tokio::test]
+async fn a_pinhole_claims_like_a_pod_and_without_claims_nothing_is_said_of_one() {
+    let pinhole = |name: &str| {
+        let metadata = json!({"name": name, "namespace": "mail", "uid": name});
+        let object: Object =
+            serde_json::from_value(json!({"kind": "Pinhole", "metadata": metadata})).unwrap();
+        let spec =
+            json!({"target": {"service": "smtp"}, "addresses": ["203.0.113.7"], "ports": [{"port": 25}]});
+        Object { pinhole: serde_json::from_value(spec).unwrap(), ..object }
+    };
+    let claims = Claims::default();
+    let (one, other) = (replica(&claims, &[]), replica(&claims, &[]));
+    assert!(one.decide(&create(&pinhole("smtp")), false).await.unwrap().is_granted());
+    assert_eq!(claims.names(), ["v4-203-0-113-7-tcp-25"]);
+    for late in [pinhole("late"), pod("mail", "late", PORT)] {
+        let said = other.decide(&create(&late), false).await.unwrap().violations[0].to_string();
+        assert!(said.contains("is claimed by Pinhole mail/smtp (PortClaim v4-203-0-113-7-tcp-25"), "{said}");
+    }
+    let without = setting(&[]).decider;
+    assert_eq!(without.decide(&create(&pinhole("smtp")), false).await.unwrap(), Decision::default());
+}
+
+#[tokio::test]
 async fn the_pods_of_one_deployment_share_its_claim() {
     let claims = Claims::default();
     let owned_by = |name: &str, set: &str| {
