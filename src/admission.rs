@@ -10,6 +10,7 @@ mod entries;
 mod grant;
 pub mod index;
 mod json;
+mod misplaced;
 mod occupied;
 pub mod pinhole;
 pub mod policy;
@@ -98,7 +99,8 @@ impl Decision {
 /// they are: what runs is never blocked by a rule that came later.
 pub fn decide(request: &Request, world: &World<'_>) -> Decision {
     let Some(subject) = asking_subject(request, world.policy) else {
-        return Decision::default();
+        let violations = misplaced::violations(request, world.policy);
+        return Decision { violations, ..Decision::default() };
     };
     let Some(wanted) = wanted::of(&subject, world.policy) else {
         return Decision { warnings: warning::ignored_keys(&subject, world.policy), ..Decision::default() };

@@ -11,6 +11,7 @@ pub mod keeper;
 pub mod pinholes;
 pub mod plan;
 pub mod pools;
+pub mod self_test;
 pub mod standing;
 
 use std::collections::HashSet;

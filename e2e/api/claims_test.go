@@ -47,7 +47,7 @@ var registry = sync.OnceValues(func() (*registryCluster, error) {
 
 type registryCluster struct {
 	*lab.Cluster
-	controllers []*lab.Process
+	controllers []*lab.Controller
 }
 
 // clerk is a namespace for one test in the cluster with claims.

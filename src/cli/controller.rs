@@ -1,5 +1,7 @@
 //! `pinhole controller`: flags to the parts of the controller.
 
+mod operating;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,11 +16,13 @@ use anyhow::Context;
 use clap::Args;
 use k8s_openapi::jiff::SignedDuration;
 use tokio::sync::watch;
+use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::admission::index::Index;
 use crate::allocation::life;
+use crate::cli::controller::operating::OperatingFlags;
 use crate::cli::duration;
 use crate::cli::hostname;
 use crate::cli::listen;
@@ -78,6 +82,9 @@ pub(crate) struct ControllerFlags {
     release_timeout: Duration,
 
     #[command(flatten)]
+    operating: OperatingFlags,
+
+    #[command(flatten)]
     policy: PolicyFlags,
 }
 
@@ -89,7 +96,7 @@ impl ControllerFlags {
     }
 
     async fn serve(self) -> anyhow::Result<ExitCode> {
-        let Self { http_address, kubeconfig, lease, identity, release_timeout, policy } = self;
+        let Self { http_address, kubeconfig, lease, identity, release_timeout, operating, policy } = self;
         let stop = shutdown::on_signal().context("signals cannot be listened for")?;
         let identity = identity.map_or_else(default_identity, Ok)?;
         let policy = Arc::new(policy.into_policy());
@@ -110,14 +117,15 @@ impl ControllerFlags {
         let watch_metrics = WatchMetrics::register(&mut registry);
         let observer = watching::observer(caches.clone(), Arc::clone(&startup), watch_metrics.clone());
         let ended = CancellationToken::new();
+        let (leading_tx, leading_rx) = watch::channel(false);
+        let client = connection.client.clone();
+        operating.start(&client, &leading_rx, &mut registry, &stop);
         tokio::spawn(http::serve(http_listener, http::router(readiness, Arc::new(registry)), ended.clone()));
 
         info!(server = connection.server, %http_address, %lease, identity, "Looking after claims");
-        let client = connection.client.clone();
         let claims = Arc::default();
         let pinholes = Arc::<KnownPinholes>::default();
         let pods = Arc::default();
-        let (leading_tx, leading_rx) = watch::channel(false);
         let speaker = Speaker::controller(&identity);
         let candidate = Candidate::new(client.clone(), lease, identity);
         let running = tokio::spawn(candidate.run(leading_tx, stop.clone()));
@@ -172,23 +180,24 @@ impl ControllerFlags {
         tokio::select! {
             () = controller.run(stop) => {}
             ended = watching => {
-                ended.context("the watches on the cluster have failed, so what is in use is not known any more")?;
-                anyhow::bail!("the watches on the cluster have ended, so what is in use is not known any more");
+                return Err(over(ended, "the watches on the cluster, by which is known what is in use,"));
             }
-            ended = following => {
-                ended.context("the watch on PortClaims has failed")?;
-                anyhow::bail!("the watch on PortClaims has ended");
-            }
-            ended = showing => {
-                ended.context("the watch on Pinholes has failed")?;
-                anyhow::bail!("the watch on Pinholes has ended");
-            }
+            ended = following => return Err(over(ended, "the watch on PortClaims")),
+            ended = showing => return Err(over(ended, "the watch on Pinholes")),
         }
         keeping.await.context("keeping the Pinholes has failed")?;
         running.await.context("giving the Lease back has failed")?;
         ended.cancel();
         info!("Ended");
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The end of what goes on for as long as the process does.
+fn over<T>(ended: Result<T, JoinError>, what: &str) -> anyhow::Error {
+    match ended {
+        Ok(_) => anyhow::anyhow!("{what} ended"),
+        Err(error) => anyhow::Error::new(error).context(format!("{what} failed")),
     }
 }
 

@@ -60,6 +60,19 @@ pub enum Creation {
     Unanswered(String),
 }
 
+impl Creation {
+    /// Whether a webhook of ours has decided against it: the API server names the one that did.
+    pub fn is_our_refusal(&self) -> bool {
+        matches!(self, Self::Refused { message, .. } if message.contains(".pinhole.dev\" denied the request"))
+    }
+
+    /// Whether a webhook of ours was asked and gave no answer.
+    pub fn is_failed_call(&self) -> bool {
+        matches!(self, Self::Refused { message, .. }
+            if message.contains("failed calling webhook") && message.contains(".pinhole.dev"))
+    }
+}
+
 /// Reads through a client.
 #[derive(Clone)]
 pub struct Reader {

@@ -7,6 +7,7 @@ pub mod agent;
 pub mod authority;
 pub mod controller;
 pub mod process;
+pub mod self_test;
 pub mod watch;
 pub mod webhook;
 

@@ -6,9 +6,18 @@ import (
 	"time"
 )
 
+// Controller is a running `pinhole controller`.
+type Controller struct {
+	*Process
+	url string
+}
+
+// Metrics are what it tells of itself.
+func (c Controller) Metrics() (string, error) { return get(c.url + "/metrics") }
+
 // StartController starts `pinhole controller` with the arguments of the shipped Deployment and the rights of its
 // ServiceAccount, and waits until it knows the cluster.
-func (c *Cluster) StartController() (*Process, error) {
+func (c *Cluster) StartController() (*Controller, error) {
 	c.mutex.Lock()
 	c.started++
 	number := c.started
@@ -31,12 +40,13 @@ func (c *Cluster) StartController() (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
+	controller := &Controller{process, "http://" + address + ":8484"}
 	err = Poll(30*time.Second, func() error {
 		if process.Exited() {
 			return fmt.Errorf("the controller ended\n%s", process.LogTail())
 		}
-		_, err := get("http://" + address + ":8484/readyz")
+		_, err := get(controller.url + "/readyz")
 		return err
 	})
-	return process, err
+	return controller, err
 }

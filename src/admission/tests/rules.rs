@@ -138,3 +138,17 @@ fn deletes_unknown_kinds_mirror_pods_and_plain_pods_pass() {
     let mirror = pod("web", json!({"pinhole.dev/expose": "22", "kubernetes.io/config.mirror": "x"}));
     assert_granted(&Cluster::new().create(mirror));
 }
+
+#[test]
+fn a_pinhole_that_asks_by_annotation_is_told_where_its_ports_belong() {
+    let pinhole = |annotations: Value| json!({"kind": "Pinhole", "metadata": {"name": "mail", "namespace": "mail", "annotations": annotations}});
+    let asking = || pinhole(json!({"pinhole.dev/expose": "25"}));
+    let expected = "metadata.annotations[pinhole.dev/expose]: 25: is not read here: a Pinhole names its ports in spec.ports, \
+                    and a pod in this annotation";
+    let cluster = Cluster::new();
+    assert_refused(&cluster.create(asking()), expected);
+    assert_refused(&cluster.update(pinhole(json!({})), asking()), expected);
+    assert_granted(&cluster.update(asking(), asking()));
+    assert_granted(&cluster.create(pinhole(json!({"pinhole.dev/spread": "true", "example.com/note": "25"}))));
+    assert_granted(&cluster.decide(&request(Operation::Other, Some(asking()), None)));
+}

@@ -2,6 +2,7 @@
 
 pub(crate) mod admission;
 pub(crate) mod agents;
+pub(crate) mod controller;
 pub(crate) mod neighbours;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,10 @@ pub(crate) struct Observed {
     pub(crate) webhook_pods: Vec<PartPod>,
     /// The agents.
     pub(crate) agents: Agents,
+    /// The controller's Deployment, if there is one.
+    pub(crate) controller: Option<Part>,
+    /// Per replica of the controller, what its `/metrics` says.
+    pub(crate) controller_metrics: BTreeMap<String, Result<String, String>>,
     /// The MutatingWebhookConfigurations.
     pub(crate) mutating: Result<Vec<Value>, String>,
     /// The ValidatingWebhookConfigurations.
@@ -68,6 +73,7 @@ pub(crate) struct Proof {
 pub(crate) fn findings(observed: &Observed) -> Vec<Finding> {
     let mut findings = vec![version(&observed.version)];
     findings.extend(admission::findings(observed));
+    findings.extend(controller::findings(observed));
     findings.extend(agents::findings(observed));
     findings.extend(neighbours::findings(observed));
     findings

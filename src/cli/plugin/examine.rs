@@ -18,7 +18,6 @@ use crate::api::object::Kind;
 use crate::certificates::bundle::Bundle;
 use crate::cli::plugin::doctor::Observed;
 use crate::cli::plugin::doctor::Proof;
-use crate::cli::plugin::doctor::admission::is_our_refusal;
 use crate::cli::plugin::doctor::agents::conditions;
 use crate::cli::plugin::installation;
 use crate::cli::plugin::installation::Part;
@@ -28,7 +27,6 @@ use crate::cli::plugin::installation::text;
 use crate::cli::plugin::observe;
 use crate::cluster::pod_access;
 use crate::cluster::pod_access::AccessError;
-use crate::cluster::reader::Creation;
 use crate::cluster::reader::ReadError;
 use crate::cluster::reader::Reader;
 use crate::cluster::resource::Resource;
@@ -52,20 +50,28 @@ pub(crate) async fn installation(reader: &Reader, namespace: &str) -> Observed {
         list(reader, format!("{configurations}/mutatingwebhookconfigurations")),
         list(reader, format!("{configurations}/validatingwebhookconfigurations")),
     );
-    let webhook = deployments
-        .as_ref()
-        .ok()
-        .and_then(|found| installation::parts(found, Role::Webhook).into_iter().next());
+    let part = |role| {
+        let found = deployments.as_ref().ok()?;
+        installation::parts(found, role).into_iter().next()
+    };
+    let (webhook, controller) = (part(Role::Webhook), part(Role::Controller));
     let webhook_pods = match &webhook {
         Some(part) => pods_of(reader, part).await,
         None => Vec::new(),
     };
     let agents = observe::agents(reader, &mut Vec::new()).await;
-    let metrics = match &agents.shape {
-        Some(shape) => metrics(reader, &agents.pods, shape.http_port).await,
+    let agent_metrics = match &agents.shape {
+        Some(shape) => metrics(reader, &agents.pods, shape.http_port, |pod| &pod.node).await,
         None => BTreeMap::new(),
     };
-    let conditions = said_of_conditions(reader, &agents.pods, &metrics).await;
+    let controller_metrics = match &controller {
+        Some(part) => {
+            let pods = pods_of(reader, part).await;
+            metrics(reader, &pods, part.controller_port(), |pod| &pod.name).await
+        }
+        None => BTreeMap::new(),
+    };
+    let conditions = said_of_conditions(reader, &agents.pods, &agent_metrics).await;
     let certificates = match (&webhook, &validating) {
         (Some(part), Ok(configurations)) => certificates(reader, part, &webhook_pods, configurations).await,
         _ => Vec::new(),
@@ -86,11 +92,13 @@ pub(crate) async fn installation(reader: &Reader, namespace: &str) -> Observed {
         webhook,
         webhook_pods,
         agents,
+        controller,
+        controller_metrics,
         mutating,
         validating,
         proof,
         certificates,
-        metrics,
+        metrics: agent_metrics,
         conditions,
         pods,
         now: Timestamp::now().as_second(),
@@ -110,13 +118,19 @@ async fn pods_of(reader: &Reader, part: &Part) -> Vec<PartPod> {
     found.iter().map(|pod| part.pod(pod)).collect()
 }
 
-async fn metrics(reader: &Reader, pods: &[PartPod], port: u16) -> BTreeMap<String, Result<String, String>> {
+/// What each running pod tells, by its node or by its name.
+async fn metrics(
+    reader: &Reader,
+    pods: &[PartPod],
+    port: u16,
+    by: fn(&PartPod) -> &String,
+) -> BTreeMap<String, Result<String, String>> {
     let ask = |pod: &PartPod| {
-        let (client, node, place) = (reader.client(), pod.node.clone(), pod.place.clone());
+        let (client, key, place) = (reader.client(), by(pod).clone(), pod.place.clone());
         async move {
             let place = place?;
             let answer = pod_access::get(&client, &place, port, "/metrics").await;
-            Some((node, answer.map_err(|error| reason(&error))))
+            Some((key, answer.map_err(|error| reason(&error))))
         }
     };
     let asked: Vec<_> = pods.iter().filter(|pod| pod.running).map(ask).collect();
@@ -206,8 +220,7 @@ async fn prove(reader: &Reader, namespace: String, policy: &Policy) -> Proof {
     let path = format!("/api/v1/namespaces/{namespace}/pods");
     let refused_request = refused_request(policy);
     let refused = reader.dry_run(&path, &pod(&refused_request)).await;
-    let is_proven = matches!(&refused, Creation::Refused { message, .. } if is_our_refusal(message));
-    let granted = match granted_request(policy).filter(|_| is_proven) {
+    let granted = match granted_request(policy).filter(|_| refused.is_our_refusal()) {
         Some(request) => Some(reader.dry_run(&path, &pod(&request)).await),
         None => None,
     };

@@ -1,6 +1,6 @@
 //! What of Pinhole is installed in a cluster, from its Deployments, DaemonSets and their pods: pure.
 //!
-//! A part is known by what it runs: a container whose arguments begin with `webhook` or `agent` under our label
+//! A part is known by what it runs: a container whose arguments begin with `webhook`, `controller` or `agent` under our label
 //! `app.kubernetes.io/component`. So a release of any name is found. The settings of the running agents are read from
 //! their arguments by the same flags that the agents read them with.
 
@@ -16,11 +16,13 @@ use crate::cli::agent::AgentFlags;
 use crate::cli::agent::Shape;
 use crate::cluster::pod_access::Place;
 
-/// The two parts.
+/// The parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     /// `pinhole webhook`.
     Webhook,
+    /// `pinhole controller`.
+    Controller,
     /// `pinhole agent`.
     Agent,
 }
@@ -29,6 +31,7 @@ impl Role {
     const fn name(self) -> &'static str {
         match self {
             Self::Webhook => "webhook",
+            Self::Controller => "controller",
             Self::Agent => "agent",
         }
     }
@@ -100,12 +103,12 @@ fn part(object: &Value, role: Role) -> Option<Part> {
         .iter()
         .find(|container| container.pointer("/args/0").and_then(Value::as_str) == Some(role.name()))?;
     let kind = match role {
-        Role::Webhook => "deployment",
+        Role::Webhook | Role::Controller => "deployment",
         Role::Agent => "daemonset",
     };
     let number = |path: &str| object.pointer(path).and_then(Value::as_u64).unwrap_or(0);
     let (wanted, ready) = match role {
-        Role::Webhook => (number("/spec/replicas"), number("/status/readyReplicas")),
+        Role::Webhook | Role::Controller => (number("/spec/replicas"), number("/status/readyReplicas")),
         Role::Agent => (number("/status/desiredNumberScheduled"), number("/status/numberReady")),
     };
     Some(Part {
@@ -169,6 +172,13 @@ impl Part {
         const USUAL: u16 = 8443;
         let listen = self.flag("listen").into_iter().next();
         listen.and_then(|address| address.rsplit(':').next()?.parse().ok()).unwrap_or(USUAL)
+    }
+
+    /// The port on which the controller's pods tell their metrics.
+    pub(crate) fn controller_port(&self) -> u16 {
+        const USUAL: u16 = 8484;
+        let address = self.flag("http-address").into_iter().next();
+        address.and_then(|address| address.rsplit(':').next()?.parse().ok()).unwrap_or(USUAL)
     }
 
     /// The path of its pods, and their selector.

@@ -307,10 +307,10 @@ fn refusal(namespace: &str, request: &str, outcome: &Creation) -> Finding {
             format!("{what} would be accepted: the API server does not ask the webhook"),
             "apply the chart, or webhook-config/, again; look for a namespaceSelector or an objectSelector that somebody changed",
         ),
-        Creation::Refused { message, .. } if is_our_refusal(message) => {
+        Creation::Refused { .. } if outcome.is_our_refusal() => {
             Finding::fine(PROOF, format!("{what} is refused by the webhook"))
         }
-        Creation::Refused { message, .. } if is_failed_call(message) => Finding::problem(
+        Creation::Refused { message, .. } if outcome.is_failed_call() => Finding::problem(
             PROOF,
             format!("the API server cannot call the webhook: {message}"),
             advice(message),
@@ -350,15 +350,6 @@ fn defaulting(namespace: &str, outcome: &Creation) -> Finding {
             Finding::unchecked(PROOF, format!("no answer to a dry run: {reason}"), "check the API server")
         }
     }
-}
-
-/// Whether the message is the API server's about a refusal by a webhook of ours.
-pub(crate) fn is_our_refusal(message: &str) -> bool {
-    message.contains(".pinhole.dev\" denied the request")
-}
-
-fn is_failed_call(message: &str) -> bool {
-    message.contains("failed calling webhook") && message.contains(".pinhole.dev")
 }
 
 /// What mends a failed call, by what the API server says of it.

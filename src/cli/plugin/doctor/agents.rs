@@ -211,7 +211,8 @@ pub(crate) fn conditions(metrics: &str) -> Vec<String> {
     holding.collect()
 }
 
-fn value(metrics: &str, name: &str) -> Option<f64> {
+/// The value of a metric without labels.
+pub(crate) fn value(metrics: &str, name: &str) -> Option<f64> {
     metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 

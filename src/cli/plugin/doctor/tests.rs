@@ -94,11 +94,19 @@ fn healthy() -> Observed {
         (node.to_owned(), Ok(text.to_owned()))
     };
     let granted = json!({"metadata": {"annotations": {"pinhole.dev/effective": "{}"}}});
+    let controller = workload("controller", &[], &format!("ghcr.io/pinhole-dev/pinhole-webhook:{version}"));
+    let tells = |name: &str, leads: u8| {
+        let text =
+            format!("pinhole_controller_leading {leads}\npinhole_controller_self_test_passed {leads}\n");
+        (name.to_owned(), Ok(text))
+    };
     Observed {
         version: Ok(json!({"major": "1", "minor": "36", "gitVersion": "v1.36.2"})),
         nodes: Ok(vec![node("node-1"), node("node-2")]),
         webhook: installation::parts(std::slice::from_ref(&webhook), Role::Webhook).into_iter().next(),
         webhook_pods: Vec::new(),
+        controller: installation::parts(&[controller], Role::Controller).into_iter().next(),
+        controller_metrics: [tells("pinhole-controller-a", 0), tells("pinhole-controller-b", 1)].into(),
         workloads: Ok(vec![webhook, agent]),
         agents: Agents { part: Some(part), shape: Some(shape), pods },
         mutating: Ok(vec![configuration(&["pods.pinhole.dev"], &BUNDLE)]),
@@ -133,6 +141,7 @@ fn nothing_installed_is_told_part_by_part() {
     let empty = Observed {
         webhook: None,
         workloads: Ok(Vec::new()),
+        controller: None,
         agents: Agents::default(),
         mutating: Ok(Vec::new()),
         validating: Ok(Vec::new()),
@@ -152,6 +161,7 @@ fn what_may_not_be_read_is_unchecked_and_never_fine() {
         nodes: Err(denied()),
         workloads: Err(denied()),
         webhook: None,
+        controller: None,
         agents: Agents::default(),
         mutating: Err(denied()),
         validating: Err(denied()),
@@ -228,6 +238,23 @@ fn each_trouble_is_found_with_its_fix() {
                 o.webhook = installation::parts(&[odd], Role::Webhook).into_iter().next();
             },
             "--restricted-ports is 22 for the webhook and its default for the agents",
+        ),
+        ("no controller", &|o| o.controller.as_mut().unwrap().ready = 0, "ports are not given back"),
+        (
+            "no leader",
+            &|o| {
+                let text = "pinhole_controller_leading 0";
+                o.controller_metrics = [("a".to_owned(), Ok(text.to_owned()))].into();
+            },
+            "no replica leads",
+        ),
+        (
+            "a failing self-test",
+            &|o| {
+                let text = "pinhole_controller_leading 1\npinhole_controller_self_test_passed 0";
+                o.controller_metrics = [("a".to_owned(), Ok(text.to_owned()))].into();
+            },
+            "did not show that the webhook decides",
         ),
         ("not called", &|o| o.proof = proof(Creation::Accepted(json!({}))), "would be accepted"),
         (
