@@ -41,20 +41,23 @@ const SYSCTLS: [(&str, &str); 4] = [
 
 /// The flags of `pinhole node-report`.
 #[derive(Debug, Args)]
-pub(crate) struct NodeReportFlags {}
+pub(crate) struct NodeReportFlags {
+    /// A network that the node's pods are in (default: not known, any address could be a pod's); can be repeated.
+    #[arg(long, value_name = "CIDR")]
+    pod_cidr: Vec<IpNet>,
+}
 
 impl NodeReportFlags {
     /// Prints the report.
-    #[expect(clippy::unused_self, reason = "a command is run like every other")]
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let report = runtime.context("no runtime can be made")?.block_on(report());
+        let report = runtime.context("no runtime can be made")?.block_on(report(self.pod_cidr));
         terminal::print(&(serde_json::to_string(&report)? + "\n"))?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
-async fn report() -> NodeReport {
+async fn report(pod_cidrs: Vec<IpNet>) -> NodeReport {
     let settings = Settings::default();
     let own = match addresses::read() {
         Ok(found) => addresses::choose(&found, &Filter::default()),
@@ -75,8 +78,7 @@ async fn report() -> NodeReport {
             report.iptables = format!("{}: {}", found.version, found.reason);
             let families: BTreeSet<Family> =
                 own_addresses.iter().map(|address| Family::of(*address)).collect();
-            let nothing: [IpNet; 0] = [];
-            let served = Ruleset::new(nothing, nothing, families);
+            let served = Ruleset::new(pod_cidrs, [], families);
             let conditions = blockers::conditions(&settings, Firewall::Iptables(found.flavor), &served).await;
             let blocker = |condition: crate::dataplane::condition::Condition| Blocker {
                 kind: condition.kind.name().to_owned(),
@@ -128,7 +130,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_report_can_be_read_by_the_plugin() {
-        let report = report().await;
+        let report = report(Vec::new()).await;
         let text = serde_json::to_string(&report).unwrap();
         assert_eq!(serde_json::from_str::<NodeReport>(&text).unwrap(), report);
         assert!(report.sysctls.contains_key("net.ipv4.ip_forward"), "{text}");

@@ -21,6 +21,9 @@ use crate::cluster::reader::Reader;
 
 const AT_ONCE: usize = 16;
 
+/// The hidden subcommand that looks at a node.
+const COMMAND: &str = "node-report";
+
 /// Where pods with the host's network are allowed in every cluster.
 const NAMESPACE: &str = "kube-system";
 
@@ -47,7 +50,8 @@ pub(crate) async fn look(reader: &Reader, image: Option<&str>) -> Ground {
     };
     let reports = match (image, &nodes) {
         (Some(image), Ok(nodes)) => Some(by_pods(reader, nodes, image).await),
-        _ => by_agents(reader).await,
+        (None, Ok(nodes)) => by_agents(reader, nodes).await,
+        (_, Err(_)) => by_agents(reader, &[]).await,
     };
     Ground { version, nodes, workloads, kube_proxy, cilium, felix, tigera, reports }
 }
@@ -55,7 +59,7 @@ pub(crate) async fn look(reader: &Reader, image: Option<&str>) -> Ground {
 type Reports = BTreeMap<String, Result<NodeReport, String>>;
 
 /// What the running agents see; `None` without agents.
-async fn by_agents(reader: &Reader) -> Option<Reports> {
+async fn by_agents(reader: &Reader, nodes: &[Value]) -> Option<Reports> {
     let agents = observe::agents(reader, &mut Vec::new()).await;
     let running: Vec<_> = agents.pods.into_iter().filter(|pod| pod.running).collect();
     if running.is_empty() {
@@ -63,9 +67,13 @@ async fn by_agents(reader: &Reader) -> Option<Reports> {
     }
     let ask = |pod: crate::cli::plugin::installation::PartPod| {
         let client = reader.client();
+        let node = nodes.iter().find(|node| text(node, "/metadata/name") == pod.node);
+        let arguments = node.map_or_else(|| vec![COMMAND.to_owned()], arguments);
         async move {
             let place = pod.place?;
-            let ran = pod_access::run(&client, &place, &["pinhole", "node-report"]).await;
+            let command: Vec<_> =
+                ["pinhole"].into_iter().chain(arguments.iter().map(String::as_str)).collect();
+            let ran = pod_access::run(&client, &place, &command).await;
             let report = ran.map_err(|error| error.to_string()).and_then(|ran| {
                 serde_json::from_str(&ran.stdout).map_err(|error| {
                     format!("its agent's answer is not understood ({error}): {}", ran.stderr.trim())
@@ -83,15 +91,12 @@ async fn by_pods(reader: &Reader, nodes: &[Value], image: &str) -> Reports {
     let linux = nodes
         .iter()
         .filter(|node| ["linux", ""].contains(&text(node, "/status/nodeInfo/operatingSystem").as_str()));
-    let look = |node: String| async move {
-        let report = on_node(reader, &node, image).await;
-        (node, report)
-    };
-    let looks: Vec<_> = linux.map(|node| look(text(node, "/metadata/name"))).collect();
+    let look = |node| async move { (text(node, "/metadata/name"), on_node(reader, node, image).await) };
+    let looks: Vec<_> = linux.map(look).collect();
     stream::iter(looks).buffer_unordered(AT_ONCE).collect().await
 }
 
-async fn on_node(reader: &Reader, node: &str, image: &str) -> Result<NodeReport, String> {
+async fn on_node(reader: &Reader, node: &Value, image: &str) -> Result<NodeReport, String> {
     let path = format!("/api/v1/namespaces/{NAMESPACE}/pods");
     let created = match reader.create(&path, &pod(node, image)).await {
         Creation::Accepted(created) => created,
@@ -135,8 +140,15 @@ async fn read_report(reader: &Reader, path: &str) -> Result<NodeReport, String> 
     })
 }
 
+/// The subcommand that looks, and what it cannot see from the node.
+fn arguments(node: &Value) -> Vec<String> {
+    let cidrs = node.pointer("/spec/podCIDRs").and_then(Value::as_array).into_iter().flatten();
+    let cidrs = cidrs.filter_map(Value::as_str).map(|cidr| format!("--pod-cidr={cidr}"));
+    [COMMAND.to_owned()].into_iter().chain(cidrs).collect()
+}
+
 /// A pod that looks at its node with the rights that the agent has, and ends.
-fn pod(node: &str, image: &str) -> Value {
+fn pod(node: &Value, image: &str) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -145,7 +157,7 @@ fn pod(node: &str, image: &str) -> Value {
             "labels": {"app.kubernetes.io/name": "pinhole-preflight"},
         },
         "spec": {
-            "nodeName": node,
+            "nodeName": text(node, "/metadata/name"),
             "hostNetwork": true,
             "restartPolicy": "Never",
             "activeDeadlineSeconds": 120,
@@ -155,7 +167,7 @@ fn pod(node: &str, image: &str) -> Value {
             "containers": [{
                 "name": "look",
                 "image": image,
-                "args": ["node-report"],
+                "args": arguments(node),
                 "securityContext": {
                     "runAsUser": 0,
                     "allowPrivilegeEscalation": false,
