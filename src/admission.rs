@@ -98,9 +98,9 @@ impl Decision {
 /// Deletes, updates that leave the asking annotations alone, and objects that ask for nothing are granted whatever
 /// they are: what runs is never blocked by a rule that came later.
 pub fn decide(request: &Request, world: &World<'_>) -> Decision {
+    let misplaced = misplaced::violations(request, world.policy);
     let Some(subject) = asking_subject(request, world.policy) else {
-        let violations = misplaced::violations(request, world.policy);
-        return Decision { violations, ..Decision::default() };
+        return Decision { violations: misplaced, ..Decision::default() };
     };
     let Some(wanted) = wanted::of(&subject, world.policy) else {
         return Decision { warnings: warning::ignored_keys(&subject, world.policy), ..Decision::default() };
@@ -112,6 +112,7 @@ pub fn decide(request: &Request, world: &World<'_>) -> Decision {
         pools: Vec::new(),
         evidence: Vec::new(),
     };
+    decision.violations.extend(misplaced);
     decision.violations.extend(spread::is_asked_for(&subject, &decision.mappings).err());
     judge_alone(&subject, &request.namespace, &wanted.entries, world, &mut decision);
     grant::judge(&subject, &request.namespace, &wanted.entries, world, &mut decision);

@@ -34,7 +34,7 @@ func TestTheControllerProvesThatTheWebhookDecides(t *testing.T) {
 	asking := object{
 		"apiVersion": "pinhole.dev/v1alpha1", "kind": "Pinhole",
 		"metadata": object{"name": "asks-by-annotation", "annotations": notes{"pinhole.dev/expose": "25"}},
-		"spec":     object{"target": object{"service": "mail"}, "ports": []object{{"port": 25}}},
+		"spec":     object{"target": object{"service": "mail"}, "addresses": []string{"192.0.2.78"}, "ports": []object{{"port": 25}}},
 	}
 	try := func(namespace string) error {
 		path := "/apis/pinhole.dev/v1alpha1/namespaces/" + namespace + "/pinholes?dryRun=All"

@@ -9,17 +9,14 @@ use crate::admission::policy::Policy;
 use crate::admission::violation;
 use crate::admission::violation::Rule;
 use crate::admission::violation::Violation;
+use crate::api::object::Kind;
 use crate::api::object::Object;
-
-/// The kind whose ports are in its spec.
-const PINHOLE: &str = "Pinhole";
 
 /// What is wrong with a Pinhole that asks by annotation; nothing with whatever else there is.
 pub(crate) fn violations(request: &Request, policy: &Policy) -> Vec<Violation> {
     let asked = |object: &Object, key: &str| object.metadata.annotations.get(key).cloned();
-    let Some(object) = request.object.as_ref().filter(|object| object.kind == PINHOLE) else {
-        return Vec::new();
-    };
+    let is_pinhole = |object: &&Object| object.known_kind() == Some(Kind::Pinhole);
+    let Some(object) = request.object.as_ref().filter(is_pinhole) else { return Vec::new() };
     let before = |key: &str| {
         let old = request.old_object.as_ref().filter(|_| request.operation == Operation::Update)?;
         asked(old, key)

@@ -4,8 +4,8 @@
 //! cannot reach it. So the leader has an API server try an object that nobody but the webhook refuses, as a dry run:
 //! nothing is stored, whatever comes of it. Nothing is mended either: the configurations belong to the operator.
 //!
-//! The object is a Pinhole that asks by annotation ([`crate::admission`] refuses that). It goes through the same entry of the
-//! configuration as pods do, and the right to make Pinholes is one that the controller has anyway; whoever steals its token
+//! The object is a Pinhole of a pod that asks by annotation ([`crate::admission`] refuses that). It goes through the entry of the
+//! configuration that judges pods, and through no other; and the right to make Pinholes is one that the controller has anyway; whoever steals its token
 //! gets no right to make pods by it.
 
 use std::time::Duration;
@@ -147,7 +147,7 @@ fn object() -> Value {
         "apiVersion": "pinhole.dev/v1alpha1",
         "kind": "Pinhole",
         "metadata": {"name": NAME, "annotations": {keys::EXPOSE: "is the webhook there?"}},
-        "spec": {"target": {"service": NAME}, "ports": [{"port": 1}], "suspended": true},
+        "spec": {"target": {"pod": NAME}, "ports": [{"port": 1}], "suspended": true},
     })
 }
 
