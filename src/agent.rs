@@ -23,6 +23,7 @@ pub mod masquerade;
 pub mod nat_node;
 pub mod report;
 pub mod statements;
+pub mod written;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;

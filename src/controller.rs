@@ -13,6 +13,7 @@ pub mod plan;
 pub mod pools;
 pub mod self_test;
 pub mod standing;
+pub mod written;
 
 use std::collections::HashSet;
 use std::sync::Arc;

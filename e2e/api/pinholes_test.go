@@ -105,7 +105,7 @@ func TestNobodyElseWritesWhatAgentsRelyOn(t *testing.T) {
 func TestAPinholeThatAUserWroteIsNeverTakenOver(t *testing.T) {
 	t.Parallel()
 	c := newClerk(t, "theirs")
-	if said, created := c.kubectl(pinhole("mx", "target: {service: mx}, ports: [{port: 443}]"), "create", "-f", "-"); !created {
+	if said, created := c.kubectl(leads("mx", "192.0.2.72", "{port: 443}"), "create", "-f", "-"); !created {
 		t.Fatal(said)
 	}
 	c.placed("mx", "192.0.2.72:25")
@@ -118,8 +118,8 @@ func TestAPinholeThatAUserWroteIsNeverTakenOver(t *testing.T) {
 	}); err != nil {
 		t.Error(err)
 	}
-	said, _ := c.kubectl("", "get", "ph", "mx", "-o", "jsonpath={.spec.target}{.status}{.metadata.ownerReferences}")
-	if said != `{"service":"mx"}` {
+	said, _ := c.kubectl("", "get", "ph", "mx", "-o", "jsonpath={.spec.target}{.spec.holder}{.status.holder}{.metadata.ownerReferences}")
+	if said != `{"service":"web"}Pinhole mx` {
 		t.Errorf("the user's object was changed: %s", said)
 	}
 }

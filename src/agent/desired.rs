@@ -53,13 +53,15 @@ pub struct Plan {
     pub ruleset: Ruleset,
     /// Every pod that has not ended, by its name in the rules.
     pub pods: BTreeMap<Owner, Pod>,
+    /// The UIDs of the Pinholes that users wrote; they stand among the pods, too, as do the pods behind them.
+    pub pinholes: BTreeSet<String>,
     /// Who stays without a port because another pod has it.
     pub losers: Vec<Loser>,
     /// Who stays without ports for any other reason.
     pub unserved: Vec<Unserved>,
 }
 
-/// A pod that has not ended.
+/// A pod that has not ended, or a Pinhole that a user wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
     /// Its name.
@@ -123,6 +125,27 @@ pub fn plan(known: &Known<'_>) -> Plan {
                 candidates.push(*candidate);
             }
         }
+    }
+    for written in known.grants.map_or(&[][..], Grants::written) {
+        let present = written.targets.iter().chain([&written.itself]);
+        for Pod { name, uid, ips } in present {
+            let pod = || Pod { name: name.clone(), uid: uid.clone(), ips: ips.clone() };
+            plan.pods.entry(Owner::new(name, uid)).or_insert_with(pod);
+        }
+        plan.pinholes.insert(written.itself.uid.clone());
+        let limit = |mut candidate: Candidate| {
+            let problem = known.grants.and_then(|grants| grants.limit(&mut candidate, known.programmed));
+            candidates.push(candidate);
+            problem.map(|problem| (RefusedBy::Claims, problem))
+        };
+        let candidate = written.candidate(known.node, known.programmed);
+        let trouble = candidate.map_or_else(|problem| Some((RefusedBy::Node, problem)), limit);
+        plan.unserved.extend(trouble.map(|(by, problem)| Unserved {
+            pod: written.itself.name.clone(),
+            uid: written.itself.uid.clone(),
+            by,
+            problem,
+        }));
     }
     let elected = election::elect(&candidates, known.node, known.programmed);
     let desired = ruleset::desired(&elected.endpoints, known.node);

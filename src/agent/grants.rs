@@ -1,5 +1,5 @@
-//! What the controller has granted to the pods of a node: a port of a fixed address is served for a pod whose Pinhole says that
-//! its holder has claimed it, and for nobody else.
+//! What the controller has granted to the pods of a node, and to the Pinholes that users write: a port of a fixed address is
+//! served for a pod whose Pinhole says that its holder has claimed it, and for nobody else.
 //!
 //! # Guarantees
 //! - What was never granted is not programmed.
@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use crate::agent::written::Written;
 use crate::api::crd::condition::ConditionStatus;
 use crate::api::crd::pinhole::Endpoint;
 use crate::api::crd::pinhole::Pinhole;
@@ -23,10 +24,11 @@ use crate::ruleset::election::Candidate;
 use crate::ruleset::entry::Key;
 use crate::ruleset::owner::Owner;
 
-/// What is granted, by the UID of the pod.
+/// What is granted, by the UID of the pod, or of the Pinhole where a user wrote it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Grants {
     by_pod: BTreeMap<String, Grant>,
+    written: Vec<Written>,
 }
 
 /// What a pod was granted.
@@ -43,8 +45,14 @@ impl Grants {
     /// What these Pinholes grant.
     pub fn of(pinholes: &Pinholes) -> Self {
         let grants =
-            pinholes.values().filter_map(|pinhole| Some((pod_uid(pinhole)?.to_owned(), grant(pinhole))));
-        Self { by_pod: grants.collect() }
+            pinholes.values().filter_map(|pinhole| Some((subject_uid(pinhole)?.to_owned(), grant(pinhole))));
+        let written = pinholes.iter().filter_map(|(name, pinhole)| Written::of(name, pinhole));
+        Self { by_pod: grants.collect(), written: written.collect() }
+    }
+
+    /// The Pinholes that users wrote.
+    pub fn written(&self) -> &[Written] {
+        &self.written
     }
 
     /// Takes from a candidate what it wants and was not granted; returns why, where the controller has said so.
@@ -68,9 +76,11 @@ impl Grants {
     }
 }
 
-/// The UID of the pod that a Pinhole belongs to; `None` for one that a user wrote.
-pub fn pod_uid(pinhole: &Pinhole) -> Option<&str> {
-    pinhole.spec.target.pod.as_ref()?;
+/// The UID of the pod that a Pinhole belongs to; its own where a user wrote it.
+pub fn subject_uid(pinhole: &Pinhole) -> Option<&str> {
+    if pinhole.spec.target.pod.is_none() {
+        return pinhole.metadata.uid.as_deref();
+    }
     let mut owners = pinhole.metadata.owner_references.iter().flatten();
     owners.find(|owner| owner.kind == "Pod").map(|owner| owner.uid.as_str())
 }
@@ -89,12 +99,13 @@ fn grant(pinhole: &Pinhole) -> Grant {
 }
 
 /// The external side of a mapping of a fixed address.
-fn key(mapping: &Mapping) -> Option<Key> {
+pub(super) fn key(mapping: &Mapping) -> Option<Key> {
     let Address::Fixed(address) = mapping.address() else { return None };
     Some(Key { external: address.ip(), protocol: mapping.protocol(), ports: mapping.external() })
 }
 
-fn granted(endpoint: &Endpoint) -> Option<Key> {
+/// The external side of a granted endpoint.
+pub(super) fn granted(endpoint: &Endpoint) -> Option<Key> {
     let external: IpAddr = endpoint.address.parse().ok()?;
     let first = Port::new(endpoint.port)?;
     let last = endpoint.port_end.map_or(Some(first), Port::new)?;

@@ -14,6 +14,7 @@ use crate::agent::desired::Plan;
 use crate::agent::desired::RefusedBy;
 use crate::agent::desired::Unserved;
 use crate::agent::entries::Refusals;
+use crate::api::object::Kind;
 use crate::cluster::events::Events;
 use crate::cluster::events::PodEvent;
 use crate::cluster::events::Reason;
@@ -148,6 +149,11 @@ fn log_changes(changes: &[Change]) {
     }
 }
 
+/// What an Event is about.
+fn kind(plan: &Plan, uid: &str) -> Kind {
+    if plan.pinholes.contains(uid) { Kind::Pinhole } else { Kind::Pod }
+}
+
 /// What pods hear of ports that lead to them now: one Event for each pod.
 fn programmed(changes: &[Change], plan: &Plan, node_name: &str) -> Vec<PodEvent> {
     let mut by_owner: BTreeMap<&Owner, Vec<String>> = BTreeMap::new();
@@ -160,6 +166,7 @@ fn programmed(changes: &[Change], plan: &Plan, node_name: &str) -> Vec<PodEvent>
     let event = |(owner, entries): (&Owner, Vec<String>)| {
         let pod = plan.pods.get(owner)?;
         Some(PodEvent {
+            kind: kind(plan, &pod.uid),
             pod: pod.name.clone(),
             uid: pod.uid.clone(),
             reason: Reason::Programmed,
@@ -190,6 +197,7 @@ fn troubles(plan: &Plan, refused: &[KernelRefused], disclose_holder: bool, node_
     notes
         .into_iter()
         .map(|((uid, reason), (pod, notes))| PodEvent {
+            kind: kind(plan, uid),
             pod: pod.clone(),
             uid: uid.to_owned(),
             reason,

@@ -40,11 +40,11 @@ pub fn news(pinholes: &Pinholes, seen: &Seen<'_>) -> Vec<Report> {
     let wanted = by_owner(&seen.plan.ruleset);
     let present = by_owner(&seen.applied.observed.ruleset);
     let report = |(name, pinhole): (&ObjectName, &Pinhole)| {
-        let pod_uid = grants::pod_uid(pinhole)?;
-        let owner = Owner::new(name, pod_uid);
+        let uid = grants::subject_uid(pinhole)?;
+        let owner = Owner::new(name, uid);
         let wanted = wanted.get(&owner).map_or(&[][..], Vec::as_slice);
         let present = present.get(&owner).map_or(&[][..], Vec::as_slice);
-        let said = say(&owner, pod_uid, wanted, present, seen);
+        let said = say(&owner, uid, wanted, present, seen);
         let report = said.into_report(seen.node_name, pinhole.metadata.generation);
         let stored = pinhole.status.iter().flat_map(|status| &status.nodes);
         let is_news = !stored.into_iter().any(|stored| *stored == report);
@@ -54,7 +54,7 @@ pub fn news(pinholes: &Pinholes, seen: &Seen<'_>) -> Vec<Report> {
     pinholes.iter().filter_map(report).collect()
 }
 
-/// What is said of one pod.
+/// What is said of one pod, or of one Pinhole that a user wrote.
 struct Said {
     reason: &'static str,
     message: String,
@@ -78,8 +78,9 @@ impl Said {
     }
 }
 
-fn say(owner: &Owner, pod_uid: &str, wanted: &[&Entry], present: &[&Entry], seen: &Seen<'_>) -> Said {
+fn say(owner: &Owner, uid: &str, wanted: &[&Entry], present: &[&Entry], seen: &Seen<'_>) -> Said {
     let Seen { node_name, plan, applied, grants, disclose_holder } = *seen;
+    let is_written = plan.pinholes.contains(uid);
     let leftover: Vec<_> = present.iter().filter(|entry| !wanted.contains(entry)).collect();
     if !leftover.is_empty() {
         let listed = list(leftover.iter().map(|entry| entry.key));
@@ -91,22 +92,20 @@ fn say(owner: &Owner, pod_uid: &str, wanted: &[&Entry], present: &[&Entry], seen
     if !refused.is_empty() {
         return Said::no("KernelRefused", refused.join("; "));
     }
-    let losers = plan.losers.iter().filter(|loser| loser.uid == pod_uid);
+    let losers = plan.losers.iter().filter(|loser| loser.uid == uid);
     let lost: Vec<_> = losers.map(|loser| loser.reason(disclose_holder)).collect();
     if !lost.is_empty() {
         return Said::no("PortTaken", lost.join("; "));
     }
-    let unserved = plan.unserved.iter().filter(|unserved| unserved.uid == pod_uid);
+    let unserved = plan.unserved.iter().filter(|unserved| unserved.uid == uid);
     let unserved: Vec<_> = unserved.map(|unserved| unserved.problem.as_str()).collect();
     if !unserved.is_empty() {
         return Said::no("NotProgrammed", unserved.join("; "));
     }
     if wanted.is_empty() {
-        return match plan.pods.contains_key(owner) {
+        return match plan.pods.contains_key(owner) && (!is_written || !grants.is_decided(uid)) {
             false => Said::no("Released", format!("{node_name} serves nothing of it")),
-            true if !grants.is_decided(pod_uid) => {
-                Said::no("Waiting", "the controller has not granted it yet")
-            }
+            true if !grants.is_decided(uid) => Said::no("Waiting", "the controller has not granted it yet"),
             true => Said::no("Standby", "another pod of the same holder is served"),
         };
     }
@@ -115,7 +114,11 @@ fn say(owner: &Owner, pod_uid: &str, wanted: &[&Entry], present: &[&Entry], seen
         return Said::no("Failed", failures.join("; "));
     }
     if wanted.iter().all(|entry| entry.target.is_none()) {
-        return Said::no("NoAddress", "the pod has no address yet");
+        return if is_written {
+            Said::no("NoTarget", "there is no ready pod to lead to")
+        } else {
+            Said::no("NoAddress", "the pod has no address yet")
+        };
     }
     Said { is_programmed: true, ..Said::no("Programmed", "") }
 }

@@ -1,6 +1,7 @@
 //! Behaviour of the loop over a kernel in memory: what is fed to the agent, and what the kernel then holds.
 
 mod claims;
+mod written;
 
 use std::future::Future;
 use std::sync::Mutex;

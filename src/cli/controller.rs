@@ -15,6 +15,7 @@ use std::time::SystemTime;
 use anyhow::Context;
 use clap::Args;
 use k8s_openapi::jiff::SignedDuration;
+use kube::Client;
 use tokio::sync::watch;
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +31,7 @@ use crate::cli::policy::PolicyFlags;
 use crate::cli::watching;
 use crate::cli::watching::Kept;
 use crate::cli::watching::Pools;
+use crate::cluster::backends::KnownBackends;
 use crate::cluster::claim_store::ApiClaims;
 use crate::cluster::claim_watch;
 use crate::cluster::client;
@@ -144,7 +146,8 @@ impl ControllerFlags {
             metrics: metrics.clone(),
         };
         tokio::spawn(keeper.run(stop.clone()));
-        let showing = tokio::spawn(Arc::clone(&pinholes).follow(client.clone(), None, || {}));
+        let backends = Arc::<KnownBackends>::default();
+        let showing = tokio::spawn(show(client.clone(), Arc::clone(&pinholes), Arc::clone(&backends)));
         let informers = Informers::new(connection, Arc::clone(&policy), Arc::clone(&index), observer);
         let informers = informers.keeping(Arc::clone(&pods)).with_pinholes();
         let kept =
@@ -156,6 +159,7 @@ impl ControllerFlags {
         let keeper = PinholeKeeper {
             store: PinholeStore::new(client.clone()),
             pinholes,
+            backends,
             pods,
             claims: Arc::clone(&claims),
             claims_known: Arc::clone(&claims_known),
@@ -183,13 +187,21 @@ impl ControllerFlags {
                 return Err(over(ended, "the watches on the cluster, by which is known what is in use,"));
             }
             ended = following => return Err(over(ended, "the watch on PortClaims")),
-            ended = showing => return Err(over(ended, "the watch on Pinholes")),
+            ended = showing => return Err(over(ended, "the watch on Pinholes, or on what is behind them,")),
         }
         keeping.await.context("keeping the Pinholes has failed")?;
         running.await.context("giving the Lease back has failed")?;
         ended.cancel();
         info!("Ended");
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Follows the Pinholes, and what is behind those of users.
+async fn show(client: Client, pinholes: Arc<KnownPinholes>, backends: Arc<KnownBackends>) {
+    tokio::select! {
+        () = pinholes.follow(client.clone(), None, || {}) => {}
+        () = backends.follow(client) => {}
     }
 }
 

@@ -1,4 +1,4 @@
-//! Events on pods: what became of the ports that a pod asks for, for `kubectl describe pod`.
+//! Events on pods and on users' Pinholes: what became of the ports that each asks for, for `kubectl describe`.
 //!
 //! Events are news, not state. They are written beside the work and never in its way: offering one never waits, a few
 //! are written per second, and one that cannot be written is given up after some attempts. The name of a warning is a
@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tracing::debug;
 use tracing::warn;
 
+use crate::api::object::Kind;
 use crate::cluster::trouble::describe;
 use crate::model::holder::ObjectName;
 
@@ -87,10 +88,12 @@ impl Reason {
     }
 }
 
-/// Something to say about a pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Something to say about a pod or a Pinhole.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PodEvent {
-    /// The pod.
+    /// What it is about: a pod, or a Pinhole that a user wrote.
+    pub kind: Kind,
+    /// Its name.
     pub pod: ObjectName,
     /// Its UID.
     pub uid: String,
@@ -204,8 +207,8 @@ fn body(event: &PodEvent, speaker: &Speaker, now: Timestamp) -> Event {
         note: Some(cut(&event.note)),
         reason: Some(event.reason.name().to_owned()),
         regarding: Some(ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Pod".to_owned()),
+            api_version: Some(event.kind.api_version().to_owned()),
+            kind: Some(event.kind.name().to_owned()),
             name: Some(event.pod.name.to_string()),
             namespace: Some(event.pod.namespace.to_string()),
             uid: Some(event.uid.clone()),
@@ -250,7 +253,13 @@ mod tests {
     use super::*;
 
     fn event(reason: Reason, note: &str) -> PodEvent {
-        PodEvent { pod: ObjectName::new("mail", "mx"), uid: "u1".into(), reason, note: note.into() }
+        PodEvent {
+            kind: Kind::Pod,
+            pod: ObjectName::new("mail", "mx"),
+            uid: "u1".into(),
+            reason,
+            note: note.into(),
+        }
     }
 
     fn at(second: i64) -> Timestamp {

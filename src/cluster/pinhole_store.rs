@@ -1,5 +1,7 @@
 //! Pinholes in the API server: server-side apply, each writer with a field manager of its own.
 
+use std::collections::BTreeMap;
+
 use kube::Api;
 use kube::Client;
 use kube::api::DeleteParams;
@@ -53,6 +55,23 @@ impl PinholeStore {
         let params = PatchParams::apply(CONTROLLER).force();
         let applied = self.api(&name).patch(&name.name, &params, &Patch::Apply(pinhole)).await;
         applied.map(drop).map_err(|error| failed("applying", name, &error))
+    }
+
+    /// Sets the controller's labels of the object of this UID; what else it has stays.
+    pub async fn label(
+        &self,
+        name: &ObjectName,
+        uid: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(), PinholeError> {
+        let body = json!({
+            "apiVersion": "pinhole.dev/v1alpha1",
+            "kind": "Pinhole",
+            "metadata": {"name": &*name.name, "uid": uid, "labels": labels},
+        });
+        let params = PatchParams::apply(CONTROLLER).force();
+        let applied = self.api(name).patch(&name.name, &params, &Patch::Apply(body)).await;
+        applied.map(drop).map_err(|error| failed("labelling", name.clone(), &error))
     }
 
     /// Writes the controller's part of a status.

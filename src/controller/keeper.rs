@@ -1,4 +1,5 @@
-//! Keeps a Pinhole for each pod that asks for ports: the object that its owner looks at and that its node's agent reads.
+//! Keeps a Pinhole for each pod that asks for ports, the object that its owner looks at and that its node's agent reads, and
+//! says in those that users write how they stand.
 //!
 //! Like the rest of the controller it starts each turn from what the watches show, and only the leader writes.
 
@@ -21,7 +22,10 @@ use tracing::warn;
 
 use crate::admission::index::Index;
 use crate::admission::policy::Policy;
+use crate::api::object::Kind;
 use crate::cluster::asking_pods::AskingPods;
+use crate::cluster::backends::Backends;
+use crate::cluster::backends::KnownBackends;
 use crate::cluster::claim_store;
 use crate::cluster::claim_watch::Claims;
 use crate::cluster::events::Events;
@@ -35,6 +39,8 @@ use crate::controller::pinholes::Plan;
 use crate::controller::pinholes::Stranger;
 use crate::controller::pinholes::Write;
 use crate::controller::standing::Known;
+use crate::controller::written;
+use crate::controller::written::Trouble;
 use crate::telemetry::metrics::controller::ControllerMetrics;
 use crate::telemetry::startup::Startup;
 
@@ -56,6 +62,8 @@ pub struct PinholeKeeper {
     pub store: PinholeStore,
     /// The Pinholes that the watch has shown.
     pub pinholes: Arc<KnownPinholes>,
+    /// What stands behind the Pinholes that users write.
+    pub backends: Arc<KnownBackends>,
     /// The pods that ask for ports.
     pub pods: Arc<RwLock<AskingPods>>,
     /// The claims that the watch has shown.
@@ -89,31 +97,36 @@ impl PinholeKeeper {
         }
     }
 
-    /// One turn; whether it changed anything. `told` remembers which pods were told that their name is taken.
-    async fn turn(&self, now: Timestamp, told: &mut HashSet<String>) -> bool {
+    /// One turn; whether it changed anything. `told` remembers what was said.
+    async fn turn(&self, now: Timestamp, told: &mut HashSet<PodEvent>) -> bool {
         let is_complete = self.startup.is_complete()
             && self.claims_known.load(Ordering::Acquire)
             && self.pinholes.is_complete();
         if !*self.leading_rx.borrow() || !is_complete {
             return false;
         }
-        let Plan { writes, strangers } = {
+        let (Plan { writes, strangers }, written) = {
             let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
             let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
             let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
             let known = Known { claims: &claims, index: &index, policy: &self.policy };
-            self.pinholes.read(|pinholes| pinholes::plan(&pods, pinholes, &known, now))
+            self.pinholes.read(|pinholes| {
+                let of_users = |backends: &Backends| written::plan(pinholes, backends, &known, now);
+                let written = self.backends.read(written::need(pinholes), of_users);
+                (pinholes::plan(&pods, pinholes, &known, now), written.unwrap_or_default())
+            })
         };
-        let written = AtomicBool::new(false);
-        let writes = stream::iter(writes.into_iter().take(MOST_IN_A_TURN));
-        let writing = writes.for_each_concurrent(WRITES_AT_ONCE, |write| async {
+        let changes = writes.into_iter().chain(written.writes);
+        let has_written = AtomicBool::new(false);
+        let changes = stream::iter(changes.take(MOST_IN_A_TURN));
+        let writing = changes.for_each_concurrent(WRITES_AT_ONCE, |write| async {
             if self.write(write).await {
-                written.store(true, Ordering::Relaxed);
+                has_written.store(true, Ordering::Relaxed);
             }
         });
         writing.await;
-        self.tell(strangers, told);
-        written.into_inner()
+        self.tell(strangers, written.troubles, told);
+        has_written.into_inner()
     }
 
     /// Whether it was written.
@@ -121,6 +134,9 @@ impl PinholeKeeper {
         let (what, result) = match &write {
             Write::Apply(pinhole) => ("PinholeApplied", self.store.apply(pinhole).await),
             Write::Report(pinhole) => ("PinholeReported", self.store.report(pinhole).await),
+            Write::Label { name, uid, labels } => {
+                ("PinholeLabelled", self.store.label(name, uid, labels).await)
+            }
             Write::Delete { name, uid } => ("PinholeDeleted", self.store.delete(name, uid).await),
         };
         match result {
@@ -142,22 +158,32 @@ impl PinholeKeeper {
         }
     }
 
-    fn tell(&self, strangers: Vec<Stranger>, told: &mut HashSet<String>) {
-        let still: HashSet<_> = strangers.iter().map(|stranger| stranger.uid.clone()).collect();
-        told.retain(|uid| still.contains(uid));
-        for Stranger { pod, uid } in strangers {
-            if told.contains(&uid) {
-                continue;
-            }
+    /// Tells what is new. `told` remembers the rest.
+    fn tell(&self, strangers: Vec<Stranger>, troubles: Vec<Trouble>, told: &mut HashSet<PodEvent>) {
+        let strangers = strangers.into_iter().map(|Stranger { pod, uid }| {
             let note = format!(
                 "a Pinhole named {} that somebody else wrote stands in the place of this pod's own, so its ports on fixed \
                  addresses are not served; rename or delete that Pinhole",
                 pod.name
             );
-            info!(pod = %pod, note, "Not served");
-            let event = PodEvent { pod, uid: uid.clone(), reason: Reason::NotProgrammed, note };
-            if self.events.offer(event).is_ok() {
-                told.insert(uid);
+            PodEvent { kind: Kind::Pod, pod, uid, reason: Reason::NotProgrammed, note }
+        });
+        let troubles = troubles.into_iter().map(|Trouble { pinhole, uid, message }| PodEvent {
+            kind: Kind::Pinhole,
+            pod: pinhole,
+            uid,
+            reason: Reason::NotProgrammed,
+            note: message,
+        });
+        let events: HashSet<_> = strangers.chain(troubles).collect();
+        told.retain(|event| events.contains(event));
+        for event in events {
+            if told.contains(&event) {
+                continue;
+            }
+            info!(object = %event.pod, note = event.note, "Not served");
+            if self.events.offer(event.clone()).is_ok() {
+                told.insert(event);
             }
         }
     }

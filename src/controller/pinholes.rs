@@ -5,6 +5,8 @@
 //! - What a pod's predecessor of the same name left is gone before the pod's own is made.
 //! - Nothing is written that is stored already.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::jiff::Timestamp;
 
@@ -54,6 +56,15 @@ pub enum Write {
     Apply(Box<Pinhole>),
     /// What became of it, of the object with this UID.
     Report(Box<Pinhole>),
+    /// Which nodes serve somebody's object, of this UID, in its labels.
+    Label {
+        /// Its name.
+        name: ObjectName,
+        /// Its UID.
+        uid: String,
+        /// All labels of ours.
+        labels: BTreeMap<String, String>,
+    },
     /// It is over.
     Delete {
         /// Its name.
@@ -104,7 +115,7 @@ pub fn plan(pods: &AskingPods, pinholes: &Pinholes, known: &Known<'_>, now: Time
 }
 
 /// Whether the controller wrote it: nobody else may write one for a pod.
-fn is_ours(pinhole: &Pinhole) -> bool {
+pub(super) fn is_ours(pinhole: &Pinhole) -> bool {
     pinhole.spec.target.pod.is_some()
 }
 
@@ -229,19 +240,19 @@ fn status(stored: &Pinhole, pod: &Object, standing: &Standing, now: Timestamp) -
 
 /// What a condition says.
 #[derive(Clone, Debug)]
-struct Said {
-    status: ConditionStatus,
-    reason: String,
-    message: String,
+pub(super) struct Said {
+    pub(super) status: ConditionStatus,
+    pub(super) reason: String,
+    pub(super) message: String,
 }
 
 impl Said {
-    fn new(status: ConditionStatus, reason: &str, message: &str) -> Self {
+    pub(super) fn new(status: ConditionStatus, reason: &str, message: &str) -> Self {
         let message = message.chars().take(LONGEST_MESSAGE).collect();
         Self { status, reason: reason.to_owned(), message }
     }
 
-    fn into_condition(self, type_: &str, generation: Option<i64>, now: Timestamp) -> Condition {
+    pub(super) fn into_condition(self, type_: &str, generation: Option<i64>, now: Timestamp) -> Condition {
         let Self { status, reason, message } = self;
         Condition {
             type_: type_.to_owned(),
@@ -254,7 +265,7 @@ impl Said {
     }
 }
 
-fn accepted(verdict: &Verdict) -> Said {
+pub(super) fn accepted(verdict: &Verdict) -> Said {
     match verdict {
         Verdict::Granted => Said::new(ConditionStatus::True, "Granted", ""),
         Verdict::Waiting(message) => Said::new(ConditionStatus::Unknown, "Waiting", message),
@@ -264,7 +275,7 @@ fn accepted(verdict: &Verdict) -> Said {
 }
 
 /// What the serving node says of the object as it is now.
-fn programmed(nodes: &[NodeReport], node: &str, generation: Option<i64>) -> Said {
+pub(super) fn programmed(nodes: &[NodeReport], node: &str, generation: Option<i64>) -> Said {
     let is_current = |report: &&NodeReport| report.name == node && report.observed_generation == generation;
     match nodes.iter().find(is_current) {
         None => Said::new(
@@ -280,7 +291,7 @@ fn programmed(nodes: &[NodeReport], node: &str, generation: Option<i64>) -> Said
 }
 
 /// `203.0.113.7:25/tcp +1`.
-fn in_short(mappings: &[Mapping]) -> String {
+pub(super) fn in_short(mappings: &[Mapping]) -> String {
     match mappings {
         [] => String::new(),
         [only] => only.to_string(),
@@ -293,7 +304,7 @@ fn leads_to(address: &str, mapping: &Mapping) -> String {
     if address.contains(':') { format!("[{address}]:{ports}") } else { format!("{address}:{ports}") }
 }
 
-fn endpoint((mapping, pool): &(Mapping, Option<String>)) -> Option<Endpoint> {
+pub(super) fn endpoint((mapping, pool): &(Mapping, Option<String>)) -> Option<Endpoint> {
     let Address::Fixed(address) = mapping.address() else { return None };
     let external = mapping.external();
     Some(Endpoint {

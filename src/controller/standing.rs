@@ -1,4 +1,4 @@
-//! How an annotated pod stands: what it asks for, what of that its holder has claimed, and why not the rest. Pure.
+//! How an annotated pod or a user's Pinhole stands: what it asks for, what of that its holder has claimed, and why not the rest. Pure.
 
 use crate::admission;
 use crate::admission::Operation;
@@ -35,7 +35,7 @@ pub struct Known<'a> {
 pub struct Standing {
     /// Who holds its ports.
     pub holder: Holder,
-    /// What it asks for, as far as that can be read; never empty.
+    /// What it asks for, as far as that can be read.
     pub wanted: Vec<Mapping>,
     /// What of that has a fixed address and is claimed, and the pool that granted it.
     pub granted: Vec<(Mapping, Option<String>)>,
@@ -56,7 +56,7 @@ pub enum Verdict {
     Taken(String),
 }
 
-/// How a pod stands; `None` for one that asks for nothing that could be read, has ended, or cannot be judged yet.
+/// How a pod or Pinhole stands; `None` for one that asks for nothing that could be read, has ended, or cannot be judged yet.
 pub fn stand(pod: &Object, known: &Known<'_>) -> Option<Standing> {
     let Known { claims, index, policy } = *known;
     let namespace = pod.metadata.namespace.as_str();
@@ -72,7 +72,9 @@ pub fn stand(pod: &Object, known: &Known<'_>) -> Option<Standing> {
         old_object: None,
     };
     let decision = admission::decide(&request, &World { policy, index });
-    if decision.mappings.is_empty() {
+    // What is wrong with an annotation of which nothing can be read, its pod's node says; of a Pinhole nobody else does.
+    let is_unreadable = pod.pinhole.is_some() && !decision.is_granted();
+    if decision.mappings.is_empty() && !is_unreadable {
         return None;
     }
     let itself = ObjectKey::of(pod, namespace)?;

@@ -51,13 +51,13 @@ async fn left_without_claims(pod: Object) -> Kernel {
 }
 
 impl Bench {
-    fn granted(&self, pinholes: Pinholes) {
+    pub(super) fn granted(&self, pinholes: Pinholes) {
         self.granting.as_ref().unwrap().0.replace(pinholes);
         self.pods.wake();
     }
 
     /// What the agent says that the Pinholes do not say yet.
-    fn said(&self) -> String {
+    pub(super) fn said(&self) -> String {
         let reports = self.granting.as_ref().unwrap().1.take();
         let said = reports.into_iter().map(|report| {
             let report = report.report;
@@ -69,7 +69,7 @@ impl Bench {
         said.collect::<Vec<_>>().join("; ")
     }
 
-    async fn until_said(&self, expected: &str) {
+    pub(super) async fn until_said(&self, expected: &str) {
         let said = Mutex::new(String::new());
         self.until(expected, |bench| {
             let mut last = said.lock().unwrap();

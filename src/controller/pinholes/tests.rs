@@ -89,6 +89,7 @@ impl Scene {
 
     fn store(&mut self, write: Write) -> String {
         match write {
+            Write::Label { .. } => unreachable!("nothing of a pod's is labelled alone"),
             Write::Apply(mut pinhole) => {
                 let name = ObjectName::new("mail", pinhole.metadata.name.clone().unwrap());
                 let (uid, generation, status) = if let Some(known) = self.pinholes.remove(&name) {

@@ -1,0 +1,124 @@
+//! The Pinholes that users write, as a node serves them: what each asks for, and the pod that its status leads it to.
+//!
+//! The status is the controller's, and nobody else can write it. All the same it is looked at twice: packets are led to pods'
+//! addresses only, as far as the networks of pods are known, and what the spec does not ask for any more is closed at once, whatever the status still grants.
+
+use std::net::IpAddr;
+
+use crate::admission::pinhole;
+use crate::agent::desired::Pod;
+use crate::agent::grants::granted;
+use crate::agent::grants::key;
+use crate::api::crd::pinhole::Pinhole;
+use crate::api::crd::pinhole::TargetReport;
+use crate::model::address::ExternalAddress;
+use crate::model::holder::Holder;
+use crate::model::holder::ObjectName;
+use crate::model::mapping::Address;
+use crate::model::mapping::Mapping;
+use crate::model::port::Port;
+use crate::ruleset::Ruleset;
+use crate::ruleset::election::Candidate;
+use crate::ruleset::node::NodeFacts;
+use crate::ruleset::owner::Owner;
+
+/// A Pinhole that a user wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The Pinhole, as rules name it.
+    pub itself: Pod,
+    /// The pods behind it that are known.
+    pub targets: Vec<Pod>,
+    created: String,
+    is_terminating: bool,
+    /// What it asks for, each with the port behind the first external one, where the controller has said which.
+    forwards: Vec<(Mapping, Option<Port>)>,
+    /// The addresses of the active pod; `None` while the controller has not said anything.
+    active: Option<Vec<IpAddr>>,
+}
+
+impl Written {
+    /// What a Pinhole says; `None` for one of a pod.
+    pub fn of(name: &ObjectName, stored: &Pinhole) -> Option<Self> {
+        if stored.spec.target.pod.is_some() {
+            return None;
+        }
+        let metadata = &stored.metadata;
+        let status = stored.status.clone().unwrap_or_default();
+        let (forwards, _) = pinhole::forwards(&stored.spec);
+        let behind = |mapping: &Mapping| {
+            let key = key(mapping)?;
+            let endpoint = status.endpoints.iter().find(|endpoint| granted(endpoint) == Some(key))?;
+            Port::new(endpoint.target_port)
+        };
+        let forwards = forwards.into_iter().map(|forward| {
+            let mapping = forward.located.mapping;
+            let behind = behind(&mapping);
+            (mapping, behind)
+        });
+        let pod = |target: &TargetReport| Pod {
+            name: ObjectName::new(name.namespace.clone(), target.pod.as_str()),
+            uid: target.pod_uid.clone(),
+            ips: target.addresses.iter().filter_map(|text| text.parse().ok()).collect(),
+        };
+        let active = status.targets.iter().find(|target| target.active && !stored.spec.suspended).map(pod);
+        let is_said = !status.conditions.is_empty();
+        Some(Self {
+            itself: Pod {
+                name: name.clone(),
+                uid: metadata.uid.clone().unwrap_or_default(),
+                ips: Vec::new(),
+            },
+            targets: status.targets.iter().map(pod).collect(),
+            created: metadata.creation_timestamp.as_ref().map(|time| time.0.to_string()).unwrap_or_default(),
+            is_terminating: metadata.deletion_timestamp.is_some(),
+            forwards: forwards.collect(),
+            active: is_said.then(|| active.map(|pod| pod.ips).unwrap_or_default()),
+        })
+    }
+
+    /// What it wants of this node; `Err` says why it is led nowhere.
+    pub fn candidate(&self, node: &NodeFacts, programmed: &Ruleset) -> Result<Candidate, String> {
+        let owner = Owner::new(&self.itself.name, &self.itself.uid);
+        let present = programmed.entries().filter(|entry| entry.owner == owner);
+        // What is programmed stays until the controller has said something.
+        let ips = self
+            .active
+            .clone()
+            .unwrap_or_else(|| present.filter_map(|entry| entry.target.map(|target| target.ip)).collect());
+        if let Some(ip) = ips.iter().find(|ip| !is_of_a_pod(**ip, node)) {
+            return Err(format!(
+                "{ip} is in none of the networks of pods that this node's agent knows, so nothing is led there; name those of \
+                 all pods in --cluster-cidr"
+            ));
+        }
+        let here = self.forwards.iter().filter(|(mapping, _)| match mapping.address() {
+            Address::Fixed(address) => node.may_serve(address.ip()),
+            Address::Node => true,
+        });
+        let mapping = |(mapping, behind): &(Mapping, Option<Port>)| {
+            let programmed = || Some(programmed.entry(&key(mapping)?)?.target?.first);
+            let Some(first) = behind.or_else(programmed) else { return Some(mapping.clone()) };
+            let led = Mapping::new(mapping.address(), mapping.protocol(), mapping.external(), first)?;
+            Some(led.with_allowed_sources(mapping.allowed_sources().to_vec()))
+        };
+        Ok(Candidate {
+            pod: self.itself.name.clone(),
+            uid: self.itself.uid.clone(),
+            holder: Holder::new("Pinhole", self.itself.name.clone()),
+            created: self.created.clone(),
+            ready: true,
+            terminating: self.is_terminating,
+            mappings: here.filter_map(mapping).collect(),
+            ips,
+        })
+    }
+}
+
+/// Whether an address can be a pod's. Where the operator has named no network beside this node's, one of another node's pods may
+/// have any that is not the host's own or its link's.
+fn is_of_a_pod(ip: IpAddr, node: &NodeFacts) -> bool {
+    let mut networks = node.pod_cidrs.iter().chain(&node.cluster_cidrs);
+    let is_open = || node.cluster_cidrs.is_empty() && ExternalAddress::new(ip).is_ok();
+    node.pods.contains(&ip) || networks.any(|network| network.contains(&ip)) || is_open()
+}

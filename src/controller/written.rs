@@ -1,0 +1,269 @@
+//! The Pinholes that users write: what is to be written into each, from what is known. Pure, so that a test can ask it anything.
+//!
+//! # Guarantees
+//! - Of the object only the labels of its serving nodes and its status are ours; what the user wrote stays as it is.
+//! - Its status grants what the Pinhole itself has claimed, by the same judgement as an annotated pod's.
+//! - Nothing is written that is stored already.
+
+pub mod target;
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use k8s_openapi::jiff::Timestamp;
+
+use crate::admission::pinhole;
+use crate::admission::pinhole::Forward;
+use crate::api::crd::condition::ConditionStatus;
+use crate::api::crd::pinhole::Endpoint;
+use crate::api::crd::pinhole::Pinhole;
+use crate::api::crd::pinhole::PinholeSpec;
+use crate::api::crd::pinhole::PinholeStatus;
+use crate::api::crd::pinhole::TargetPort;
+use crate::api::keys;
+use crate::api::object::Object;
+use crate::cluster::backends::Backends;
+use crate::cluster::backends::Need;
+use crate::cluster::pinhole_watch::Pinholes;
+use crate::controller::pinholes::Said;
+use crate::controller::pinholes::Write;
+use crate::controller::pinholes::accepted;
+use crate::controller::pinholes::endpoint;
+use crate::controller::pinholes::in_short;
+use crate::controller::pinholes::is_ours;
+use crate::controller::pinholes::programmed;
+use crate::controller::standing;
+use crate::controller::standing::Known;
+use crate::controller::standing::Standing;
+use crate::controller::standing::Verdict;
+use crate::controller::written::target::Problem;
+use crate::controller::written::target::Resolved;
+use crate::controller::written::target::Slices;
+use crate::model::holder::ObjectName;
+use crate::model::mapping::Address;
+
+/// What is to be written, and said.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// The writes, in the order of the objects' names.
+    pub writes: Vec<Write>,
+    /// What is wrong with some.
+    pub troubles: Vec<Trouble>,
+}
+
+/// Why a Pinhole is not served, as far as no agent says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// The Pinhole.
+    pub pinhole: ObjectName,
+    /// Its UID.
+    pub uid: String,
+    /// Why.
+    pub message: String,
+}
+
+/// What has to be known to plan for these.
+pub fn need(pinholes: &Pinholes) -> Need {
+    let mut need = Need::default();
+    for pinhole in pinholes.values() {
+        need.services |= pinhole.spec.target.service.is_some();
+        need.pods |= pinhole.spec.target.pod_selector.is_some();
+    }
+    need
+}
+
+/// What is to be written now.
+pub fn plan(pinholes: &Pinholes, backends: &Backends, known: &Known<'_>, now: Timestamp) -> Plan {
+    let slices = target::by_service(backends);
+    let mut plan = Plan::default();
+    for (name, stored) in pinholes {
+        if is_ours(stored) || stored.metadata.deletion_timestamp.is_some() {
+            continue;
+        }
+        let Some(standing) = standing::stand(&Object::of_pinhole(stored), known) else { continue };
+        let scene = Scene { stored, standing: &standing, backends, slices: &slices };
+        let serving = scene.serving();
+        let labels: BTreeMap<_, _> =
+            serving.nodes.iter().map(|node| (keys::node_label(node), String::new())).collect();
+        if labels != node_labels(stored) {
+            let uid = stored.metadata.uid.clone().unwrap_or_default();
+            plan.writes.push(Write::Label { name: name.clone(), uid, labels });
+            continue;
+        }
+        let (status, trouble) = scene.status(name, &serving, now);
+        plan.troubles.extend(trouble.map(|message| Trouble {
+            pinhole: name.clone(),
+            uid: stored.metadata.uid.clone().unwrap_or_default(),
+            message,
+        }));
+        if stored.status.as_ref() != Some(&status) {
+            let mut written = Pinhole::new(&name.name, PinholeSpec::default());
+            written.metadata.namespace = Some(name.namespace.to_string());
+            written.metadata.uid.clone_from(&stored.metadata.uid);
+            // What nodes say is theirs to write.
+            written.status = Some(PinholeStatus { nodes: Vec::new(), ..status });
+            plan.writes.push(Write::Report(Box::new(written)));
+        }
+    }
+    plan
+}
+
+fn node_labels(pinhole: &Pinhole) -> BTreeMap<String, String> {
+    let labels = pinhole.metadata.labels.clone().unwrap_or_default();
+    labels.into_iter().filter(|(label, _)| label.starts_with(keys::NODE_LABEL_PREFIX)).collect()
+}
+
+/// Who serves a Pinhole.
+#[derive(Debug, Default)]
+struct Serving {
+    /// The nodes that have an address of it.
+    nodes: BTreeSet<String>,
+    /// The addresses that no node has.
+    missing: BTreeSet<IpAddr>,
+}
+
+/// One Pinhole and what is known about it.
+struct Scene<'a> {
+    stored: &'a Pinhole,
+    standing: &'a Standing,
+    backends: &'a Backends,
+    slices: &'a Slices<'a>,
+}
+
+impl Scene<'_> {
+    /// Nobody serves what was refused; what waits for its claim goes on being served where it is.
+    fn serving(&self) -> Serving {
+        let wanted = match self.standing.verdict {
+            Verdict::Granted | Verdict::Waiting(_) => self.standing.wanted.iter().collect(),
+            Verdict::Refused(_) | Verdict::Taken(_) => {
+                self.standing.granted.iter().map(|(mapping, _)| mapping).collect::<Vec<_>>()
+            }
+        };
+        let mut serving = Serving::default();
+        for mapping in wanted {
+            let Address::Fixed(address) = mapping.address() else { continue };
+            let ip = address.ip();
+            let nodes = self.backends.nodes.iter().filter(|(_, addresses)| addresses.contains(&ip));
+            let nodes: Vec<_> = nodes.map(|(node, _)| node.name.to_string()).collect();
+            if nodes.is_empty() {
+                serving.missing.insert(ip);
+            }
+            serving.nodes.extend(nodes);
+        }
+        serving
+    }
+
+    /// The status, and what is to be told of it.
+    fn status(
+        &self,
+        name: &ObjectName,
+        serving: &Serving,
+        now: Timestamp,
+    ) -> (PinholeStatus, Option<String>) {
+        let Self { stored, standing, backends, slices } = *self;
+        let spec = &stored.spec;
+        let generation = stored.metadata.generation;
+        let known = stored.status.clone().unwrap_or_default();
+        let active = known.targets.iter().find(|target| target.active).map(|target| target.pod_uid.as_str());
+        let resolved = target::resolve(spec, &name.namespace, (backends, slices), active, &serving.nodes);
+        let accepted = accepted(&standing.verdict);
+        let own = match &standing.verdict {
+            Verdict::Granted => self.trouble(&resolved, serving),
+            _ => Some(Said { status: ConditionStatus::False, ..accepted.clone() }),
+        };
+        let is_trouble = own.as_ref().filter(|_| !matches!(standing.verdict, Verdict::Waiting(_)));
+        let trouble = is_trouble.filter(|said| said.reason != SUSPENDED).map(|said| said.message.clone());
+        let programmed = own.unwrap_or_else(|| {
+            let mut said = serving.nodes.iter().map(|node| programmed(&known.nodes, node, generation));
+            let fallback = Said::new(ConditionStatus::True, "Programmed", "");
+            said.find(|said| said.status != ConditionStatus::True).unwrap_or(fallback)
+        });
+        let mut conditions = known.conditions;
+        for (type_, said) in [("Accepted", accepted), ("Programmed", programmed)] {
+            said.into_condition(type_, generation, now).set(&mut conditions);
+        }
+        let status = PinholeStatus {
+            observed_generation: generation,
+            external: in_short(&standing.wanted),
+            target: leads_to(spec),
+            node: serving.nodes.iter().cloned().collect::<Vec<_>>().join(","),
+            holder: format!("{} {}", standing.holder.kind, standing.holder.object.name),
+            endpoints: self.endpoints(&resolved),
+            targets: resolved.targets,
+            nodes: known.nodes,
+            conditions,
+        };
+        (status, trouble)
+    }
+
+    /// What keeps a granted Pinhole from being served, before any node is asked.
+    fn trouble(&self, resolved: &Resolved, serving: &Serving) -> Option<Said> {
+        let no = |reason: &str, message: &str| Some(Said::new(ConditionStatus::False, reason, message));
+        if self.stored.spec.suspended {
+            return no(
+                SUSPENDED,
+                "spec.suspended is true: the ports stay claimed and nothing is let through",
+            );
+        }
+        if let Some(Problem { reason, message }) = &resolved.problem {
+            return no(reason, message);
+        }
+        let missing: Vec<_> = serving.missing.iter().map(ToString::to_string).collect();
+        if missing.is_empty() {
+            return None;
+        }
+        let missing = missing.join(", ");
+        let message = format!(
+            "no node has {missing}, by what NatNodes say; it is served as soon as one has it on an interface of its own"
+        );
+        no("NoNode", &message)
+    }
+
+    /// What was granted, each with its port at the active pod. A port that its Service does not have leads nowhere and is left
+    /// out; without any pod all are there, and nodes keep them closed.
+    fn endpoints(&self, resolved: &Resolved) -> Vec<Endpoint> {
+        let spec = &self.stored.spec;
+        let (forwards, _) = pinhole::forwards(spec);
+        let has_target = resolved.targets.first().is_some_and(|target| target.active);
+        let of = |granted: &(_, Option<String>)| {
+            let (mapping, _) = granted;
+            let is_it = |forward: &&Forward| forward.located.mapping == *mapping;
+            let position = forwards.iter().find(is_it)?.port;
+            let endpoint = endpoint(granted)?;
+            let target_port = match resolved.ports.get(&position) {
+                Some(port) => *port,
+                None if has_target => return None,
+                None => endpoint.target_port,
+            };
+            let name = spec.ports.get(position).and_then(|port| port.name.clone());
+            Some(Endpoint { name, target_port, ..endpoint })
+        };
+        self.standing.granted.iter().filter_map(of).collect()
+    }
+}
+
+const SUSPENDED: &str = "Suspended";
+
+/// `Service web:https`, `app=web:8080`.
+fn leads_to(spec: &PinholeSpec) -> String {
+    let port = spec.ports.first().and_then(|port| match &port.target_port {
+        Some(TargetPort::Name(name)) => Some(name.clone()),
+        Some(TargetPort::Number(number)) => Some(number.to_string()),
+        None => port.port.map(|port| port.to_string()),
+    });
+    let port = port.map_or_else(String::new, |port| format!(":{port}"));
+    match (&spec.target.service, &spec.target.pod_selector) {
+        (Some(service), _) => format!("Service {service}{port}"),
+        (None, Some(selector)) => {
+            let labels: Vec<_> =
+                selector.match_labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            let labels = if labels.is_empty() { "Pods".to_owned() } else { labels.join(",") };
+            format!("{labels}{port}")
+        }
+        (None, None) => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

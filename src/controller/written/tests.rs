@@ -1,0 +1,374 @@
+//! What is written into users' Pinholes for claims, Services, pods and nodes that a test says there are.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+use serde_json::json;
+
+use super::*;
+use crate::admission::index::Index;
+use crate::admission::policy::Policy;
+use crate::allocation::claim::Claim;
+use crate::allocation::claim::StoredClaim;
+use crate::allocation::claim::Version;
+use crate::allocation::key::ClaimKey;
+use crate::api::crd::pinhole::NodeReport;
+use crate::cluster::backends::Backend;
+use crate::cluster::backends::Fitness;
+use crate::cluster::backends::LabelledPod;
+use crate::cluster::backends::NamedPort;
+use crate::cluster::backends::Slice;
+use crate::cluster::claim_watch::Claims;
+use crate::model::holder::Holder;
+use crate::model::port::Protocol;
+
+struct Scene {
+    pinholes: Pinholes,
+    backends: Backends,
+    claims: Claims,
+    index: Index,
+    policy: Policy,
+}
+
+fn named(namespace: &str, name: &str) -> ObjectName {
+    ObjectName::new(namespace, name)
+}
+
+fn port(name: &str, number: u16) -> NamedPort {
+    NamedPort { name: name.to_owned(), protocol: Protocol::Tcp, number }
+}
+
+fn backend(pod: &str, address: &str, node: &str, fitness: Fitness) -> Backend {
+    Backend {
+        pod: pod.to_owned(),
+        uid: format!("uid-{pod}"),
+        addresses: vec![address.parse().unwrap()],
+        node: Some(node.to_owned()),
+        fitness,
+    }
+}
+
+/// The Pinhole web of namespace shop, whose port is claimed and whose address node-1 has; `changes` is merged into its spec.
+#[expect(clippy::needless_pass_by_value, reason = "literal JSON at every call")]
+fn scene(changes: Value) -> Scene {
+    let mut spec = json!({"target": {"service": "web"}, "addresses": ["203.0.113.7"],
+        "ports": [{"port": 443, "targetPort": "https"}]});
+    json_patch::merge(&mut spec, &changes);
+    let object = json!({"apiVersion": "pinhole.dev/v1alpha1", "kind": "Pinhole", "spec": spec,
+        "metadata": {"name": "web", "namespace": "shop", "uid": "pinhole-1", "generation": 1}});
+    let mut backends = Backends::default();
+    backends.services.insert(named("shop", "web"), vec![port("https", 443), port("http", 80)]);
+    backends.nodes.insert(named("", "node-1"), vec!["203.0.113.7".parse().unwrap()]);
+    backends.nodes.insert(named("", "node-2"), vec!["203.0.113.8".parse().unwrap()]);
+    let mut scene = Scene {
+        pinholes: [(named("shop", "web"), serde_json::from_value(object).unwrap())].into(),
+        backends,
+        claims: Claims::new(),
+        index: Index::new(Arc::new(Policy::default())),
+        policy: Policy::default(),
+    };
+    scene.claimed("v4-203-0-113-7-tcp-443", "Pinhole", "web");
+    scene
+}
+
+impl Scene {
+    fn claimed(&mut self, name: &str, kind: &str, by: &str) {
+        let key: ClaimKey = name.parse().unwrap();
+        let claim = Claim::reserve(key, Holder::new(kind, named("shop", by)), Timestamp::UNIX_EPOCH);
+        let version = Version { key, uid: "1".into(), revision: 1 };
+        self.claims.insert(key, StoredClaim { claim, version });
+    }
+
+    /// The slice of the Service web with these pods.
+    fn behind(&mut self, ports: Vec<NamedPort>, backends: Vec<Backend>) {
+        let slice = Slice { service: named("shop", "web"), ports, backends };
+        self.backends.slices.insert(named("shop", "web-x"), slice);
+    }
+
+    fn stored(&mut self) -> &mut Pinhole {
+        self.pinholes.get_mut(&named("shop", "web")).unwrap()
+    }
+
+    /// Takes turns until nothing is left to write, as an API server would store it; says what the Pinhole shows then.
+    fn shown(&mut self) -> String {
+        for _ in 0..5 {
+            let plan = self.plan();
+            if plan.writes.is_empty() {
+                return self.columns();
+            }
+            for write in plan.writes {
+                self.store(write);
+            }
+        }
+        panic!("it never comes to rest: {:?}", self.plan());
+    }
+
+    fn plan(&self) -> Plan {
+        let known = Known { claims: &self.claims, index: &self.index, policy: &self.policy };
+        plan(&self.pinholes, &self.backends, &known, Timestamp::UNIX_EPOCH)
+    }
+
+    fn store(&mut self, write: Write) {
+        let stored = self.stored();
+        match write {
+            Write::Label { uid, labels, .. } => {
+                assert_eq!(Some(uid), stored.metadata.uid);
+                stored.metadata.labels = Some(labels);
+            }
+            Write::Report(written) => {
+                assert_eq!(written.metadata.uid, stored.metadata.uid);
+                let nodes = stored.status.take().unwrap_or_default().nodes;
+                stored.status = written.status.map(|status| PinholeStatus { nodes, ..status });
+            }
+            other => panic!("a user's object is not to be written: {other:?}"),
+        }
+    }
+
+    fn columns(&mut self) -> String {
+        let status = self.stored().status.clone().unwrap();
+        let condition = |type_: &str| {
+            let found = status.conditions.iter().find(|condition| condition.type_ == type_).unwrap();
+            format!("{type_}={:?} {}", found.status, found.reason)
+        };
+        let endpoints = status.endpoints.iter().map(|found| format!("{}->{}", found.port, found.target_port));
+        let active = status.targets.iter().find(|target| target.active).map(|target| target.pod.clone());
+        format!(
+            "{} | {} | {} | {} | {} | {} | {} {}",
+            status.external,
+            status.target,
+            status.node,
+            status.holder,
+            endpoints.collect::<Vec<_>>().join(","),
+            active.unwrap_or_default(),
+            condition("Accepted"),
+            condition("Programmed"),
+        )
+    }
+
+    /// Node-1 says that it is programmed.
+    fn reported(&mut self) {
+        let report = NodeReport {
+            name: "node-1".into(),
+            programmed: true,
+            reason: "Programmed".into(),
+            message: String::new(),
+            observed_generation: Some(1),
+        };
+        self.stored().status.as_mut().unwrap().nodes = vec![report];
+    }
+
+    fn message(&mut self, type_: &str) -> String {
+        let status = self.stored().status.clone().unwrap();
+        status.conditions.iter().find(|condition| condition.type_ == type_).unwrap().message.clone()
+    }
+}
+
+#[test]
+fn a_granted_pinhole_leads_to_a_ready_pod_of_its_service_and_says_so_once_its_node_does() {
+    let mut scene = scene(json!({}));
+    let ready = backend("web-1", "10.244.1.9", "node-1", Fitness::Ready);
+    scene.behind(vec![port("https", 8443), port("http", 8080)], vec![ready]);
+    assert_eq!(
+        scene.shown(),
+        "203.0.113.7:443/tcp | Service web:https | node-1 | Pinhole web | 443->8443 | web-1 | Accepted=True Granted \
+         Programmed=Unknown Waiting"
+    );
+    assert_eq!(
+        scene.stored().metadata.labels.clone().unwrap().into_keys().collect::<Vec<_>>(),
+        ["node.pinhole.dev/node-1"]
+    );
+    scene.reported();
+    assert!(scene.shown().ends_with("Programmed=True Programmed"), "{}", scene.columns());
+    scene.stored().metadata.generation = Some(2);
+    assert!(
+        scene.shown().ends_with("Programmed=Unknown Waiting"),
+        "a report on an older generation says nothing"
+    );
+}
+
+#[test]
+fn what_keeps_a_pinhole_from_being_served_is_named_and_told() {
+    type Change = fn(&mut Scene);
+    let ready = || vec![backend("web-1", "10.244.1.9", "node-1", Fitness::Ready)];
+    let https = || vec![port("https", 8443)];
+    let cases: [(&str, Value, Change, &str, &str); 7] = [
+        (
+            "no Service",
+            json!({"target": {"service": "shop"}}),
+            |_| (),
+            "NoService",
+            "there is no Service shop, so connections",
+        ),
+        (
+            "no such port",
+            json!({"ports": [{"port": 443, "targetPort": 9000}]}),
+            |_| (),
+            "NoSuchPort",
+            "Service web has no port 9000/tcp, it has 443/tcp (https), 80/tcp (http); name one of them in targetPort",
+        ),
+        (
+            "no pods",
+            json!({}),
+            |scene| scene.backends.slices.clear(),
+            "NoTarget",
+            "there are no pods behind Service web",
+        ),
+        (
+            "no ready pod",
+            json!({}),
+            |scene| {
+                let unready = backend("web-1", "10.244.1.9", "node-1", Fitness::Unready);
+                scene.behind(vec![port("https", 8443)], vec![unready]);
+            },
+            "NoTarget",
+            "none of 1 pods behind Service web is ready",
+        ),
+        (
+            "no node",
+            json!({}),
+            |scene| scene.backends.nodes.clear(),
+            "NoNode",
+            "no node has 203.0.113.7, by what NatNodes say",
+        ),
+        (
+            "another's port",
+            json!({}),
+            |scene| scene.claimed("v4-203-0-113-7-tcp-443", "Pod", "mx"),
+            "PortTaken",
+            "spec.ports[0].port: 203.0.113.7:443/tcp: is claimed by Pod shop/mx",
+        ),
+        (
+            "a refused port",
+            json!({"ports": [{"port": 22}]}),
+            |_| (),
+            "Refused",
+            "spec.ports[0].port: 203.0.113.7:22/tcp: is restricted",
+        ),
+    ];
+    for (name, changes, change, reason, message) in cases {
+        let mut scene = scene(changes);
+        scene.behind(https(), ready());
+        change(&mut scene);
+        let shown = scene.shown();
+        assert!(shown.ends_with(&format!("Programmed=False {reason}")), "{name}: {shown}");
+        let said = scene.message("Programmed");
+        assert!(said.contains(message), "{name}: {said}");
+        assert_eq!(
+            scene.plan().troubles.first().map(|trouble| trouble.message.clone()),
+            Some(said),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn what_is_suspended_or_waits_is_no_trouble_and_keeps_its_nodes() {
+    let mut suspended = scene(json!({"suspended": true}));
+    assert!(
+        suspended.shown().ends_with("Accepted=True Granted Programmed=False Suspended"),
+        "{}",
+        suspended.columns()
+    );
+    let mut waiting = scene(json!({}));
+    waiting.claims.clear();
+    let shown = waiting.shown();
+    assert!(
+        shown.contains("| node-1 |") && shown.ends_with("Accepted=Unknown Waiting Programmed=False Waiting"),
+        "{shown}"
+    );
+    for scene in [&suspended, &waiting] {
+        assert_eq!(scene.plan().troubles, []);
+    }
+}
+
+#[test]
+fn the_active_pod_stays_while_it_is_as_fit_as_any_and_is_near_where_there_is_a_choice() {
+    let mut scene = scene(json!({}));
+    let pods = |fitness: [Fitness; 3]| {
+        let [a, b, c] = fitness;
+        vec![
+            backend("a", "10.244.2.1", "node-2", a),
+            backend("b", "10.244.1.1", "node-1", b),
+            backend("c", "10.244.1.2", "node-1", c),
+        ]
+    };
+    let steps = [
+        ("the near one of two", [Fitness::Ready, Fitness::Ready, Fitness::Unready], "b"),
+        ("it leaves and another is ready", [Fitness::Unready, Fitness::Leaving, Fitness::Ready], "c"),
+        ("nothing moves without need", [Fitness::Ready, Fitness::Ready, Fitness::Ready], "c"),
+        ("the only ready one", [Fitness::Ready, Fitness::Unready, Fitness::Unready], "a"),
+        ("none is ready: it stays", [Fitness::Unready; 3], "a"),
+    ];
+    for (name, fitness, expected) in steps {
+        scene.behind(vec![port("https", 8443)], pods(fitness));
+        let shown = scene.shown();
+        assert!(shown.contains(&format!("| {expected} |")), "{name}: {shown}");
+        assert_eq!(scene.stored().status.clone().unwrap().targets.len(), 3, "{name}");
+    }
+}
+
+#[test]
+fn r_smartnat_13_pods_in_two_slices_are_all_behind_the_service_and_one_in_both_is_one() {
+    let mut scene = scene(json!({"addresses": ["203.0.113.7", "2001:db8::7"]}));
+    scene.claimed("v6-20010db8000000000000000000000007-tcp-443", "Pinhole", "web");
+    scene.behind(vec![port("https", 8443)], vec![backend("web-1", "10.244.1.9", "node-1", Fitness::Ready)]);
+    let six = Slice {
+        service: named("shop", "web"),
+        ports: vec![port("https", 8443)],
+        backends: vec![
+            backend("web-1", "fd00::9", "node-1", Fitness::Ready),
+            backend("web-2", "fd00::a", "node-2", Fitness::Ready),
+        ],
+    };
+    scene.backends.slices.insert(named("shop", "web-y"), six);
+    let shown = scene.shown();
+    assert!(shown.contains("443->8443,443->8443 | web-1 |"), "{shown}");
+    let targets = scene.stored().status.clone().unwrap().targets;
+    assert_eq!(targets[0].addresses, ["10.244.1.9", "fd00::9"]);
+    assert_eq!(targets.len(), 2);
+}
+
+#[test]
+fn pods_are_found_by_their_labels_in_the_pinhole_s_own_namespace() {
+    let selector = json!({"target": {"service": null, "podSelector": {"matchLabels": {"app": "mx"}}},
+        "ports": [{"port": 443, "targetPort": 8443}]});
+    let mut scene = scene(selector);
+    let mut add = |namespace: &str, name: &str, app: &str| {
+        let pod = LabelledPod {
+            labels: [("app".to_owned(), app.to_owned())].into(),
+            backend: backend(name, "10.244.1.9", "node-1", Fitness::Ready),
+        };
+        scene.backends.pods.insert(named(namespace, name), pod);
+    };
+    add("mail", "a-foreign", "mx");
+    add("shop", "a-other", "web");
+    add("shop", "mx-0", "mx");
+    let shown = scene.shown();
+    assert!(shown.contains("| app=mx:8443 | node-1 | Pinhole web | 443->8443 | mx-0 |"), "{shown}");
+    assert_eq!(need(&scene.pinholes), Need { services: false, pods: true });
+}
+
+#[test]
+fn r_smartnat_9_a_service_that_is_made_anew_is_led_to_again() {
+    let mut scene = scene(json!({}));
+    scene.behind(vec![port("https", 8443)], vec![backend("web-1", "10.244.1.9", "node-1", Fitness::Ready)]);
+    assert!(scene.shown().contains("| web-1 |"));
+    scene.backends.services.clear();
+    scene.backends.slices.clear();
+    assert!(scene.shown().ends_with("Programmed=False NoService"));
+    scene.backends.services.insert(named("shop", "web"), vec![port("https", 8443)]);
+    scene.behind(vec![port("https", 9443)], vec![backend("web-2", "10.244.1.10", "node-1", Fitness::Ready)]);
+    assert!(scene.shown().contains("443->9443 | web-2 |"), "{}", scene.columns());
+}
+
+#[test]
+fn the_controller_s_own_and_those_on_their_way_out_are_left_alone() {
+    let mut theirs = scene(json!({"target": {"service": null, "pod": "mx"}}));
+    assert_eq!(theirs.plan(), Plan::default());
+    assert_eq!(need(&theirs.pinholes), Need::default());
+    theirs.pinholes.clear();
+    let mut leaving = scene(json!({}));
+    leaving.stored().metadata.deletion_timestamp =
+        serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+    assert_eq!(leaving.plan(), Plan::default());
+}
