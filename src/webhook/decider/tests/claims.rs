@@ -91,6 +91,12 @@ async fn a_pinhole_claims_like_a_pod_and_without_claims_nothing_is_said_of_one()
     }
     let without = setting(&[]).decider;
     assert_eq!(without.decide(&create(&pinhole("smtp")), false).await.unwrap(), Decision::default());
+    let mut misplaced = pinhole("misplaced");
+    misplaced.metadata.annotations = [("pinhole.dev/expose".to_owned(), "25".to_owned())].into();
+    for decider in [without, one] {
+        let said = decider.decide(&create(&misplaced), true).await.unwrap().violations[0].to_string();
+        assert!(said.contains("is not read here: a Pinhole names its ports in spec.ports"), "{said}");
+    }
 }
 
 #[tokio::test]
