@@ -244,12 +244,13 @@ impl<D: Dataplane> Agent<D> {
         let planned = self.parts.masquerading.settle(plan.ruleset.clone(), &observed.ruleset);
         let (mut wanted, withheld) = self.parts.brake.hold(&observed.ruleset, planned, now);
         let hopeless = if is_fresh { Vec::new() } else { self.take_hopeless_out(&mut wanted) };
-        let mut applied = self.parts.dataplane.apply(&wanted, &observed).await;
+        let differences = if is_fresh { diff(&observed.ruleset, &wanted).len() } else { 0 };
+        let mut applied = self.parts.dataplane.apply(&wanted, observed).await;
         // At once: what others change from here on is noticed.
         self.watch_from(&applied).await;
         applied.refused.extend(hopeless);
         if is_fresh {
-            self.count_repairs(&observed, &wanted, &applied);
+            self.count_repairs(differences, &wanted, &applied);
             self.situation.blockers = self.parts.dataplane.conditions(&wanted).await;
             self.parts.reporter.report_conditions(self.situation.blockers.clone());
         }
@@ -423,12 +424,12 @@ impl<D: Dataplane> Agent<D> {
     }
 
     /// What was put right although nothing that we know of had changed: somebody else had touched it.
-    fn count_repairs(&mut self, observed: &Observed, wanted: &Ruleset, applied: &Applied) {
+    fn count_repairs(&mut self, differences: usize, wanted: &Ruleset, applied: &Applied) {
         let by = self.drift.take().map_or_else(Vec::new, |drift| drift.by).join(", ");
         if self.wanted.as_ref() != Some(wanted) || applied.transactions.is_empty() {
             return;
         }
-        let repairs = diff(&observed.ruleset, wanted).len().max(1);
+        let repairs = differences.max(1);
         self.parts.metrics.repairs.inc_by(u64::try_from(repairs).unwrap_or(u64::MAX));
         let by = if by.is_empty() { "unknown" } else { &by };
         warn!(

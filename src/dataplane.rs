@@ -16,6 +16,7 @@ pub(crate) mod isolation;
 pub mod links;
 pub mod nftables;
 pub mod probe;
+pub(crate) mod progress;
 pub mod routing;
 pub mod seen_flows;
 pub mod settings;
@@ -59,10 +60,10 @@ pub trait Dataplane {
 
     /// Brings the kernel from `observed` to `desired`.
     ///
-    /// `observed` may be the one that the last `apply` returned, which saves a reading; drift since then is repaired
-    /// by the next apply after a `read`. One family's failure does not keep the other from being programmed: both
-    /// outcomes are told.
-    fn apply(&self, desired: &Ruleset, observed: &Observed) -> impl Future<Output = Applied> + Send;
+    /// `observed` may be the one that the last `apply` returned, which saves a reading, and then the work grows with
+    /// what changes; drift since then is repaired by the next apply after a `read`. One family's failure does not keep
+    /// the other from being programmed: both outcomes are told.
+    fn apply(&self, desired: &Ruleset, observed: Observed) -> impl Future<Output = Applied> + Send;
 
     /// What keeps programmed entries from working, as far as the node shows it. It starts programs: call it when the
     /// kernel was read, not for every change.
@@ -239,7 +240,7 @@ impl Dataplane for Backend {
         }
     }
 
-    async fn apply(&self, desired: &Ruleset, observed: &Observed) -> Applied {
+    async fn apply(&self, desired: &Ruleset, observed: Observed) -> Applied {
         match self {
             Self::Nftables(backend) => backend.apply(desired, observed).await,
             Self::Iptables(backend) => backend.apply(desired, observed).await,

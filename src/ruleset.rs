@@ -90,7 +90,28 @@ impl Ruleset {
 
     /// The same node, which serves nobody.
     pub fn without_entries(&self) -> Self {
-        Self { entries: BTreeMap::new(), egress: BTreeMap::new(), ..self.clone() }
+        let Self { pod_cidrs, cluster_cidrs, families, masquerade, entries: _, egress: _ } = self;
+        Self {
+            entries: BTreeMap::new(),
+            egress: BTreeMap::new(),
+            pod_cidrs: pod_cidrs.clone(),
+            cluster_cidrs: cluster_cidrs.clone(),
+            families: families.clone(),
+            masquerade: masquerade.clone(),
+        }
+    }
+
+    /// Takes over what `other` says of one family besides whom it serves.
+    pub fn set_networks(&mut self, family: Family, other: &Self) {
+        let replace = |nets: &mut BTreeSet<IpNet>, with: &BTreeSet<IpNet>| {
+            let is_meant = |net: &&IpNet| Family::of(net.addr()) == family;
+            nets.retain(|net| !is_meant(&net));
+            nets.extend(with.iter().filter(is_meant));
+        };
+        replace(&mut self.pod_cidrs, &other.pod_cidrs);
+        replace(&mut self.cluster_cidrs, &other.cluster_cidrs);
+        self.masquerade = self.masquerade.with(family, &other.masquerade);
+        self.families.insert(family);
     }
 
     /// The entries, ordered by key.
@@ -111,6 +132,13 @@ impl Ruleset {
     /// The entry with exactly this key.
     pub fn entry(&self, key: &Key) -> Option<&Entry> {
         self.entries.get(key)
+    }
+
+    /// The entries of one external address, ordered by key.
+    pub fn entries_at(&self, external: IpAddr) -> impl Iterator<Item = &Entry> {
+        let lowest = Key { external, protocol: Protocol::Tcp, ports: PortRange::single(Port::MIN) };
+        let entries = self.entries.range(lowest..).map(|(_, entry)| entry);
+        entries.take_while(move |entry| entry.key.external == external)
     }
 
     /// An entry that holds some of these ports.

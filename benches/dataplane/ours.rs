@@ -122,7 +122,7 @@ impl Measured {
         let costs = lab.on_node(async || {
             let observed = backend.read().await.unwrap();
             let start = Start::now();
-            let applied = backend.apply(&wanted, &observed).await;
+            let applied = backend.apply(&wanted, observed).await;
             let cost = start.cost();
             assert_eq!(applied.observed.ruleset, wanted);
             cost
@@ -140,10 +140,10 @@ impl Measured {
         let states = [ruleset(&before), ruleset(&after)];
         lab.on_node(async || {
             let mut observed = backend.read().await.unwrap();
-            observed = backend.apply(&states[0], &observed).await.observed;
+            observed = backend.apply(&states[0], observed).await.observed;
             for turn in 0..CHANGES {
                 let start = Start::now();
-                let applied = backend.apply(&states[(turn + 1) % 2], &observed).await;
+                let applied = backend.apply(&states[(turn + 1) % 2], observed).await;
                 self.change.add(start.cost());
                 assert_eq!(applied.transactions.len(), 1);
                 observed = applied.observed;

@@ -64,14 +64,14 @@ impl Dataplane for Kernel {
         Ok(Observed { ruleset: self.ruleset.lock().unwrap().clone(), ..Observed::default() })
     }
 
-    async fn apply(&self, desired: &Ruleset, observed: &Observed) -> Applied {
+    async fn apply(&self, desired: &Ruleset, observed: Observed) -> Applied {
         self.applies.fetch_add(1, Ordering::SeqCst);
         let delay = u64::try_from(self.delay_ms.load(Ordering::SeqCst)).unwrap();
         tokio::time::sleep(Duration::from_millis(delay)).await;
         if self.fails.load(Ordering::SeqCst) {
             let error = DataplaneError::NoIptables("iptables is being upgraded".into());
             let failures = vec![Failure { family: Family::V4, error }];
-            return Applied { observed: observed.clone(), failures, ..Applied::default() };
+            return Applied { observed, failures, ..Applied::default() };
         }
         let mut ruleset = self.ruleset.lock().unwrap();
         let mut taken = desired.clone();

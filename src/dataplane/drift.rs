@@ -23,8 +23,10 @@ use crate::dataplane::drift::legacy::Size;
 use crate::dataplane::iptables::names::Names;
 use crate::dataplane::iptables::table::TableName;
 use crate::dataplane::nftables::Nftables;
+use crate::dataplane::nftables::layout::layout;
 use crate::dataplane::nftables::netlink::Listener;
 use crate::dataplane::nftables::netlink::Socket;
+use crate::dataplane::nftables::plan::State;
 use crate::dataplane::nftables::plan::Table;
 use crate::dataplane::nftables::read::digest_of_chain;
 use crate::dataplane::routing;
@@ -126,7 +128,11 @@ impl Watcher {
         let found = nftables.tables().await.map_err(io::Error::other)?;
         let nothing = Table::default();
         let differs = |(family, table): (&Family, &Table)| {
-            !table.serves_like(observed.nftables.get(family).unwrap_or(&nothing))
+            let known = observed.nftables.get(family).unwrap_or(&nothing);
+            if known.elements.is_none() && known.state == State::Intact {
+                return !table.holds(&layout(&observed.ruleset, *family));
+            }
+            !table.serves_like(known)
         };
         Ok(found.iter().any(differs))
     }

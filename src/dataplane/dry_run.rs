@@ -13,19 +13,20 @@ use crate::dataplane::DataplaneError;
 use crate::dataplane::Observed;
 use crate::dataplane::Transaction;
 use crate::dataplane::condition::Condition;
-use crate::dataplane::iptables::decode::decode;
 use crate::dataplane::iptables::layout::layout;
 use crate::dataplane::iptables::memory;
 use crate::dataplane::iptables::names::Names;
 use crate::dataplane::iptables::plan::plan;
-use crate::dataplane::nftables;
-use crate::dataplane::nftables::layout::layout as nftables_layout;
-use crate::dataplane::nftables::plan::plan as nftables_plan;
+use crate::dataplane::iptables::table::Tables;
+use crate::dataplane::nftables::plan::State::Intact;
+use crate::dataplane::nftables::plan::Table;
+use crate::dataplane::nftables::plan_changes;
 use crate::dataplane::nftables::skeleton::Skeleton;
+use crate::dataplane::progress::Progress;
 use crate::dataplane::settings::Settings;
 use crate::model::address::Family;
 use crate::ruleset::Ruleset;
-use crate::ruleset::diff::diff;
+use crate::ruleset::diff::diff_of;
 
 /// What is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,24 +56,6 @@ impl DryRun {
     }
 }
 
-impl DryRun {
-    fn remember(&self, family: Family, input: &str, desired: &Ruleset, observed: &mut Observed) {
-        match self.dialect {
-            Dialect::Nftables => {
-                let table = observed.nftables.entry(family).or_default();
-                if let Some(plan) = nftables_plan(table, &nftables_layout(desired, family)) {
-                    plan.make(table);
-                }
-            }
-            Dialect::Iptables => {
-                let tables = observed.tables.entry(family).or_default();
-                // What plan() writes for these tables, these tables take; a property test holds that.
-                let _ = memory::restore(tables, input, Names(&self.settings.prefix));
-            }
-        }
-    }
-}
-
 impl fmt::Debug for DryRun {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DryRun").field("settings", &self.settings).finish_non_exhaustive()
@@ -84,23 +67,30 @@ impl Dataplane for DryRun {
         Ok(self.state.lock().unwrap_or_else(PoisonError::into_inner).observed.clone())
     }
 
-    async fn apply(&self, desired: &Ruleset, observed: &Observed) -> Applied {
+    async fn apply(&self, desired: &Ruleset, observed: Observed) -> Applied {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut applied = Applied { observed: observed.clone(), ..Applied::default() };
-        for transaction in transactions(desired, observed, &self.settings, self.dialect) {
+        let planned = transactions(desired, &observed, &self.settings, self.dialect);
+        let mut applied = Applied { observed, ..Applied::default() };
+        for transaction in planned {
             let Transaction { family, input, .. } = &transaction;
             // Nobody can be told that nobody listens.
             let _ = writeln!(state.out, "# {}\n{input}", command_line(self.dialect, *family));
-            self.remember(*family, input, desired, &mut applied.observed);
+            if self.dialect == Dialect::Iptables {
+                let tables = applied.observed.tables.entry(*family).or_default();
+                // What plan() writes for these tables, these tables take; a property test holds that.
+                let _ = memory::restore(tables, input, Names(&self.settings.prefix));
+            }
             applied.transactions.push(transaction);
         }
-        let (ruleset, counters) = match self.dialect {
-            Dialect::Nftables => nftables::decode(&applied.observed.nftables),
-            Dialect::Iptables => decode(&applied.observed.tables, Names(&self.settings.prefix)),
-        };
-        applied.changes = diff(&observed.ruleset, &ruleset);
-        applied.observed.ruleset = ruleset;
-        applied.observed.counters = counters;
+        for family in families(desired, &applied.observed) {
+            if self.dialect == Dialect::Nftables {
+                applied.observed.nftables.insert(family, Table { state: Intact, elements: None });
+            }
+            let mut progress = Progress::new(family, &mut applied);
+            let changes = progress.changes_to(desired);
+            progress.reached(desired, changes);
+            progress.finish();
+        }
         state.observed = applied.observed.clone();
         applied
     }
@@ -126,23 +116,28 @@ pub fn transactions(
     settings: &Settings,
     dialect: Dialect,
 ) -> Vec<Transaction> {
-    let families: BTreeSet<Family> = desired.families().union(observed.ruleset.families()).copied().collect();
     let transaction = |family: Family| match dialect {
         Dialect::Nftables => {
             let skeleton = Skeleton::new(family, settings);
-            let table = observed.nftables.get(&family).cloned().unwrap_or_default();
-            let plan = nftables_plan(&table, &nftables_layout(desired, family))?;
+            let (table, served) = (observed.nftables.get(&family), &observed.ruleset);
+            let changes = diff_of(family, served, desired);
+            let plan = plan_changes(table.unwrap_or(&Table::default()), served, desired, &changes, family)?;
             let chains = if plan.rebuilds { skeleton.chains.len() } else { 0 };
             let (input, elements) = (plan.text(&skeleton), plan.steps.len());
             Some(Transaction { family, input, chains, elements })
         }
         Dialect::Iptables => {
-            let tables = observed.tables.get(&family).cloned().unwrap_or_default();
-            let plan = plan(&tables, &layout(desired, family, settings), Names(&settings.prefix))?;
+            let (nothing, wanted) = (Tables::default(), layout(desired, family, settings));
+            let tables = observed.tables.get(&family).unwrap_or(&nothing);
+            let plan = plan(tables, &wanted, Names(&settings.prefix))?;
             Some(Transaction { family, input: plan.text, chains: plan.chains, elements: 0 })
         }
     };
-    families.into_iter().filter_map(transaction).collect()
+    families(desired, observed).into_iter().filter_map(transaction).collect()
+}
+
+fn families(desired: &Ruleset, observed: &Observed) -> BTreeSet<Family> {
+    desired.families().union(observed.ruleset.families()).copied().collect()
 }
 
 #[cfg(test)]
@@ -173,7 +168,7 @@ mod tests {
         let page = Page::default();
         let backend = DryRun::new(Settings::default(), Dialect::Iptables, Box::new(page.clone()));
         let web = ruleset(&[endpoint("80/tcp", "web", &["10.244.1.9"])], &v4_node());
-        let applied = backend.apply(&web, &Observed::default()).await;
+        let applied = backend.apply(&web, Observed::default()).await;
         let changes: Vec<_> = applied.changes.iter().map(ToString::to_string).collect();
         assert_eq!(
             changes,
@@ -189,7 +184,7 @@ mod tests {
 
         let observed = backend.read().await.unwrap();
         assert_eq!(observed.ruleset, web);
-        assert!(backend.apply(&web, &observed).await.transactions.is_empty());
+        assert!(backend.apply(&web, observed).await.transactions.is_empty());
         assert_eq!(page.0.lock().unwrap().len(), printed.len(), "nothing more to print");
     }
 }

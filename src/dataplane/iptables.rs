@@ -43,13 +43,13 @@ use crate::dataplane::isolation;
 use crate::dataplane::nftables;
 use crate::dataplane::nftables::Nftables;
 use crate::dataplane::nftables::plan::Table;
+use crate::dataplane::progress::Progress;
 use crate::dataplane::routing;
 use crate::dataplane::settings::Firewall;
 use crate::dataplane::settings::Flavor;
 use crate::dataplane::settings::Settings;
 use crate::model::address::Family;
 use crate::ruleset::Ruleset;
-use crate::ruleset::diff::diff;
 use crate::ruleset::entry::Key;
 
 /// How often jumps are put right in one apply when somebody else edits the same chains meanwhile.
@@ -107,14 +107,19 @@ impl Iptables {
         desired: &Ruleset,
         applied: &mut Applied,
     ) -> Result<(), DataplaneError> {
-        let tables = match applied.observed.tables.get(&family) {
-            Some(tables) => tables.clone(),
+        let tables = match applied.observed.tables.remove(&family) {
+            Some(tables) => tables,
             None => save(&self.settings, self.flavor, family).await?,
         };
-        let mut work = Work::new(&self.settings, self.flavor, family, tables);
-        let outcome = isolation::bring(&mut work, desired, &mut applied.refused).await;
+        let work = Work::new(&self.settings, self.flavor, family, tables);
+        let mut way = Way { work, progress: Progress::new(family, applied) };
+        let mut refused = Vec::new();
+        let outcome = isolation::bring(&mut way, desired, &mut refused).await;
+        let Way { work, progress } = way;
+        progress.finish();
+        applied.refused.append(&mut refused);
         applied.observed.tables.insert(family, work.tables);
-        applied.transactions.append(&mut work.transactions);
+        applied.transactions.extend(work.transactions);
         outcome
     }
 }
@@ -143,11 +148,12 @@ impl Dataplane for Iptables {
         Ok(Observed { ruleset, counters, tables, nftables, beside })
     }
 
-    async fn apply(&self, desired: &Ruleset, observed: &Observed) -> Applied {
-        let mut applied = Applied { observed: observed.clone(), ..Applied::default() };
+    async fn apply(&self, desired: &Ruleset, observed: Observed) -> Applied {
+        let mut applied = Applied { observed, ..Applied::default() };
         for family in Family::ALL {
             // A family that the node does not have is left alone, unless something of ours is there to be emptied.
-            if !desired.families().contains(&family) && !observed.ruleset.families().contains(&family) {
+            let served = applied.observed.ruleset.families();
+            if !desired.families().contains(&family) && !served.contains(&family) {
                 continue;
             }
             let mut outcome = self.apply_family(family, desired, &mut applied).await;
@@ -161,14 +167,6 @@ impl Dataplane for Iptables {
                 applied.failures.push(Failure { family, error });
             }
         }
-        // Chains are shared, so this is quick when nothing was done.
-        if applied.observed.tables == observed.tables {
-            return applied;
-        }
-        let (ruleset, counters) = decode(&applied.observed.tables, self.names());
-        applied.changes = diff(&observed.ruleset, &ruleset);
-        applied.observed.ruleset = ruleset;
-        applied.observed.counters = counters;
         applied
     }
 
@@ -178,6 +176,52 @@ impl Dataplane for Iptables {
 }
 
 /// One family on its way to its wanted state.
+struct Way<'s, 'p> {
+    work: Work<'s>,
+    progress: Progress<'p>,
+}
+
+impl Way<'_, '_> {
+    fn look(&mut self) {
+        let Work { settings, family, ref tables, .. } = self.work;
+        let (ruleset, counters) =
+            decode(&BTreeMap::from([(family, tables.clone())]), Names(&settings.prefix));
+        self.progress.found(&ruleset, counters);
+    }
+}
+
+impl isolation::Work for Way<'_, '_> {
+    fn family(&self) -> Family {
+        self.work.family
+    }
+
+    fn present(&self) -> &Ruleset {
+        self.progress.served()
+    }
+
+    async fn reread(&mut self) -> Result<(), DataplaneError> {
+        let Work { settings, flavor, family, .. } = self.work;
+        self.work.tables = save(settings, flavor, family).await?;
+        self.look();
+        Ok(())
+    }
+
+    async fn bring_to(&mut self, desired: &Ruleset) -> Result<(), DataplaneError> {
+        let changes = self.progress.changes_to(desired);
+        let Work { settings, family, .. } = self.work;
+        if self.work.lay_out(&layout(desired, family, settings)).await? {
+            self.progress.reached(desired, changes);
+            let names = Names(&settings.prefix);
+            let counted = decode::counted(&self.work.tables, names, &self.work.counted);
+            self.progress.applied.observed.counters.extend(counted);
+        } else {
+            self.look();
+        }
+        Ok(())
+    }
+}
+
+/// The tables of one family, and what is done to them.
 pub(crate) struct Work<'a> {
     settings: &'a Settings,
     flavor: Flavor,
@@ -186,41 +230,25 @@ pub(crate) struct Work<'a> {
     pub(crate) tables: Tables,
     /// What was done.
     pub(crate) transactions: Vec<Transaction>,
-}
-
-impl isolation::Work for Work<'_> {
-    fn family(&self) -> Family {
-        self.family
-    }
-
-    fn present(&self) -> Ruleset {
-        let here = BTreeMap::from([(self.family, self.tables.clone())]);
-        decode(&here, Names(&self.settings.prefix)).0
-    }
-
-    async fn reread(&mut self) -> Result<(), DataplaneError> {
-        self.tables = save(self.settings, self.flavor, self.family).await?;
-        Ok(())
-    }
-
-    async fn bring_to(&mut self, desired: &Ruleset) -> Result<(), DataplaneError> {
-        self.lay_out(&layout(desired, self.family, self.settings)).await
-    }
+    /// Chains whose counters were read on the way.
+    counted: Vec<String>,
 }
 
 impl<'a> Work<'a> {
     pub(crate) const fn new(settings: &'a Settings, flavor: Flavor, family: Family, tables: Tables) -> Self {
-        Self { settings, flavor, family, tables, transactions: Vec::new() }
+        Self { settings, flavor, family, tables, transactions: Vec::new(), counted: Vec::new() }
     }
 
-    /// Makes one transaction, if anything is to be done, and more only when jumps came out wrong.
-    pub(crate) async fn lay_out(&mut self, wanted: &Layout) -> Result<(), DataplaneError> {
+    /// Makes one transaction, if anything is to be done, and more only when jumps came out wrong; false when they still
+    /// do.
+    pub(crate) async fn lay_out(&mut self, wanted: &Layout) -> Result<bool, DataplaneError> {
         let Self { settings, flavor, family, .. } = *self;
         let names = Names(&settings.prefix);
         for _ in 0..JUMP_ATTEMPTS {
-            let Some(mut next) = plan(&self.tables, wanted, names) else { break };
+            let Some(mut next) = plan(&self.tables, wanted, names) else { return Ok(true) };
             if !next.rewritten.is_empty() {
                 self.refresh_counters(&next).await?;
+                self.counted.append(&mut next.rewritten);
                 next = plan(&self.tables, wanted, names).unwrap_or(next);
             }
             restore(settings, flavor, family, &next.text).await?;
@@ -229,11 +257,11 @@ impl<'a> Work<'a> {
             let Plan { text: input, chains, .. } = next;
             self.transactions.push(Transaction { family, input, chains, elements: 0 });
             if known {
-                break;
+                return Ok(true);
             }
             self.tables = save(settings, flavor, family).await?;
         }
-        Ok(())
+        Ok(plan(&self.tables, wanted, names).is_none())
     }
 
     async fn refresh_counters(&mut self, plan: &Plan) -> Result<(), DataplaneError> {

@@ -9,7 +9,7 @@ use crate::model::address::Family;
 use crate::ruleset::Ruleset;
 use crate::ruleset::diff::Change;
 use crate::ruleset::diff::change;
-use crate::ruleset::diff::diff;
+use crate::ruleset::diff::diff_of;
 
 /// How many transactions may be spent on finding the entries that the kernel refuses.
 const ATTEMPTS: usize = 128;
@@ -19,8 +19,8 @@ pub(crate) trait Work {
     /// The family.
     fn family(&self) -> Family;
 
-    /// What it serves now.
-    fn present(&self) -> Ruleset;
+    /// What the node serves now, in this family and maybe others.
+    fn present(&self) -> &Ruleset;
 
     /// Reads it from the kernel.
     fn reread(&mut self) -> impl Future<Output = Result<(), DataplaneError>> + Send;
@@ -55,14 +55,13 @@ async fn isolate(
 ) -> Result<(), DataplaneError> {
     let family = work.family();
     let mut good = desired.without_entries();
-    for present in diff(&good, &work.present()) {
+    for present in diff_of(family, &good, work.present()) {
         // Read from one kernel, entries do not overlap.
         let _ = change(&mut good, &present);
     }
     // Without this, it is not an entry that is refused.
     work.bring_to(&good).await?;
-    let changes = diff(&good, desired).into_iter().filter(|change| family_of(change) == family);
-    let mut sets: Vec<Vec<Change>> = vec![changes.collect()];
+    let mut sets: Vec<Vec<Change>> = vec![diff_of(family, &good, desired)];
     let (mut attempts, mut progress, mut whole, mut stuck) = (0, false, None, None);
     while let Some(mut set) = sets.pop() {
         let mut candidate = good.clone();
@@ -100,13 +99,4 @@ async fn isolate(
         return Err(error);
     }
     Ok(())
-}
-
-const fn family_of(change: &Change) -> Family {
-    match change {
-        Change::Removed(entry) | Change::Added(entry) | Change::Replaced { after: entry, .. } => {
-            entry.key.family()
-        }
-        Change::Egress { pod, .. } => Family::of(*pod),
-    }
 }

@@ -43,6 +43,7 @@ use crate::dataplane::iptables::layout::shim;
 use crate::dataplane::isolation;
 use crate::dataplane::nftables::element::Collection;
 use crate::dataplane::nftables::element::Elements;
+use crate::dataplane::nftables::layout::affected;
 use crate::dataplane::nftables::layout::impossible;
 use crate::dataplane::nftables::layout::layout;
 use crate::dataplane::nftables::message::CREATE;
@@ -55,13 +56,14 @@ use crate::dataplane::nftables::plan::Table;
 use crate::dataplane::nftables::plan::plan;
 use crate::dataplane::nftables::read::Reading;
 use crate::dataplane::nftables::skeleton::Skeleton;
+use crate::dataplane::progress::Progress;
 use crate::dataplane::routing;
 use crate::dataplane::settings::Firewall;
 use crate::dataplane::settings::Flavor;
 use crate::dataplane::settings::Settings;
 use crate::model::address::Family;
 use crate::ruleset::Ruleset;
-use crate::ruleset::diff::diff;
+use crate::ruleset::diff::Change;
 use crate::ruleset::entry::Key;
 
 const NEW_ELEMENT: u16 = 12;
@@ -182,15 +184,21 @@ impl Nftables {
         desired: &Ruleset,
         applied: &mut Applied,
     ) -> Result<(), DataplaneError> {
-        let table = match applied.observed.nftables.get(&family) {
-            Some(table) => table.clone(),
+        let table = match applied.observed.nftables.remove(&family) {
+            Some(table) => table,
             None => self.read_family(family).await?,
         };
-        let skeleton = Skeleton::new(family, &self.settings);
-        let mut work = Work { backend: self, skeleton, table, transactions: Vec::new() };
-        let outcome = isolation::bring(&mut work, desired, &mut applied.refused).await;
-        applied.observed.nftables.insert(family, work.table);
-        applied.transactions.append(&mut work.transactions);
+        let (skeleton, progress) = (Skeleton::new(family, &self.settings), Progress::new(family, applied));
+        let mut work = Work { backend: self, skeleton, table, progress };
+        let mut refused = Vec::new();
+        let outcome = isolation::bring(&mut work, desired, &mut refused).await;
+        let Work { table, progress, .. } = work;
+        progress.finish();
+        applied.refused.append(&mut refused);
+        // What a failure left is to be read before anything is built on it.
+        if outcome.is_ok() {
+            applied.observed.nftables.insert(family, table);
+        }
         outcome
     }
 
@@ -209,12 +217,13 @@ impl Nftables {
     }
 }
 
-/// What tables serve, and how often each entry was used. What a damaged table still does, nobody knows.
+/// What tables serve that were read, and how often each entry was used. What a damaged table still does, nobody knows.
 pub(crate) fn decode(tables: &BTreeMap<Family, Table>) -> (Ruleset, BTreeMap<Key, Counters>) {
     let nothing = Elements::new();
     let there = tables.iter().filter(|(_, table)| table.state != State::Missing);
     layout::decode(there.map(|(family, table)| {
-        (*family, if table.state == State::Intact { &table.elements } else { &nothing })
+        let elements = table.elements.as_ref().filter(|_| table.state == State::Intact);
+        (*family, elements.unwrap_or(&nothing))
     }))
 }
 
@@ -227,9 +236,9 @@ impl Dataplane for Nftables {
         Ok(Observed { ruleset, counters, nftables, beside, ..Observed::default() })
     }
 
-    async fn apply(&self, desired: &Ruleset, observed: &Observed) -> Applied {
-        let mut applied = Applied { observed: observed.clone(), ..Applied::default() };
-        if observed.nftables.is_empty() {
+    async fn apply(&self, desired: &Ruleset, observed: Observed) -> Applied {
+        let mut applied = Applied { observed, ..Applied::default() };
+        if applied.observed.nftables.is_empty() {
             match iptables::beside(&self.settings, &Flavor::ALL).await {
                 Ok(beside) => applied.observed.beside = beside,
                 Err(error) => {
@@ -248,7 +257,8 @@ impl Dataplane for Nftables {
         }
         for family in Family::ALL {
             // A family that the node does not have is left alone, unless something of ours is there to be emptied.
-            if !desired.families().contains(&family) && !observed.ruleset.families().contains(&family) {
+            let served = applied.observed.ruleset.families();
+            if !desired.families().contains(&family) && !served.contains(&family) {
                 continue;
             }
             let mut outcome = self.apply_family(family, &possible, &mut applied).await;
@@ -262,19 +272,28 @@ impl Dataplane for Nftables {
                 applied.failures.push(Failure { family, error });
             }
         }
-        if applied.observed.nftables == observed.nftables {
-            return applied;
-        }
-        let (ruleset, counters) = decode(&applied.observed.nftables);
-        applied.changes = diff(&observed.ruleset, &ruleset);
-        applied.observed.ruleset = ruleset;
-        applied.observed.counters = counters;
         applied
     }
 
     async fn conditions(&self, desired: &Ruleset) -> Vec<Condition> {
         blockers::conditions(&self.settings, Firewall::Nftables, desired).await
     }
+}
+
+/// How to get from `served` to `desired`, which differ by these changes; of a table that holds exactly what is served, only
+/// what changes is looked at.
+pub(crate) fn plan_changes(
+    table: &Table,
+    served: &Ruleset,
+    desired: &Ruleset,
+    changes: &[Change],
+    family: Family,
+) -> Option<Plan> {
+    if table.elements.is_some() || table.state != State::Intact {
+        return plan(table, &layout(desired, family));
+    }
+    let (before, after) = affected(served, desired, changes);
+    plan(&Table::made(layout(&before, family)), &layout(&after, family))
 }
 
 /// Whether netlink can change elements of the collection. A network of these is two elements, and they rarely change.
@@ -287,7 +306,7 @@ struct Work<'a> {
     backend: &'a Nftables,
     skeleton: Skeleton,
     table: Table,
-    transactions: Vec<Transaction>,
+    progress: Progress<'a>,
 }
 
 impl isolation::Work for Work<'_> {
@@ -295,26 +314,32 @@ impl isolation::Work for Work<'_> {
         self.skeleton.family
     }
 
-    fn present(&self) -> Ruleset {
-        let here = BTreeMap::from([(self.skeleton.family, self.table.clone())]);
-        decode(&here).0
+    fn present(&self) -> &Ruleset {
+        self.progress.served()
     }
 
     async fn reread(&mut self) -> Result<(), DataplaneError> {
-        self.table = self.backend.read_family(self.skeleton.family).await?;
+        let family = self.skeleton.family;
+        self.table = self.backend.read_family(family).await?;
+        let (ruleset, counters) = decode(&BTreeMap::from([(family, self.table.clone())]));
+        self.progress.found(&ruleset, counters);
         Ok(())
     }
 
     async fn bring_to(&mut self, desired: &Ruleset) -> Result<(), DataplaneError> {
-        let wanted = layout(desired, self.skeleton.family);
-        let Some(plan) = plan(&self.table, &wanted) else { return Ok(()) };
-        drop(wanted);
-        let is_new = self.table.state == State::Missing;
-        if is_new && AT_ONCE < plan.steps.len() && !self.backend.by_program {
-            self.fill(plan).await
-        } else {
-            self.make(plan).await
+        let changes = self.progress.changes_to(desired);
+        let served = self.progress.served();
+        if let Some(plan) = plan_changes(&self.table, served, desired, &changes, self.skeleton.family) {
+            let is_new = self.table.state == State::Missing;
+            if is_new && AT_ONCE < plan.steps.len() && !self.backend.by_program {
+                self.fill(plan).await?;
+            } else {
+                self.make(plan).await?;
+            }
         }
+        self.table = Table { state: State::Intact, elements: None };
+        self.progress.reached(desired, changes);
+        Ok(())
     }
 }
 
@@ -342,8 +367,8 @@ impl Work<'_> {
         }
         let (elements, rebuilds) = (plan.steps.len(), plan.rebuilds);
         let chains = if rebuilds { self.skeleton.chains.len() } else { 0 };
-        self.transactions.push(Transaction { family: self.skeleton.family, input, chains, elements });
-        plan.make(&mut self.table);
+        let transaction = Transaction { family: self.skeleton.family, input, chains, elements };
+        self.progress.applied.transactions.push(transaction);
         if rebuilds { self.learn().await } else { Ok(()) }
     }
 
@@ -370,7 +395,7 @@ impl Work<'_> {
     }
 
     /// Looks at the table that was just made, to know its rules again.
-    async fn learn(&mut self) -> Result<(), DataplaneError> {
+    async fn learn(&self) -> Result<(), DataplaneError> {
         let skeleton = self.skeleton.clone();
         let reading = self.backend.blocking(move |shared| {
             shared.rules.remove(&skeleton.family);
@@ -378,10 +403,7 @@ impl Work<'_> {
         });
         let table = reading.await.map_err(DataplaneError::Netlink)?;
         match table.state {
-            State::Intact => {
-                self.table = table;
-                Ok(())
-            }
+            State::Intact => Ok(()),
             State::Missing => Err(self.not_as_made("it is gone")),
             State::Damaged(difference) => Err(self.not_as_made(&difference)),
         }

@@ -1,8 +1,10 @@
 //! What changes between two rulesets, entry by entry: for logs, events, metrics, the brake and conntrack.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::net::IpAddr;
 
+use crate::model::address::Family;
 use crate::ruleset::Ruleset;
 use crate::ruleset::Taken;
 use crate::ruleset::entry::Egress;
@@ -53,26 +55,63 @@ impl fmt::Display for Change {
 
 /// What leads from `before` to `after`: removals first, so that the changes can be made in order.
 pub fn diff(before: &Ruleset, after: &Ruleset) -> Vec<Change> {
-    let removed = before.entries().filter(|old| after.entry(&old.key).is_none());
-    let replaced = before.entries().filter_map(|old| {
-        let new = after.entry(&old.key).filter(|new| *new != old)?;
-        Some(Change::Replaced { before: old.clone(), after: new.clone() })
-    });
-    let added = after.entries().filter(|new| before.entry(&new.key).is_none());
-    let egress_gone = before.egress().filter(|old| after.egress_of(&old.pod).is_none());
-    let egress_set = after.egress().filter(|new| before.egress_of(&new.pod) != Some(*new));
-    removed
-        .cloned()
-        .map(Change::Removed)
-        .chain(replaced)
-        .chain(added.cloned().map(Change::Added))
-        .chain(egress_gone.map(|old| Change::Egress { pod: old.pod, before: Some(old.clone()), after: None }))
-        .chain(egress_set.map(|new| Change::Egress {
-            pod: new.pod,
-            before: before.egress_of(&new.pod).cloned(),
-            after: Some(new.clone()),
-        }))
-        .collect()
+    between((before.entries(), after.entries()), (before.egress(), after.egress()))
+}
+
+/// The same, of one family only.
+pub fn diff_of(family: Family, before: &Ruleset, after: &Ruleset) -> Vec<Change> {
+    let is_meant = |entry: &&Entry| entry.key.family() == family;
+    let leaves = |egress: &&Egress| Family::of(egress.pod) == family;
+    between(
+        (before.entries().filter(is_meant), after.entries().filter(is_meant)),
+        (before.egress().filter(leaves), after.egress().filter(leaves)),
+    )
+}
+
+fn between<'a>(
+    entries: (impl Iterator<Item = &'a Entry>, impl Iterator<Item = &'a Entry>),
+    egress: (impl Iterator<Item = &'a Egress>, impl Iterator<Item = &'a Egress>),
+) -> Vec<Change> {
+    let (mut changes, mut replaced, mut added, mut set) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for pair in side_by_side(entries.0, entries.1, |entry| entry.key) {
+        match pair {
+            (Some(old), Some(new)) if old != new => {
+                replaced.push(Change::Replaced { before: old.clone(), after: new.clone() });
+            }
+            (Some(old), None) => changes.push(Change::Removed(old.clone())),
+            (None, Some(new)) => added.push(Change::Added(new.clone())),
+            _ => {}
+        }
+    }
+    changes.append(&mut replaced);
+    changes.append(&mut added);
+    for (old, new) in side_by_side(egress.0, egress.1, |egress| egress.pod) {
+        let (Some(Egress { pod, .. }), true) = (new.or(old), old != new) else { continue };
+        let change = Change::Egress { pod: *pod, before: old.cloned(), after: new.cloned() };
+        if new.is_some() { set.push(change) } else { changes.push(change) }
+    }
+    changes.append(&mut set);
+    changes
+}
+
+/// What two lists have under each key; both are ordered by it.
+fn side_by_side<'a, T: 'a, K: Ord>(
+    before: impl Iterator<Item = &'a T>,
+    after: impl Iterator<Item = &'a T>,
+    key: impl Fn(&T) -> K,
+) -> impl Iterator<Item = (Option<&'a T>, Option<&'a T>)> {
+    let (mut before, mut after) = (before.peekable(), after.peekable());
+    std::iter::from_fn(move || {
+        let order = match (before.peek(), after.peek()) {
+            (None, None) => return None,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(old), Some(new)) => key(old).cmp(&key(new)),
+        };
+        let old = if order.is_le() { before.next() } else { None };
+        let new = if order.is_ge() { after.next() } else { None };
+        Some((old, new))
+    })
 }
 
 /// Makes one change. A new entry whose ports another one holds is not added.

@@ -68,6 +68,22 @@ impl Masquerade {
         Self { pods, excluded_interfaces: excluded_interfaces.into_iter().collect(), kept: shortest(kept) }
     }
 
+    /// The same, but for one family what `other` masquerades.
+    pub(super) fn with(&self, family: Family, other: &Self) -> Self {
+        let of = |each: Family| if each == family { other } else { self };
+        let pods: BTreeSet<_> =
+            Family::ALL.into_iter().flat_map(|each| of(each).pods(each)).copied().collect();
+        let kept = Family::ALL.into_iter().flat_map(|each| of(each).kept(each)).copied().collect();
+        let excluded_interfaces = if other.pods(family).next().is_some() {
+            other.excluded_interfaces.clone()
+        } else if pods.is_empty() {
+            BTreeSet::new()
+        } else {
+            self.excluded_interfaces.clone()
+        };
+        Self { pods, excluded_interfaces, kept }
+    }
+
     /// The pods that leave the cluster with their node's address.
     pub fn pods(&self, family: Family) -> impl Iterator<Item = &IpNet> {
         self.pods.iter().filter(move |net| Family::of(net.addr()) == family)

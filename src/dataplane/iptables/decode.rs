@@ -37,7 +37,7 @@ pub fn decode(tables: &BTreeMap<Family, Tables>, names: Names<'_>) -> (Ruleset, 
             families.insert(*family);
         }
         if reached(nat, &["PREROUTING", "OUTPUT"], &names.dnat()) {
-            ingress(nat, names, &mut entries);
+            ingress(nat, names, &mut entries, |_| true);
         }
         if reached(nat, &["POSTROUTING"], &names.snat()) {
             for rule in ours(nat, &names.snat()) {
@@ -82,6 +82,14 @@ pub fn decode(tables: &BTreeMap<Family, Tables>, names: Names<'_>) -> (Ruleset, 
     (ruleset, counters)
 }
 
+/// How often the entries in these chains were used.
+pub fn counted(tables: &Tables, names: Names<'_>, chains: &[String]) -> BTreeMap<Key, Counters> {
+    let mut entries = BTreeMap::new();
+    let is_meant = |chain: &str| chains.iter().any(|meant| meant == chain);
+    ingress(&tables.nat, names, &mut entries, is_meant);
+    entries.into_iter().map(|(key, (_, counters))| (key, counters)).collect()
+}
+
 fn reached(table: &Table, from: &[&str], chain: &str) -> bool {
     from.iter().all(|from| table.rules(from).iter().any(|rule| rule.target == chain))
 }
@@ -92,7 +100,7 @@ fn ours<'a>(table: &'a Table, chain: &str) -> impl Iterator<Item = &'a Rule> {
 
 type Entries = BTreeMap<Key, (Entry, Counters)>;
 
-fn ingress(nat: &Table, names: Names<'_>, entries: &mut Entries) {
+fn ingress(nat: &Table, names: Names<'_>, entries: &mut Entries, is_meant: impl Fn(&str) -> bool) {
     for rule in ours(nat, &names.dnat()) {
         let Rule { destination: Some(net), action: Action::Jump(chain), .. } = rule else { continue };
         let Some(external) = single(*net) else { continue };
@@ -101,7 +109,7 @@ fn ingress(nat: &Table, names: Names<'_>, entries: &mut Entries) {
             Action::Jump(leaf) => Some(leaf.as_str()),
             _ => None,
         });
-        for chain in leaves.chain([chain.as_str()]) {
+        for chain in leaves.chain([chain.as_str()]).filter(|chain| is_meant(chain)) {
             for saved in nat.rules(chain) {
                 let Some(rule) = &saved.rule else { continue };
                 if let Some((key, owner)) = key(rule).zip(rule.comment.as_deref().and_then(Owner::parse)) {

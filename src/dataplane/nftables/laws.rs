@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use crate::dataplane::nftables::decode;
+use crate::dataplane::nftables::layout::affected;
 use crate::dataplane::nftables::layout::layout;
 use crate::dataplane::nftables::plan::Table;
 use crate::dataplane::nftables::plan::plan;
 use crate::model::address::Family;
 use crate::ruleset::Ruleset;
+use crate::ruleset::diff::diff_of;
 use crate::ruleset::fixtures::any_ruleset;
 
 /// Makes the changes that lead a table to these rules; how many elements they touch.
@@ -34,6 +36,16 @@ proptest! {
             bring(&mut fresh, &after, family);
             prop_assert_eq!(&table, &fresh);
             prop_assert_eq!(bring(&mut table, &after, family), 0);
+        }
+    }
+
+    #[test]
+    fn what_differs_is_all_that_needs_to_be_laid_out(before in any_ruleset(), after in any_ruleset()) {
+        for family in Family::ALL {
+            let (old, new) = affected(&before, &after, &diff_of(family, &before, &after));
+            let of_all = plan(&Table::made(layout(&before, family)), &layout(&after, family));
+            let of_part = plan(&Table::made(layout(&old, family)), &layout(&new, family));
+            prop_assert_eq!(of_part, of_all);
         }
     }
 

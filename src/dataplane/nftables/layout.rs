@@ -19,6 +19,7 @@ use crate::model::address::Family;
 use crate::model::port::Port;
 use crate::model::port::PortRange;
 use crate::ruleset::Ruleset;
+use crate::ruleset::diff::Change;
 use crate::ruleset::entry::Egress;
 use crate::ruleset::entry::Entry;
 use crate::ruleset::entry::Key;
@@ -110,6 +111,40 @@ pub fn layout(ruleset: &Ruleset, family: Family) -> Wanted {
         add(Collection::ExcludedInterfaces, ElementKey::Interface(*interface), Data::None, None);
     }
     wanted
+}
+
+/// The parts of two rulesets in which they differ by these changes, for layouts that differ in the same elements. Of what
+/// stays, one entry of each address is in both, so that an element that several entries share is not taken for unused,
+/// or for new.
+pub fn affected(before: &Ruleset, after: &Ruleset, changes: &[Change]) -> (Ruleset, Ruleset) {
+    let (mut old, mut new) = (before.without_entries(), after.without_entries());
+    let mut addresses = BTreeSet::new();
+    let mut put = |ruleset: &mut Ruleset, entry: &Entry| {
+        addresses.insert(entry.key.external);
+        // Entries of one ruleset do not overlap.
+        let _ = ruleset.insert(entry.clone());
+    };
+    for change in changes {
+        match change {
+            Change::Removed(entry) => put(&mut old, entry),
+            Change::Added(entry) => put(&mut new, entry),
+            Change::Replaced { before, after } => {
+                put(&mut old, before);
+                put(&mut new, after);
+            }
+            Change::Egress { before, after, .. } => {
+                before.iter().cloned().for_each(|egress| old.set_egress(egress));
+                after.iter().cloned().for_each(|egress| new.set_egress(egress));
+            }
+        }
+    }
+    for address in addresses {
+        let stays = before.entries_at(address).find(|entry| old.entry(&entry.key).is_none());
+        if let Some(entry) = stays.cloned() {
+            let _ = (old.insert(entry.clone()), new.insert(entry));
+        }
+    }
+    (old, new)
 }
 
 /// What elements serve, and how often each entry was used.

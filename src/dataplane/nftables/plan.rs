@@ -18,21 +18,36 @@ use crate::dataplane::nftables::element::Value;
 use crate::dataplane::nftables::element::Wanted;
 use crate::dataplane::nftables::skeleton::Skeleton;
 
-/// Our table as it was found.
+/// Our table as it was found, or made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
     /// Its chains and rules.
     pub state: State,
-    /// What its sets and maps hold, as far as it can be read.
-    pub elements: Elements,
+    /// What its sets and maps hold, as far as it can be read; `None` when that is the layout of what the node serves and
+    /// nothing else.
+    pub elements: Option<Elements>,
 }
 
 impl Table {
+    /// A table as we made it.
+    pub fn made(wanted: Wanted) -> Self {
+        let hold = |value| Held { value, counters: Counters::default() };
+        let hold_all = |(collection, elements): (_, BTreeMap<_, _>)| {
+            (collection, elements.into_iter().map(|(key, value)| (key, hold(value))).collect())
+        };
+        Self { state: State::Intact, elements: Some(wanted.into_iter().map(hold_all).collect()) }
+    }
+
+    /// Whether it works, and holds these elements and no others.
+    pub(crate) fn holds(&self, wanted: &Wanted) -> bool {
+        self.state == State::Intact && plan(self, wanted).is_none()
+    }
+
     /// Whether both do the same, however often.
     pub(crate) fn serves_like(&self, other: &Self) -> bool {
         let values = |table: &Self| {
-            let elements = table.elements.iter();
-            let held = elements.flat_map(|(collection, held)| held.iter().map(|held| (*collection, held)));
+            let collections = table.elements.iter().flatten();
+            let held = collections.flat_map(|(collection, held)| held.iter().map(|held| (*collection, held)));
             held.map(|(collection, (key, held))| (collection, *key, held.value.clone())).collect::<Vec<_>>()
         };
         self.state == other.state && values(self) == values(other)
@@ -77,7 +92,8 @@ pub fn plan(observed: &Table, wanted: &Wanted) -> Option<Plan> {
     let (nothing_held, nothing_wanted) = (BTreeMap::new(), BTreeMap::new());
     let (mut removals, mut additions) = (Vec::new(), Vec::new());
     for collection in Collection::ALL {
-        let held = observed.elements.get(&collection).unwrap_or(&nothing_held);
+        let elements = observed.elements.as_ref();
+        let held = elements.and_then(|elements| elements.get(&collection)).unwrap_or(&nothing_held);
         let wanted = wanted.get(&collection).unwrap_or(&nothing_wanted);
         let stays = |key: &ElementKey, held: &Held| wanted.get(key) == Some(&held.value);
         if !rebuilds {
@@ -121,19 +137,21 @@ impl Plan {
         text
     }
 
+    #[cfg(test)]
     /// Does to a table in memory what the transaction does to the kernel's.
     pub fn make(self, table: &mut Table) {
         if self.rebuilds {
-            *table = Table { state: State::Intact, elements: Elements::new() };
+            *table = Table { state: State::Intact, elements: None };
         }
+        let elements = table.elements.get_or_insert_default();
         for Step { collection, key, add } in self.steps {
-            let held = table.elements.entry(collection).or_default();
+            let held = elements.entry(collection).or_default();
             match add {
                 Some((value, counters)) => drop(held.insert(key, Held { value, counters })),
                 None => drop(held.remove(&key)),
             }
         }
-        table.elements.retain(|_, held| !held.is_empty());
+        elements.retain(|_, held| !held.is_empty());
     }
 }
 
@@ -249,7 +267,7 @@ add element ip PINHOLE s_excluded_interfaces { \"wg0\" }
         let web = [endpoint("80/tcp", "web", &["10.244.1.9"])];
         let mut table = Table::default();
         bring(&mut table, &web);
-        for held in table.elements.get_mut(&Collection::Ports).unwrap().values_mut() {
+        for held in table.elements.as_mut().unwrap().get_mut(&Collection::Ports).unwrap().values_mut() {
             held.counters = Counters { packets: 12, bytes: 720 };
         }
         let intact = table.clone();

@@ -86,7 +86,7 @@ pub(crate) fn read(socket: &mut Socket, skeleton: &Skeleton) -> io::Result<Readi
         }
     }
     let state = damages.into_iter().next().map_or(State::Intact, State::Damaged);
-    Ok(Reading { table: Table { state, elements }, rules: fnv1a(&rules) })
+    Ok(Reading { table: Table { state, elements: Some(elements) }, rules: fnv1a(&rules) })
 }
 
 fn named(skeleton: &Skeleton) -> impl Fn(&mut Builder<'_>) {

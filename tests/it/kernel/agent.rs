@@ -362,12 +362,12 @@ fn r48_changes_of_others_are_told_from_ours_and_from_what_is_none_of_ours(lab: &
             desired(&endpoints, &Lab::facts()).ruleset
         };
         let observed = backend.read().await.unwrap();
-        let observed = backend.apply(&wanted(80..90), &observed).await.observed;
+        let observed = backend.apply(&wanted(80..90), observed).await.observed;
         watcher.settle(&observed).await.unwrap();
         let look = async |observed: &Observed| watcher.look(observed).await.unwrap();
         assert_eq!(look(&observed).await, None);
 
-        let observed = backend.apply(&wanted(80..91), &observed).await.observed;
+        let observed = backend.apply(&wanted(80..91), observed).await.observed;
         watcher.settle(&observed).await.unwrap();
         assert_eq!(look(&observed).await, None, "our own change is none of others");
         lab.node.sh("nft add table ip other; nft add chain ip other mine");

@@ -170,8 +170,8 @@ impl Lab {
     /// Programs a ruleset, whatever comes of it.
     pub(crate) fn apply_ruleset(&mut self, desired: &Ruleset) -> Applied {
         let backend = self.backend();
-        let observed = self.observed.clone();
-        let applied = self.on_node(async || backend.apply(desired, &observed).await);
+        let observed = std::mem::take(&mut self.observed);
+        let applied = self.on_node(async || backend.apply(desired, observed).await);
         self.observed = applied.observed.clone();
         applied
     }
@@ -188,7 +188,7 @@ impl Lab {
         let wanted = desired(endpoints, &Self::facts()).ruleset;
         let applied = self.on_node(async || {
             let observed = backend.read().await.unwrap();
-            backend.apply(&wanted, &observed).await
+            backend.apply(&wanted, observed).await
         });
         assert!(applied.failures.is_empty(), "{:?}", applied.failures);
         applied

@@ -106,7 +106,7 @@ fn program(
     let applied = node.run(|| {
         runtime().block_on(async {
             let observed = backend.read().await.unwrap();
-            let applied = backend.apply(&wanted, &observed).await;
+            let applied = backend.apply(&wanted, observed).await;
             assert_eq!(backend.read().await.unwrap().ruleset, wanted, "what is read is what was asked for");
             applied
         })

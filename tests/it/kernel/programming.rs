@@ -451,7 +451,7 @@ fn r38_writers_that_share_the_lock_lose_no_update() {
                 runtime.block_on(async {
                     use pinhole::dataplane::Dataplane;
                     let observed = backend.read().await.unwrap();
-                    backend.apply(&wanted, &observed).await
+                    backend.apply(&wanted, observed).await
                 })
             });
             assert!(applied.failures.is_empty(), "{:?}", applied.failures);

@@ -44,7 +44,7 @@ fn program_and_print(firewall: Firewall) {
         let wanted = many(count);
         let lab = Lab::new(firewall);
         let before = ticks();
-        let applied = lab.on_node(async || lab.backend().apply(&wanted, &Observed::default()).await);
+        let applied = lab.on_node(async || lab.backend().apply(&wanted, Observed::default()).await);
         assert_eq!(applied.observed.ruleset, wanted);
         ticks() - before
     };
