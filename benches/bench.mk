@@ -8,6 +8,10 @@ bench-webhook: ## Decisions per second and core over TLS, beside an always-allow
 bench-admission: ## What reading, deciding and patching cost by themselves
 	cargo bench --locked --bench admission
 
+.PHONY: bench-ruleset
+bench-ruleset: ## What computing, comparing and writing 10 000 mappings cost by themselves
+	cargo bench --locked --bench ruleset
+
 .PHONY: bench-dataplane
 bench-dataplane: ## Programming, changes and traffic of each backend, beside others that do the same; writes docs/benchmarks.md
 	@.ci/packages $(KERNEL_PACKAGES) containernetworking-plugins
