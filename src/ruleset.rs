@@ -19,6 +19,8 @@ pub mod owner;
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
 
 use ipnet::IpNet;
 
@@ -134,10 +136,15 @@ impl Ruleset {
         self.entries.get(key)
     }
 
+    /// The entries of one family, ordered by key.
+    pub fn entries_of(&self, family: Family) -> impl Iterator<Item = &Entry> {
+        let entries = self.entries.range(lowest(lowest_address(family))..).map(|(_, entry)| entry);
+        entries.take_while(move |entry| entry.key.family() == family)
+    }
+
     /// The entries of one external address, ordered by key.
     pub fn entries_at(&self, external: IpAddr) -> impl Iterator<Item = &Entry> {
-        let lowest = Key { external, protocol: Protocol::Tcp, ports: PortRange::single(Port::MIN) };
-        let entries = self.entries.range(lowest..).map(|(_, entry)| entry);
+        let entries = self.entries.range(lowest(external)..).map(|(_, entry)| entry);
         entries.take_while(move |entry| entry.key.external == external)
     }
 
@@ -180,6 +187,12 @@ impl Ruleset {
         self.egress.values()
     }
 
+    /// The same, of one family.
+    pub fn egress_of_family(&self, family: Family) -> impl Iterator<Item = &Egress> {
+        let egress = self.egress.range(lowest_address(family)..).map(|(_, egress)| egress);
+        egress.take_while(move |egress| Family::of(egress.pod) == family)
+    }
+
     /// Which address the pod with this address leaves the cluster with.
     pub fn egress_of(&self, pod: &IpAddr) -> Option<&Egress> {
         self.egress.get(pod)
@@ -214,6 +227,19 @@ impl Ruleset {
     pub fn families(&self) -> &BTreeSet<Family> {
         &self.families
     }
+}
+
+/// Addresses are ordered by family first.
+const fn lowest_address(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    }
+}
+
+/// The lowest key of an address.
+const fn lowest(external: IpAddr) -> Key {
+    Key { external, protocol: Protocol::Tcp, ports: PortRange::single(Port::MIN) }
 }
 
 /// The same addresses in as few networks as possible: a set of networks in the kernel takes no two that overlap.

@@ -26,7 +26,6 @@ use crate::dataplane::nftables::Nftables;
 use crate::dataplane::nftables::layout::layout;
 use crate::dataplane::nftables::netlink::Listener;
 use crate::dataplane::nftables::netlink::Socket;
-use crate::dataplane::nftables::plan::State;
 use crate::dataplane::nftables::plan::Table;
 use crate::dataplane::nftables::read::digest_of_chain;
 use crate::dataplane::routing;
@@ -129,7 +128,7 @@ impl Watcher {
         let nothing = Table::default();
         let differs = |(family, table): (&Family, &Table)| {
             let known = observed.nftables.get(family).unwrap_or(&nothing);
-            if known.elements.is_none() && known.state == State::Intact {
+            if known.is_as_served() {
                 return !table.holds(&layout(&observed.ruleset, *family));
             }
             !table.serves_like(known)

@@ -18,8 +18,10 @@ use crate::dataplane::iptables::memory;
 use crate::dataplane::iptables::names::Names;
 use crate::dataplane::iptables::plan::plan;
 use crate::dataplane::iptables::table::Tables;
+use crate::dataplane::nftables::layout::layout as layout_table;
 use crate::dataplane::nftables::plan::State::Intact;
 use crate::dataplane::nftables::plan::Table;
+use crate::dataplane::nftables::plan::plan as plan_table;
 use crate::dataplane::nftables::plan_changes;
 use crate::dataplane::nftables::skeleton::Skeleton;
 use crate::dataplane::progress::Progress;
@@ -119,9 +121,11 @@ pub fn transactions(
     let transaction = |family: Family| match dialect {
         Dialect::Nftables => {
             let skeleton = Skeleton::new(family, settings);
-            let (table, served) = (observed.nftables.get(&family), &observed.ruleset);
-            let changes = diff_of(family, served, desired);
-            let plan = plan_changes(table.unwrap_or(&Table::default()), served, desired, &changes, family)?;
+            let served = &observed.ruleset;
+            let plan = match observed.nftables.get(&family) {
+                None => plan_table(&Table::default(), &layout_table(desired, family)),
+                Some(_) => plan_changes(served, desired, &diff_of(family, served, desired), family),
+            }?;
             let chains = if plan.rebuilds { skeleton.chains.len() } else { 0 };
             let (input, elements) = (plan.text(&skeleton), plan.steps.len());
             Some(Transaction { family, input, chains, elements })

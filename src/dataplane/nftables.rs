@@ -280,18 +280,13 @@ impl Dataplane for Nftables {
     }
 }
 
-/// How to get from `served` to `desired`, which differ by these changes; of a table that holds exactly what is served, only
-/// what changes is looked at.
+/// How to get from `served` to `desired`, which differ by these changes, where the table holds exactly what is served.
 pub(crate) fn plan_changes(
-    table: &Table,
     served: &Ruleset,
     desired: &Ruleset,
     changes: &[Change],
     family: Family,
 ) -> Option<Plan> {
-    if table.elements.is_some() || table.state != State::Intact {
-        return plan(table, &layout(desired, family));
-    }
     let (before, after) = affected(served, desired, changes);
     plan(&Table::made(layout(&before, family)), &layout(&after, family))
 }
@@ -327,9 +322,15 @@ impl isolation::Work for Work<'_> {
     }
 
     async fn bring_to(&mut self, desired: &Ruleset) -> Result<(), DataplaneError> {
-        let changes = self.progress.changes_to(desired);
-        let served = self.progress.served();
-        if let Some(plan) = plan_changes(&self.table, served, desired, &changes, self.skeleton.family) {
+        let family = self.skeleton.family;
+        // Of a table that holds exactly what is served, only what changes is looked at.
+        let (planned, changes) = if self.table.is_as_served() {
+            let changes = self.progress.changes_to(desired);
+            (plan_changes(self.progress.served(), desired, &changes, family), Some(changes))
+        } else {
+            (plan(&self.table, &layout(desired, family)), None)
+        };
+        if let Some(plan) = planned {
             let is_new = self.table.state == State::Missing;
             if is_new && AT_ONCE < plan.steps.len() && !self.backend.by_program {
                 self.fill(plan).await?;
@@ -337,6 +338,8 @@ impl isolation::Work for Work<'_> {
                 self.make(plan).await?;
             }
         }
+        // A whole table's plan is large, and gone by now.
+        let changes = changes.unwrap_or_else(|| self.progress.changes_to(desired));
         self.table = Table { state: State::Intact, elements: None };
         self.progress.reached(desired, changes);
         Ok(())

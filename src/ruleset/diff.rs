@@ -60,11 +60,9 @@ pub fn diff(before: &Ruleset, after: &Ruleset) -> Vec<Change> {
 
 /// The same, of one family only.
 pub fn diff_of(family: Family, before: &Ruleset, after: &Ruleset) -> Vec<Change> {
-    let is_meant = |entry: &&Entry| entry.key.family() == family;
-    let leaves = |egress: &&Egress| Family::of(egress.pod) == family;
     between(
-        (before.entries().filter(is_meant), after.entries().filter(is_meant)),
-        (before.egress().filter(leaves), after.egress().filter(leaves)),
+        (before.entries_of(family), after.entries_of(family)),
+        (before.egress_of_family(family), after.egress_of_family(family)),
     )
 }
 

@@ -38,6 +38,11 @@ impl Table {
         Self { state: State::Intact, elements: Some(wanted.into_iter().map(hold_all).collect()) }
     }
 
+    /// Whether it works, and holds the layout of what the node serves and nothing else.
+    pub(crate) fn is_as_served(&self) -> bool {
+        self.state == State::Intact && self.elements.is_none()
+    }
+
     /// Whether it works, and holds these elements and no others.
     pub(crate) fn holds(&self, wanted: &Wanted) -> bool {
         self.state == State::Intact && plan(self, wanted).is_none()
