@@ -1,3 +1,5 @@
+//! What users' Pinholes ask for, hold and are refused for.
+
 use std::sync::Arc;
 
 use serde_json::Value;
