@@ -16,6 +16,7 @@ use ipnet::IpNet;
 use crate::agent::addresses;
 use crate::agent::addresses::Filter;
 use crate::agent::addresses::Own;
+use crate::cli::network;
 use crate::cli::plugin::preflight::Blocker;
 use crate::cli::plugin::preflight::NodeReport;
 use crate::cli::terminal;
@@ -42,8 +43,8 @@ const SYSCTLS: [(&str, &str); 4] = [
 /// The flags of `pinhole node-report`.
 #[derive(Debug, Args)]
 pub(crate) struct NodeReportFlags {
-    /// A network that the node's pods are in (default: not known, any address could be a pod's); can be repeated.
-    #[arg(long, value_name = "CIDR")]
+    /// A network of this node's pods. Repeatable. Default: not known, so that any address could be a pod's.
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = network::parse, env = "PINHOLE_POD_CIDR")]
     pod_cidr: Vec<IpNet>,
 }
 
