@@ -242,6 +242,9 @@ impl<D: Dataplane> Agent<D> {
         });
         let now = Instant::now().into_std();
         let planned = self.parts.masquerading.settle(plan.ruleset.clone(), &observed.ruleset);
+        if self.is_resumed() {
+            self.parts.brake.release();
+        }
         let (mut wanted, withheld) = self.parts.brake.hold(&observed.ruleset, planned, now);
         let hopeless = if is_fresh { Vec::new() } else { self.take_hopeless_out(&mut wanted) };
         let differences = if is_fresh { diff(&observed.ruleset, &wanted).len() } else { 0 };
@@ -261,6 +264,12 @@ impl<D: Dataplane> Agent<D> {
         self.report_brake(withheld);
         self.wanted = Some(wanted);
         Ok(applied)
+    }
+
+    /// Whether an operator lets happen what the brake holds back.
+    fn is_resumed(&self) -> bool {
+        let brake = self.situation.brake.as_deref();
+        self.desk.as_ref().zip(brake).is_some_and(|(desk, brake)| desk.resumes(brake))
     }
 
     /// Whether an operator wants nothing to be changed, told when it changes.
@@ -478,16 +487,21 @@ impl<D: Dataplane> Agent<D> {
             && self.withheld.is_none()
         {
             let seconds = until.saturating_duration_since(Instant::now().into_std()).as_secs();
+            self.situation.brake = Some(claim_store::now().to_string());
             warn!(
                 removed = removal.removed,
                 present = removal.present,
                 seconds,
                 "The brake holds: this much would be removed at once, so nothing is removed for now. If it is meant, \
-                 wait, or restart the agent with --brake-grace=0s or --brake-threshold=100"
+                 wait, or let it happen: kubectl pinhole resume --node NAME (with --nat-node), or restart the agent with \
+                 --brake-grace=0s"
             );
         }
         if withheld.is_none() && self.withheld.is_some() {
             info!("The brake is released");
+        }
+        if withheld.is_none() {
+            self.situation.brake = None;
         }
         self.withheld = withheld;
     }
@@ -577,9 +591,12 @@ impl<D: Dataplane> Agent<D> {
                 () = tokio::time::sleep_until(next) => return,
                 () = self.parts.pods.changed() => break,
                 () = self.parts.masquerading.changed() => break,
-                () = heard(self.desk.as_mut()) => if self.situation.is_paused != self.desk.as_ref().is_some_and(Desk::is_paused) {
-                    return;
-                },
+                () = heard(self.desk.as_mut()) => {
+                    let is_paused = self.desk.as_ref().is_some_and(Desk::is_paused);
+                    if self.situation.is_paused != is_paused || self.is_resumed() {
+                        return;
+                    }
+                }
                 () = tokio::time::sleep_until(addresses_at) => match self.refresh_addresses() {
                     Ok(false) => addresses_at = Instant::now() + self.config.address_check,
                     // A failure is told by the turn, which reads them too.

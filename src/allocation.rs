@@ -8,6 +8,7 @@
 pub mod acquire;
 pub mod claim;
 pub mod grant;
+pub mod history;
 pub mod key;
 pub mod life;
 pub mod memory;

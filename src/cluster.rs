@@ -12,6 +12,7 @@ pub mod claim_watch;
 pub mod client;
 pub mod events;
 pub mod evidence;
+pub mod history_store;
 pub mod informers;
 pub mod lease;
 pub mod live;

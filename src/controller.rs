@@ -7,6 +7,7 @@
 //! One turn: observe (the watches' view), check (is it complete, do we lead), decide ([`plan`]), apply (the store of claims),
 //! report (metrics and the log).
 
+pub mod historian;
 pub mod keeper;
 pub mod pinholes;
 pub mod plan;

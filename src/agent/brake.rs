@@ -1,7 +1,7 @@
 //! How long the brake holds back a mass removal.
 //!
 //! [`Brake`] says when a change would remove suspiciously much; this says for how long it is withheld. It ends when
-//! the wish to remove that much is gone, or when it has lasted for the grace time: by then it is meant.
+//! the wish to remove that much is gone, when it has lasted for the grace time, or when an operator says that it is meant.
 
 use std::time::Duration;
 use std::time::Instant;
@@ -17,6 +17,8 @@ pub struct BrakeOverTime {
     brake: Brake,
     grace: Duration,
     engaged_at: Option<Instant>,
+    /// Whether an operator has said that what is held back is meant.
+    is_released: bool,
 }
 
 /// A removal that is withheld.
@@ -31,7 +33,7 @@ pub struct Withheld {
 impl BrakeOverTime {
     /// A brake that has not engaged yet.
     pub const fn new(brake: Brake, grace: Duration) -> Self {
-        Self { brake, grace, engaged_at: None }
+        Self { brake, grace, engaged_at: None, is_released: false }
     }
 
     /// What of `desired` may be applied to `observed` now.
@@ -43,13 +45,19 @@ impl BrakeOverTime {
     ) -> (Ruleset, Option<Withheld>) {
         let Some(removal) = self.brake.engages(observed, &desired) else {
             self.engaged_at = None;
+            self.is_released = false;
             return (desired, None);
         };
         let until = *self.engaged_at.get_or_insert(now) + self.grace;
-        if until <= now {
+        if until <= now || self.is_released {
             return (desired, None);
         }
         (without_removals(observed, &desired), Some(Withheld { removal, until }))
+    }
+
+    /// Lets the removal happen that is held back now; the next one is held back again.
+    pub const fn release(&mut self) {
+        self.is_released = self.engaged_at.is_some();
     }
 }
 
@@ -100,5 +108,18 @@ mod tests {
         assert!(brake.hold(&all, few.clone(), start).1.is_some());
         assert_eq!(brake.hold(&all, all.clone(), start + GRACE / 2).1, None);
         assert_eq!(brake.hold(&all, few, start + GRACE).1.unwrap().until, start + 2 * GRACE);
+    }
+
+    #[test]
+    fn an_operator_lets_one_mass_removal_happen_and_not_the_next() {
+        let mut brake = BrakeOverTime::new(Brake::default(), GRACE);
+        let (all, few) = (ruleset(1..101), ruleset(1..11));
+        let start = Instant::now();
+        brake.release();
+        assert!(brake.hold(&all, few.clone(), start).1.is_some(), "there was nothing to release yet");
+        brake.release();
+        assert_eq!(brake.hold(&all, few.clone(), start), (few.clone(), None));
+        assert_eq!(brake.hold(&few, few.clone(), start).1, None);
+        assert!(brake.hold(&all, few, start).1.is_some());
     }
 }

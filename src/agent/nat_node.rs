@@ -82,6 +82,8 @@ pub struct Situation {
     pub blockers: Vec<Blocker>,
     /// A mass removal that is held back.
     pub withheld: Option<MassRemoval>,
+    /// What an operator writes to `spec.resume` to let it happen.
+    pub brake: Option<String>,
     /// Whether nothing is changed, because an operator said so.
     pub is_paused: bool,
 }
@@ -109,6 +111,11 @@ impl Desk {
     /// Whether the operator wants nothing to be changed.
     pub fn is_paused(&self) -> bool {
         matches!(&*self.stored_rx.borrow(), Stored::Present(object) if object.spec.paused)
+    }
+
+    /// Whether the operator lets the mass removal happen that this names.
+    pub fn resumes(&self, brake: &str) -> bool {
+        matches!(&*self.stored_rx.borrow(), Stored::Present(object) if object.spec.resume.as_deref() == Some(brake))
     }
 
     /// Waits for news of what the operator wants.
@@ -246,7 +253,7 @@ fn status(
     generation: Option<i64>,
     now: Timestamp,
 ) -> NatNodeStatus {
-    let Situation { addresses, own, entries, missing, changed, withheld, .. } = situation;
+    let Situation { addresses, own, entries, missing, changed, .. } = situation;
     let own = [own.v4.map(IpAddr::V4), own.v6.map(IpAddr::V6)];
     let own: Vec<IpAddr> = own.into_iter().flatten().collect();
     let shown: Vec<_> = own.iter().map(ToString::to_string).collect();
@@ -278,7 +285,7 @@ fn status(
         kernel_version: backend.kernel.clone(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         programmed: Some(ProgrammedEntries { entries: count(*entries), missing: count(*missing), since }),
-        brake: withheld.map(|removal| removal.to_string()),
+        brake: situation.brake.clone(),
         last_report: Some(now),
         conditions,
     }
@@ -304,7 +311,9 @@ fn conditions_of(situation: &Situation, generation: Option<i64>, now: Timestamp)
     };
     let braked = match withheld {
         Some(removal) => {
-            condition("Braked", true, "MassRemoval", format!("{removal}; the agent's log says how long"))
+            let fix = "if it is meant, kubectl pinhole resume --node with this name lets it happen now; the agent's log says when \
+                       it happens by itself";
+            condition("Braked", true, "MassRemoval", format!("{removal}; {fix}"))
         }
         None => condition("Braked", false, "NoMassRemoval", String::new()),
     };
@@ -397,6 +406,7 @@ mod tests {
         let situation = Situation {
             blockers: vec![blocker],
             withheld: Some(MassRemoval { removed: 30, present: 40 }),
+            brake: Some("2026-03-01T10:00:00Z".to_owned()),
             trouble: Some("the kernel says no".into()),
             changed: Some(at(3)),
             ..situation()
@@ -405,7 +415,9 @@ mod tests {
         assert_eq!(condition(&status, "ForwardBlocked").message, "a rule drops; remove it");
         assert_eq!(condition(&status, "Braked").status, ConditionStatus::True);
         assert_eq!(condition(&status, "Ready").message, "the kernel says no");
-        assert_eq!(status.brake.as_deref(), Some("30 of 40 entries would be removed at once"));
+        let braked = &condition(&status, "Braked").message;
+        assert!(braked.starts_with("30 of 40 entries would be removed at once; if it is meant"), "{braked}");
+        assert_eq!(status.brake.as_deref(), Some("2026-03-01T10:00:00Z"));
         let later = report(&Situation { changed: None, ..situation }, &status, 9);
         assert_eq!(later.programmed.unwrap().since, Some(at(3)), "an agent that starts again keeps the time");
     }

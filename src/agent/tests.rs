@@ -402,6 +402,27 @@ async fn the_brake_withholds_a_mass_removal_until_its_grace_time_is_over() {
 }
 
 #[tokio::test]
+async fn the_brake_lets_go_when_an_operator_names_what_it_holds_back() {
+    let spec = |resume: &str| {
+        let spec = NatNodeSpec { paused: false, resume: Some(resume.to_owned()) };
+        Stored::Present(Arc::new(NatNode::new("node-1", spec)))
+    };
+    let (stored_tx, stored_rx) = watch::channel(spec("what was held back last year"));
+    let (desk, situation_rx) = Desk::new(stored_rx);
+    let settings = Settings { kernel: left_by_an_agent(0..30).await, ..Settings::default() };
+    let bench = Bench::start_with(settings, Some(desk));
+    bench.list_node();
+    bench.pods.feed(POD, News::Listed(Vec::new()));
+    let asked = || situation_rx.borrow().as_ref().and_then(|told| told.brake.clone());
+    bench.until("told", |_| asked().is_some()).await;
+    assert_eq!(bench.kernel.count(), 30);
+    stored_tx.send_replace(spec(&asked().unwrap()));
+    bench.until("removed", |bench| bench.kernel.count() == 0).await;
+    bench.until("nothing is held back any more", |_| asked().is_none()).await;
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn the_brake_is_released_when_the_pods_come_back() {
     let settings = Settings { kernel: left_by_an_agent(0..30).await, ..Settings::default() };
     let bench = Bench::with_pods(settings, Vec::new());

@@ -16,6 +16,7 @@ use anyhow::Context;
 use clap::Args;
 use k8s_openapi::jiff::SignedDuration;
 use kube::Client;
+use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,7 @@ use tracing::info;
 use crate::admission::index::Index;
 use crate::allocation::life;
 use crate::cli::controller::operating::OperatingFlags;
+use crate::cli::controller::operating::Tools;
 use crate::cli::duration;
 use crate::cli::hostname;
 use crate::cli::listen;
@@ -71,7 +73,7 @@ pub(crate) struct ControllerFlags {
 
     /// The Lease by which one of several replicas leads.
     #[arg(long, value_name = "NAMESPACE/NAME", default_value = "pinhole-system/pinhole-controller",
-          value_parser = lease, env = "PINHOLE_LEASE")]
+          value_parser = object_name, env = "PINHOLE_LEASE")]
     lease: ObjectName,
 
     /// The name of this replica in the Lease, unique among all. Default: the host's name and the time of the start.
@@ -97,6 +99,10 @@ impl ControllerFlags {
         runtime.context("no runtime for network and timers can be made")?.block_on(self.serve())
     }
 
+    #[allow(
+        clippy::too_many_lines,
+        reason = "every part of the controller is put together here, one after the other"
+    )]
     async fn serve(self) -> anyhow::Result<ExitCode> {
         let Self { http_address, kubeconfig, lease, identity, release_timeout, operating, policy } = self;
         let stop = shutdown::on_signal().context("signals cannot be listened for")?;
@@ -109,10 +115,7 @@ impl ControllerFlags {
         let mut registry = metrics::registry();
         let metrics = ControllerMetrics::register(&mut registry);
         let index = Arc::new(RwLock::new(Index::new(Arc::clone(&policy))));
-        let counted = Arc::clone(&index);
-        register_index(&mut registry, move || {
-            counted.read().unwrap_or_else(PoisonError::into_inner).holdings_count()
-        });
+        count_holdings(&mut registry, Arc::clone(&index));
         let claims_known = Arc::new(AtomicBool::new(false));
         let startup = Arc::new(Startup::missing(watching::FIRST_LISTS));
         let caches = readiness.require("caches", watching::FIRST_LISTS);
@@ -121,13 +124,22 @@ impl ControllerFlags {
         let ended = CancellationToken::new();
         let (leading_tx, leading_rx) = watch::channel(false);
         let client = connection.client.clone();
-        operating.start(&client, &leading_rx, &mut registry, &stop);
+        let (claims, pods) = (Arc::default(), Arc::default());
+        let tools = Tools {
+            client: client.clone(),
+            claims: Arc::clone(&claims),
+            claims_known: Arc::clone(&claims_known),
+            pods: Arc::clone(&pods),
+            startup: Arc::clone(&startup),
+            leading_rx: leading_rx.clone(),
+            metrics: metrics.clone(),
+            stop: stop.clone(),
+        };
+        operating.start(tools, &mut registry)?;
         tokio::spawn(http::serve(http_listener, http::router(readiness, Arc::new(registry)), ended.clone()));
 
         info!(server = connection.server, %http_address, %lease, identity, "Looking after claims");
-        let claims = Arc::default();
         let pinholes = Arc::<KnownPinholes>::default();
-        let pods = Arc::default();
         let speaker = Speaker::controller(&identity);
         let candidate = Candidate::new(client.clone(), lease, identity);
         let running = tokio::spawn(candidate.run(leading_tx, stop.clone()));
@@ -205,6 +217,10 @@ async fn show(client: Client, pinholes: Arc<KnownPinholes>, backends: Arc<KnownB
     }
 }
 
+fn count_holdings(registry: &mut Registry, index: Arc<RwLock<Index>>) {
+    register_index(registry, move || index.read().unwrap_or_else(PoisonError::into_inner).holdings_count());
+}
+
 /// The end of what goes on for as long as the process does.
 fn over<T>(ended: Result<T, JoinError>, what: &str) -> anyhow::Error {
     match ended {
@@ -219,7 +235,7 @@ fn default_identity() -> anyhow::Result<String> {
     Ok(format!("{}-{:x}", hostname::read("--identity")?, started.as_micros()))
 }
 
-fn lease(text: &str) -> Result<ObjectName, String> {
+fn object_name(text: &str) -> Result<ObjectName, String> {
     let parts = text.split_once('/').filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty());
     let (namespace, name) = parts.ok_or_else(|| {
         format!("{text:?} is no namespace and name; write pinhole-system/pinhole-controller")

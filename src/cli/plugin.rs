@@ -1,7 +1,7 @@
 //! `kubectl pinhole`: what a user asks about ports, answered with nothing but a kubeconfig.
 //!
-//! The program is this plugin when it is called `kubectl-pinhole`, or as `pinhole kubectl`. Nothing here changes the
-//! cluster. What a request is worth is decided by the rules of admission and of the agents themselves
+//! The program is this plugin when it is called `kubectl-pinhole`, or as `pinhole kubectl`. Nothing but the verbs of
+//! [`operate`] changes the cluster. What a request is worth is decided by the rules of admission and of the agents themselves
 //! ([`picture`]); this module and [`observe`] only look, and the others only put into words.
 
 mod age;
@@ -13,6 +13,7 @@ mod ground;
 mod installation;
 mod list;
 mod observe;
+mod operate;
 mod picture;
 pub(crate) mod preflight;
 pub(crate) mod reference;
@@ -35,6 +36,10 @@ use k8s_openapi::jiff::Timestamp;
 use crate::cli::plugin::list::Width;
 use crate::cli::plugin::observe::Depth;
 use crate::cli::plugin::observe::Seen;
+use crate::cli::plugin::operate::History;
+use crate::cli::plugin::operate::Nodes;
+use crate::cli::plugin::operate::Release;
+use crate::cli::plugin::operate::pause::Wish;
 use crate::cli::plugin::picture::State;
 use crate::cli::plugin::reference::ObjectReference;
 use crate::cli::plugin::reference::Reference;
@@ -80,12 +85,40 @@ enum PluginCommand {
                             a wrong command line. What could not be checked is told as such."
     )]
     Doctor(Doctor),
+
+    /// Give up the claim on an external port that is stuck, after saying what that breaks.
+    #[command(
+        after_help = "Exit code: 0 when it was released, 1 when it is in use, was not agreed to, or changed meanwhile, 2 when \
+                            nobody has claimed it or for a wrong command line."
+    )]
+    Release(Release),
+
+    /// Who held an external port when, the last holder first: for reports of abuse.
+    #[command(
+        after_help = "Exit code: 0 when a holder is known, 1 when none is, 2 for an address that cannot be claimed or a wrong \
+                            command line."
+    )]
+    History(History),
+
+    /// Leave the kernels of nodes as they are until `resume`: for work on a node.
+    #[command(
+        after_help = "Exit code: 0 when it is so on every node, 1 when one could not be written, 2 for a node without NatNode \
+                            or a wrong command line."
+    )]
+    Pause(Nodes),
+
+    /// Let paused nodes go on, and let a mass removal happen that a brake holds back.
+    #[command(
+        after_help = "Exit code: 0 when it is so on every node, 1 when one could not be written, 2 for a node without NatNode \
+                            or a wrong command line."
+    )]
+    Resume(Nodes),
 }
 
-/// Which cluster and namespace.
+/// Which cluster.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Cluster")]
-struct ClusterFlags {
+struct AccessFlags {
     /// The cluster to ask. Default: what KUBECONFIG or ~/.kube/config names.
     #[arg(long, value_name = "FILE", env = "PINHOLE_KUBECONFIG")]
     kubeconfig: Option<PathBuf>,
@@ -93,6 +126,14 @@ struct ClusterFlags {
     /// The context of the kubeconfig. Default: its current one.
     #[arg(long, value_name = "NAME", env = "PINHOLE_CONTEXT")]
     context: Option<String>,
+}
+
+/// Which cluster and namespace.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Cluster")]
+struct ClusterFlags {
+    #[command(flatten)]
+    access: AccessFlags,
 
     /// The namespace. Default: the context's.
     #[arg(short, long, value_name = "NAME", env = "PINHOLE_NAMESPACE")]
@@ -191,18 +232,31 @@ impl Plugin {
                 PluginCommand::Explain(command) => command.run().await,
                 PluginCommand::Test(command) => Box::pin(command.run()).await,
                 PluginCommand::Doctor(command) => Box::pin(command.run()).await,
+                PluginCommand::Release(command) => Box::pin(command.run()).await,
+                PluginCommand::History(command) => command.run().await,
+                PluginCommand::Pause(nodes) => nodes.run(Wish::Pause).await,
+                PluginCommand::Resume(nodes) => nodes.run(Wish::Resume).await,
             }
         })
+    }
+}
+
+impl AccessFlags {
+    /// A reader of the cluster, and the context's namespace.
+    async fn connect(self) -> anyhow::Result<(Reader, String)> {
+        let Self { kubeconfig, context } = self;
+        let source = kubeconfig.map_or(Source::Usual, Source::File);
+        let (connection, default) = client::connect_in(&source, context.as_deref()).await?;
+        Ok((Reader::new(connection.client), default))
     }
 }
 
 impl ClusterFlags {
     /// A reader of the cluster, and the namespace that is meant.
     async fn connect(self) -> anyhow::Result<(Reader, String)> {
-        let Self { kubeconfig, context, namespace } = self;
-        let source = kubeconfig.map_or(Source::Usual, Source::File);
-        let (connection, default) = client::connect_in(&source, context.as_deref()).await?;
-        Ok((Reader::new(connection.client), namespace.unwrap_or(default)))
+        let Self { access, namespace } = self;
+        let (reader, default) = access.connect().await?;
+        Ok((reader, namespace.unwrap_or(default)))
     }
 }
 

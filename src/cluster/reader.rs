@@ -21,6 +21,9 @@ use crate::cluster::trouble::describe;
 /// How many objects one answer holds.
 const PAGE: u32 = 500;
 
+/// Who somebody at a terminal is in managed fields.
+const FIELD_MANAGER: &str = "kubectl-pinhole";
+
 /// Somebody is waiting in front of a terminal.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -157,6 +160,15 @@ impl Reader {
     /// Deletes an object.
     pub async fn delete(&self, path: &str) -> Result<(), ReadError> {
         let request = Request::delete(path).body(Vec::new());
+        let request = request.map_err(|error| ReadError::Failed(error.to_string()))?;
+        patiently(self.client.request::<Value>(request)).await.map(drop)
+    }
+
+    /// Merges a change into an object (RFC 7396).
+    pub async fn merge(&self, path: &str, change: &Value) -> Result<(), ReadError> {
+        let request = Request::patch(format!("{path}?fieldManager={FIELD_MANAGER}"))
+            .header(CONTENT_TYPE, "application/merge-patch+json")
+            .body(change.to_string().into_bytes());
         let request = request.map_err(|error| ReadError::Failed(error.to_string()))?;
         patiently(self.client.request::<Value>(request)).await.map(drop)
     }

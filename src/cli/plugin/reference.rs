@@ -5,7 +5,10 @@ use std::net::IpAddr;
 use std::net::Ipv6Addr;
 use std::str::FromStr;
 
+use crate::allocation::key::ClaimKey;
+use crate::allocation::key::PortBlock;
 use crate::api::object::Kind;
+use crate::model::address::ExternalAddress;
 use crate::model::port::Port;
 use crate::model::port::Protocol;
 
@@ -89,6 +92,14 @@ impl FromStr for PortReference {
         let port = port.parse().map_err(|_| wrong())?;
         let protocol = protocol.to_lowercase().parse().map_err(|_| wrong())?;
         Ok(Self { address, port, protocol })
+    }
+}
+
+impl PortReference {
+    /// What a claim on it alone is for; `None` for an address that nobody outside can connect to.
+    pub(crate) fn key(&self) -> Option<ClaimKey> {
+        let address = ExternalAddress::new(self.address).ok()?;
+        Some(ClaimKey::ports(address, self.protocol, PortBlock::single(self.port)))
     }
 }
 

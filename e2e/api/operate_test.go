@@ -1,0 +1,128 @@
+package api
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pinhole-dev/pinhole/e2e/api/lab"
+)
+
+// plugin runs `kubectl pinhole` in the cluster with claims.
+func (c clerk) plugin(arguments ...string) lab.Result {
+	c.t.Helper()
+	result, err := c.cluster.Kubectl("", append([]string{"pinhole"}, arguments...)...)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return result
+}
+
+// says holds a result against its exit code and parts of what it says.
+func (c clerk) says(result lab.Result, code int, parts ...string) {
+	c.t.Helper()
+	if result.Code != code {
+		c.t.Errorf("exit code %d, expected %d\n%s%s", result.Code, code, result.Stdout, result.Stderr)
+	}
+	for _, part := range parts {
+		if !strings.Contains(result.Stdout+result.Stderr, part) {
+			c.t.Errorf("expected %q in\n%s%s", part, result.Stdout, result.Stderr)
+		}
+	}
+}
+
+func TestAnOperatorPausesNodesAndLetsThemGoOn(t *testing.T) {
+	t.Parallel()
+	c := newClerk(t, "works")
+	const path = "/apis/pinhole.dev/v1alpha1/natnodes"
+	node := object{"apiVersion": "pinhole.dev/v1alpha1", "kind": "NatNode", "metadata": object{"name": "works-1"}, "spec": object{}}
+	c.must(http.MethodPost, path, node, nil)
+	t.Cleanup(func() { c.must(http.MethodDelete, path+"/works-1", nil, nil) })
+	spec := func() (found struct {
+		Spec struct {
+			Paused bool
+			Resume string
+		}
+	}) {
+		c.must(http.MethodGet, path+"/works-1", nil, &found)
+		return found
+	}
+
+	c.says(c.plugin("pause", "--node=works-1"), 0, "works-1: paused: nothing in its kernel is changed until kubectl pinhole resume")
+	if !spec().Spec.Paused {
+		t.Error("spec.paused is false")
+	}
+	c.says(c.plugin("pause", "--node=works-1"), 0, "works-1: was paused already")
+	c.says(c.plugin("pause", "--node=works-1,nowhere"), 2, "there is no NatNode nowhere; kubectl get natnodes lists them")
+
+	c.must(http.MethodPatch, path+"/works-1/status", object{"status": object{"brake": "2026-03-01T10:00:00Z"}}, nil)
+	c.says(c.plugin("resume", "--node=works-1"), 0, "works-1: resumed, and what its brake holds back is removed")
+	if found := spec(); found.Spec.Paused || found.Spec.Resume != "2026-03-01T10:00:00Z" {
+		t.Errorf("%+v", found)
+	}
+	c.says(c.plugin("resume", "--node=works-1"), 0, "works-1: was not paused, and its brake holds nothing back")
+}
+
+func TestAnOperatorReleasesAClaimThatIsStuckAndNoneThatIsInUse(t *testing.T) {
+	t.Parallel()
+	c := newClerk(t, "stuck")
+	c.says(c.plugin("release", "192.0.2.77:25", "--yes"), 2, "nobody has claimed 192.0.2.77:25/tcp")
+	c.grants("mx", "192.0.2.77:25")
+	c.says(c.plugin("release", "192.0.2.77:25", "--yes"), 1,
+		"v4-192-0-2-77-tcp-25: ", "held by Pod stuck/mx, pool documentation", "Pod stuck/mx asks for it, so it would be claimed again at once")
+	if len(c.claims("192.0.2.77")) != 1 {
+		t.Error("a claim in use was released")
+	}
+	c.must(http.MethodDelete, c.podsPath()+"/mx", object{"gracePeriodSeconds": 0}, nil)
+	// Until the controller gives it back, two minutes later, nobody else has it.
+	c.refuses("next", "192.0.2.77:25", "Pod stuck/mx")
+	c.says(c.plugin("release", "192.0.2.77:25"), 1, "nobody can be asked here, and nothing was done; say so with --yes")
+	c.says(c.plugin("release", "192.0.2.77:25", "--yes"), 0, "192.0.2.77:25/tcp is free")
+	c.grants("next", "192.0.2.77:25")
+}
+
+func TestTheHistoryTellsWhoHeldAPortAfterItsClaimIsGone(t *testing.T) {
+	t.Parallel()
+	c := newClerk(t, "annals")
+	c.says(c.plugin("history", "192.0.2.79:25"), 1, "nobody is known to have had 192.0.2.79:25/tcp")
+	c.grants("mx", "192.0.2.79:25")
+	type stretch struct {
+		Claim, From, Pod, Node string
+		Until                  *string
+		Holder                 struct{ Kind, Namespace, Name string }
+	}
+	awaits := func(what string, holds func(stretch) bool) {
+		t.Helper()
+		if err := lab.Poll(60*time.Second, func() error {
+			var told struct{ Items []stretch }
+			result := c.plugin("history", "192.0.2.79:25", "-o", "json")
+			if err := json.Unmarshal([]byte(result.Stdout), &told); err != nil {
+				return fmt.Errorf("%w: %s%s", err, result.Stdout, result.Stderr)
+			}
+			if len(told.Items) != 1 || !holds(told.Items[0]) {
+				return fmt.Errorf("%s: %+v", what, told.Items)
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	awaits("it is held", func(s stretch) bool {
+		return s.Until == nil && s.Pod == "mx" && s.Holder.Kind == "Pod" && s.Holder.Namespace == "annals" && s.Claim == "v4-192-0-2-79-tcp-25"
+	})
+	c.must(http.MethodDelete, c.podsPath()+"/mx", object{"gracePeriodSeconds": 0}, nil)
+	if err := lab.Poll(30*time.Second, func() error {
+		if result := c.plugin("release", "192.0.2.79:25", "--yes"); result.Code != 0 {
+			return errors.New(result.Stderr)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	awaits("it was held", func(s stretch) bool { return s.Until != nil && s.Holder.Name == "mx" })
+	c.says(c.plugin("history", "192.0.2.79:25"), 0, "HOLDER", "Pod annals/mx")
+}

@@ -1,0 +1,243 @@
+//! The verbs of `kubectl pinhole` that change the cluster, and `history`: what operators do.
+//!
+//! Each says what it will do before it does so, does one thing, and tells what came of it. What is decided is in the modules
+//! below, which are pure; here is asked, read and written.
+
+pub(super) mod pause;
+mod release;
+mod report;
+
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
+use std::io;
+use std::io::IsTerminal;
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+
+use crate::allocation::claim::StoredClaim;
+use crate::allocation::history;
+use crate::allocation::operation::Operation;
+use crate::allocation::operation::Outcome;
+use crate::api::crd::nat_node::NatNode;
+use crate::api::crd::port_claim::PortClaim;
+use crate::cli::plugin::AccessFlags;
+use crate::cli::plugin::FOUND;
+use crate::cli::plugin::Output;
+use crate::cli::plugin::USAGE;
+use crate::cli::plugin::installation;
+use crate::cli::plugin::installation::Role;
+use crate::cli::plugin::look;
+use crate::cli::plugin::observe::Depth;
+use crate::cli::plugin::operate::pause::Wish;
+use crate::cli::plugin::operate::release::Judgement;
+use crate::cli::plugin::reference::PortReference;
+use crate::cli::plugin::yaml;
+use crate::cli::terminal;
+use crate::cli::terminal::Palette;
+use crate::cluster::claim_store::ApiClaims;
+use crate::cluster::claim_store::ClaimStore;
+use crate::cluster::history_store;
+use crate::cluster::reader::ReadError;
+use crate::cluster::reader::Reader;
+use crate::model::holder::ObjectName;
+
+/// Where our resources are.
+const API: &str = "/apis/pinhole.dev/v1alpha1";
+
+#[derive(Debug, Args)]
+pub(super) struct Release {
+    /// The external port.
+    #[arg(value_name = "ADDRESS:PORT[/PROTO]")]
+    port: PortReference,
+
+    /// Also while a pod or a template asks for it.
+    #[arg(long)]
+    force: bool,
+
+    /// Do not ask.
+    #[arg(short = 'y', long)]
+    yes: bool,
+
+    #[command(flatten)]
+    access: AccessFlags,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct History {
+    /// The external port.
+    #[arg(value_name = "ADDRESS:PORT[/PROTO]")]
+    port: PortReference,
+
+    /// How to print: `table`, `json` or `yaml`.
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t, env = "PINHOLE_OUTPUT")]
+    output: Output,
+
+    #[command(flatten)]
+    access: AccessFlags,
+}
+
+/// Which nodes.
+#[derive(Debug, Args)]
+pub(super) struct Nodes {
+    /// A node; repeatable. Default: every node that has an agent.
+    #[arg(long = "node", value_name = "NAME", value_delimiter = ',')]
+    names: Vec<String>,
+
+    #[command(flatten)]
+    access: AccessFlags,
+}
+
+impl Release {
+    pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
+        let Self { port, force, yes, access } = self;
+        let (reader, namespace) = access.connect().await?;
+        let Some(stored) = claim_of(&reader, &port).await? else {
+            eprintln!("pinhole: nobody has claimed {port}; ports of nodes' own addresses are not claimed");
+            return Ok(ExitCode::from(USAGE));
+        };
+        let seen = look(&reader, &namespace, Depth::Workloads).await?;
+        let users = release::users(&stored.claim, &seen.picture);
+        terminal::print(&release::text(&stored.claim, &users))?;
+        match release::judge(&users, force) {
+            Judgement::Refused(reason) => {
+                eprintln!("pinhole: {reason}");
+                return Ok(ExitCode::from(FOUND));
+            }
+            Judgement::Free if !yes && !is_agreed("Release it?")? => return Ok(ExitCode::from(FOUND)),
+            Judgement::Free => {}
+        }
+        let deleted = ApiClaims::new(reader.client()).perform(Operation::Delete(stored.version)).await;
+        match deleted {
+            Outcome::Deleted => {
+                terminal::print(&format!("{port} is free\n"))?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Outcome::Failed(failure) => anyhow::bail!("{}", failure.reason),
+            _ => {
+                eprintln!("pinhole: the claim has changed meanwhile, and nothing was done; look again");
+                Ok(ExitCode::from(FOUND))
+            }
+        }
+    }
+}
+
+impl History {
+    pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
+        let Self { port, output, access } = self;
+        let (reader, _) = access.connect().await?;
+        let Some(key) = port.key() else {
+            eprintln!("pinhole: {} is no address that the outside could connect to", port.address);
+            return Ok(ExitCode::from(USAGE));
+        };
+        let store = store(&reader).await?;
+        let numbers: BTreeSet<_> = key.around().into_iter().chain([key]).map(history::page_of).collect();
+        let mut stretches = Vec::new();
+        for number in numbers {
+            let name = history_store::name(&store.name, number);
+            let path = format!("/api/v1/namespaces/{}/configmaps/{name}", store.namespace);
+            let found = reader.get(&path).await;
+            let found =
+                found.map_err(|error| anyhow::anyhow!("the history ({path}) cannot be read: {error}"))?;
+            stretches.extend(history::about(&history_store::page_in(&found), key));
+        }
+        stretches.sort_by_key(|(_, stretch)| Reverse(stretch.from));
+        let text = match output {
+            Output::Table | Output::Wide if stretches.is_empty() => {
+                eprintln!(
+                    "pinhole: nobody is known to have had {port}; ports of nodes' own addresses are not claimed"
+                );
+                return Ok(ExitCode::from(FOUND));
+            }
+            Output::Table | Output::Wide => {
+                report::text(&stretches, Palette { is_colourful: terminal::is_colourful(&io::stdout()) })
+            }
+            Output::Json => serde_json::to_string_pretty(&report::json(&stretches))? + "\n",
+            Output::Yaml => yaml::render(&report::json(&stretches)),
+        };
+        terminal::print(&text)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Where the controller keeps the history.
+async fn store(reader: &Reader) -> anyhow::Result<ObjectName> {
+    const FLAG: &str = "history-store";
+    let deployments = reader.list("/apis/apps/v1/deployments").await;
+    let deployments =
+        deployments.map_err(|error| anyhow::anyhow!("the Deployments cannot be read: {error}"))?;
+    let controllers = installation::parts(&deployments, Role::Controller);
+    let store = controllers.iter().find_map(|part| part.flag(FLAG).into_iter().next());
+    let store = store.and_then(|store| store.split_once('/'));
+    let (namespace, name) = store.context(
+        "no controller keeps a history; set claims.enabled=true and claims.controller.history=2160h in the chart",
+    )?;
+    Ok(ObjectName::new(namespace, name))
+}
+
+impl Nodes {
+    /// Makes them pause, or go on.
+    pub(super) async fn run(self, wish: Wish) -> anyhow::Result<ExitCode> {
+        let Self { names, access } = self;
+        let (reader, _) = access.connect().await?;
+        let listed = reader.list(&format!("{API}/natnodes")).await;
+        let listed = listed.map_err(|error| anyhow::anyhow!("the NatNodes cannot be read: {error}"))?;
+        let nodes = listed.into_iter().map(serde_json::from_value::<NatNode>).collect::<Result<Vec<_>, _>>();
+        let steps = match pause::steps(&nodes.context("a NatNode cannot be read")?, &names, wish) {
+            Ok(steps) => steps,
+            Err(reason) => {
+                eprintln!("pinhole: {reason}");
+                return Ok(ExitCode::from(USAGE));
+            }
+        };
+        let mut is_done = true;
+        for step in steps {
+            let written = match &step.change {
+                Some(change) => reader.merge(&format!("{API}/natnodes/{}", step.node), change).await,
+                None => Ok(()),
+            };
+            match written {
+                Ok(()) => terminal::print(&format!("{}: {}\n", step.node, step.said))?,
+                Err(error) => {
+                    is_done = false;
+                    eprintln!("pinhole: {}: not written: {error}", step.node);
+                }
+            }
+        }
+        Ok(if is_done { ExitCode::SUCCESS } else { ExitCode::from(FOUND) })
+    }
+}
+
+/// The claim that has this port.
+async fn claim_of(reader: &Reader, port: &PortReference) -> anyhow::Result<Option<StoredClaim>> {
+    let listed =
+        reader.list(&format!("{API}/portclaims?fieldSelector=spec.address%3D{}", port.address)).await;
+    let listed = match listed {
+        Ok(listed) => listed,
+        Err(ReadError::Absent) => Vec::new(),
+        Err(error) => anyhow::bail!("the PortClaims cannot be read: {error}"),
+    };
+    for object in listed {
+        let object: PortClaim = serde_json::from_value(object).context("a PortClaim cannot be read")?;
+        let stored = StoredClaim::read(&object)?;
+        if port.key().is_some_and(|key| stored.claim.key.overlaps(key)) {
+            return Ok(Some(stored));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether somebody at a terminal says yes. Without a terminal nobody can.
+fn is_agreed(question: &str) -> anyhow::Result<bool> {
+    if !io::stdin().is_terminal() {
+        eprintln!("pinhole: nobody can be asked here, and nothing was done; say so with --yes");
+        return Ok(false);
+    }
+    eprint!("{question} [y/N] ");
+    io::stderr().flush()?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}

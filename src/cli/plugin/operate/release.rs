@@ -1,0 +1,143 @@
+//! What `release` says of a claim, and whether it takes it from whoever has it: pure.
+
+use crate::admission::index::ObjectKey;
+use crate::admission::index::Scope;
+use crate::allocation::claim::Claim;
+use crate::allocation::key::Claimed;
+use crate::api::crd::port_claim::ClaimState;
+use crate::api::object::Kind;
+use crate::cli::plugin::picture::Picture;
+
+/// Whether a claim may go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Judgement {
+    /// It may.
+    Free,
+    /// It may not, for this reason.
+    Refused(String),
+}
+
+/// What of the claim's holder asks for the port: pods that have not ended, templates.
+pub(super) fn users(claim: &Claim, picture: &Picture) -> Vec<ObjectKey> {
+    let Claimed::Ports(protocol, block) = claim.key.claimed() else { return Vec::new() };
+    let index = picture.index();
+    let held = index.held(&Scope::Address(claim.key.address()), protocol, block.range());
+    let mut users: Vec<_> = held
+        .into_iter()
+        .filter(|held| {
+            let holder = index.holder(&held.object, held.controller.as_deref());
+            holder.is_ok_and(|holder| holder == claim.holder)
+        })
+        .map(|held| held.object.clone())
+        .collect();
+    users.sort();
+    users.dedup();
+    users
+}
+
+/// Whether it may be released.
+pub(super) fn judge(users: &[ObjectKey], force: bool) -> Judgement {
+    let Some(user) = users.iter().find(|user| user.kind == Kind::Pod).or(users.first()) else {
+        return Judgement::Free;
+    };
+    if force {
+        return Judgement::Free;
+    }
+    let advice = match user.kind {
+        Kind::Pod => "delete the pod, or take the port out of its annotation",
+        Kind::Pinhole => "delete it, or take the port out of its spec",
+        _ => "take the port out of the annotation of its template",
+    };
+    Judgement::Refused(format!(
+        "{} {} asks for it, so it would be claimed again at once, by whoever is first; {advice}. --force releases it all the same",
+        user.kind.name(),
+        user.name
+    ))
+}
+
+/// What the claim is, and what its release breaks.
+pub(super) fn text(claim: &Claim, users: &[ObjectKey]) -> String {
+    let mut lines = vec![format!(
+        "{}: {} since {}, held by {}{}",
+        claim.key,
+        claim.state.name(),
+        claim.since,
+        claim.holder,
+        claim.pool.as_ref().map(|pool| format!(", pool {pool}")).unwrap_or_default()
+    )];
+    lines.extend(users.iter().map(|user| format!("  {} {} asks for it", user.kind.name(), user.name)));
+    let effect = match (claim.state, users.is_empty()) {
+        (_, false) => {
+            "released, another holder can have it before these claim it again: their new connections would go to that one"
+        }
+        (ClaimState::Reserved, true) => {
+            "a request was granted it, and no object of it has been seen; one that is still on its way would lose it"
+        }
+        (ClaimState::Bound, true) => {
+            "nothing that asks for it was found; the controller gives it back by itself in two minutes"
+        }
+        (ClaimState::Releasing, true) => {
+            "nodes have not confirmed yet that they serve it no more: on one that still does, connections for the next holder \
+             go to the old pod"
+        }
+        (ClaimState::Cooldown, true) => {
+            "it is free by itself soon; released now, clients of the old holder that still connect reach the next one"
+        }
+    };
+    if claim.key.count() != 1 {
+        lines.push(format!("  all of its {} ports go together", claim.key.count()));
+    }
+    lines.push(format!("  {effect}\n"));
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::cli::plugin::testing::golden;
+    use crate::cli::plugin::testing::object;
+    use crate::cli::plugin::testing::owned_by;
+    use crate::cli::plugin::testing::picture;
+    use crate::cli::plugin::testing::pod;
+    use crate::model::holder::Holder;
+    use crate::model::holder::ObjectName;
+
+    fn claim(name: &str, kind: &str, holder: &str, state: ClaimState) -> Claim {
+        let holder = Holder::new(kind, ObjectName::new("mail", holder));
+        let claim = Claim::reserve(name.parse().unwrap(), holder, "2026-03-01T10:00:00Z".parse().unwrap());
+        Claim { pool: Some("edge".to_owned()), state, ..claim }
+    }
+
+    #[test]
+    fn what_a_release_breaks_is_said_and_what_is_in_use_is_not_released() {
+        let template = json!({"kind": "Deployment", "metadata": {"namespace": "mail", "name": "idle", "uid": "i"},
+            "spec": {"replicas": 0, "template": {"metadata": {"annotations": {"pinhole.dev/expose": "203.0.113.7:465"}}}}});
+        let ended = json!({"status": {"phase": "Succeeded"}});
+        let picture = picture(
+            vec![
+                object(template),
+                pod("mail", "mx-0", "node-1", "10.244.1.9", "203.0.113.7:25", owned_by("StatefulSet", "mx")),
+                pod("mail", "sent", "node-1", "10.244.1.8", "203.0.113.7:143", ended),
+                pod("mail", "other", "node-1", "10.244.1.7", "203.0.113.7:993", json!({})),
+            ],
+            Vec::new(),
+        );
+        let cases = [
+            claim("v4-203-0-113-7-tcp-25", "StatefulSet", "mx", ClaimState::Bound),
+            claim("v4-203-0-113-7-tcp-465", "Deployment", "idle", ClaimState::Bound),
+            claim("v4-203-0-113-7-tcp-143", "Pod", "sent", ClaimState::Bound),
+            claim("v4-203-0-113-7-tcp-993", "Pod", "gone", ClaimState::Releasing),
+            claim("v4-203-0-113-7-udp-7008-7023", "Pod", "gone", ClaimState::Reserved),
+            claim("v4-203-0-113-7", "Pod", "gone", ClaimState::Cooldown),
+        ];
+        let mut said = Vec::new();
+        for claim in cases {
+            let users = users(&claim, &picture);
+            said.push(format!("{}=> {:?}\n\n", text(&claim, &users), judge(&users, false)));
+            assert_eq!(judge(&users, true), Judgement::Free);
+        }
+        golden("release.txt", &said.concat());
+    }
+}
