@@ -465,7 +465,7 @@ impl<D: Dataplane> Agent<D> {
                 gone.extend(entry.target.map(|target| target.ip));
             }
         }
-        flows.leave(&applied.changes, gone);
+        flows.leave(&applied.changes, gone, &plan.terminating);
     }
 
     /// What the node's NatNode is to say of the kernel.

@@ -15,6 +15,7 @@ pub(crate) mod fixtures;
 pub mod masquerade;
 pub mod node;
 pub mod owner;
+pub mod sources;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -40,6 +41,7 @@ use crate::ruleset::entry::Target;
 use crate::ruleset::masquerade::Masquerade;
 use crate::ruleset::node::NodeFacts;
 use crate::ruleset::owner::Owner;
+use crate::ruleset::sources::Sources;
 
 /// The NAT of one node.
 ///
@@ -182,6 +184,16 @@ impl Ruleset {
         self.families.extend(other.families);
     }
 
+    /// The pods of a family that only some sources may connect to by TCP.
+    pub fn restricted_pods(&self, family: Family) -> BTreeSet<IpAddr> {
+        let is_restricted = |entry: &&Entry| {
+            entry.key.family() == family
+                && entry.key.protocol == Protocol::Tcp
+                && !entry.allowed_sources.is_empty()
+        };
+        self.entries().filter(is_restricted).filter_map(|entry| Some(entry.target?.ip)).collect()
+    }
+
     /// The pods that leave the cluster with a fixed address, ordered by pod address.
     pub fn egress(&self) -> impl Iterator<Item = &Egress> {
         self.egress.values()
@@ -255,6 +267,8 @@ pub struct Desired {
     pub ruleset: Ruleset,
     /// What cannot be, with the reason.
     pub refused: Vec<Refused>,
+    /// Entries whose connections end when their source may no longer connect.
+    pub terminating: BTreeSet<Key>,
 }
 
 /// The rules that serve these endpoints on this node.
@@ -275,22 +289,27 @@ pub fn desired(endpoints: &[Endpoint], node: &NodeFacts) -> Desired {
         node.addresses.iter().filter_map(|ip| ExternalAddress::new(*ip).ok()).map(ExternalAddress::family),
     );
     let masquerade = node.masquerade.as_ref().map(|policy| policy.on(node)).unwrap_or_default();
-    let mut desired = Desired { ruleset: ruleset.with_masquerade(masquerade), refused: Vec::new() };
+    let mut desired = Desired { ruleset: ruleset.with_masquerade(masquerade), ..Desired::default() };
+    let mut lists = Lists::default();
     let mut egress: BTreeMap<IpAddr, (EgressRank, Owner)> = BTreeMap::new();
     for endpoint in endpoints {
         let owner = Owner::new(&endpoint.pod, &endpoint.uid);
-        match entries_of(endpoint, &owner, node) {
+        match entries_of(endpoint, &owner, node, &mut lists) {
             Err(reason) => desired.refused.push(Refused::new(endpoint, reason)),
             Ok(entries) => {
                 for (entry, pod) in entries {
-                    let external = entry.key.external;
+                    let key = entry.key;
                     if desired.ruleset.entry(&entry.key) != Some(&entry)
                         && let Err(taken) = desired.ruleset.insert(entry)
                     {
                         desired.refused.push(Refused::new(endpoint, Reason::Taken(taken)));
                         continue;
                     }
+                    if endpoint.mapping.terminates_existing() {
+                        desired.terminating.insert(key);
+                    }
                     let Some(pod) = pod else { continue };
+                    let external = key.external;
                     let rank = EgressRank { node: endpoint.mapping.address() == Address::Node, external };
                     let candidate = (rank, owner.clone());
                     let best = egress.entry(pod).or_insert_with(|| candidate.clone());
@@ -316,10 +335,11 @@ struct EgressRank {
 }
 
 /// The entries of one endpoint, each with the pod address that it serves in that family.
-fn entries_of(
-    endpoint: &Endpoint,
+fn entries_of<'a>(
+    endpoint: &'a Endpoint,
     owner: &Owner,
     node: &NodeFacts,
+    lists: &mut Lists<'a>,
 ) -> Result<Vec<(Entry, Option<IpAddr>)>, Reason> {
     if let Some(ip) = endpoint.ips.iter().find(|ip| node.addresses.contains(ip)) {
         return Err(Reason::HostNetwork(*ip));
@@ -338,7 +358,7 @@ fn entries_of(
         .filter_map(|external| {
             let family = Family::of(*external);
             let pod = endpoint.ips.iter().copied().find(|ip| Family::of(*ip) == family);
-            (pod.is_some() || reserve_only).then(|| (entry(endpoint, owner, *external, pod), pod))
+            (pod.is_some() || reserve_only).then(|| (entry(endpoint, owner, *external, pod, lists), pod))
         })
         .collect();
     if entries.is_empty() {
@@ -347,9 +367,15 @@ fn entries_of(
     Ok(entries)
 }
 
-fn entry(endpoint: &Endpoint, owner: &Owner, external: IpAddr, pod: Option<IpAddr>) -> Entry {
+fn entry<'a>(
+    endpoint: &'a Endpoint,
+    owner: &Owner,
+    external: IpAddr,
+    pod: Option<IpAddr>,
+    lists: &mut Lists<'a>,
+) -> Entry {
     let mapping = &endpoint.mapping;
-    let sources = sources_in(Family::of(external), mapping.allowed_sources());
+    let sources = lists.sources(Family::of(external), mapping.allowed_sources());
     let target = pod.filter(|_| sources.is_some());
     Entry {
         key: Key { external, protocol: mapping.protocol(), ports: mapping.external() },
@@ -359,11 +385,21 @@ fn entry(endpoint: &Endpoint, owner: &Owner, external: IpAddr, pod: Option<IpAdd
     }
 }
 
+/// The lists of sources that were brought into their shortest form. Entries with the same one share it.
+#[derive(Default)]
+struct Lists<'a>(BTreeMap<(Family, &'a [IpNet]), Option<Sources>>);
+
+impl<'a> Lists<'a> {
+    fn sources(&mut self, family: Family, allowed: &'a [IpNet]) -> Option<Sources> {
+        self.0.entry((family, allowed)).or_insert_with(|| sources_in(family, allowed)).clone()
+    }
+}
+
 /// The sources of one family in the shortest form, empty for everybody, `None` for nobody: a list that names only
 /// addresses of the other family lets nobody in.
-fn sources_in(family: Family, allowed: &[IpNet]) -> Option<Vec<IpNet>> {
+fn sources_in(family: Family, allowed: &[IpNet]) -> Option<Sources> {
     if allowed.is_empty() {
-        return Some(Vec::new());
+        return Some(Sources::default());
     }
     let nets: Vec<_> =
         allowed.iter().filter(|net| Family::of(net.addr()) == family).map(IpNet::trunc).collect();
@@ -372,8 +408,8 @@ fn sources_in(family: Family, allowed: &[IpNet]) -> Option<Vec<IpNet>> {
     match nets.as_slice() {
         [] => None,
         // iptables does not keep a match on every address.
-        [only] if only.prefix_len() == 0 => Some(Vec::new()),
-        _ => Some(nets),
+        [only] if only.prefix_len() == 0 => Some(Sources::default()),
+        _ => Some(nets.into()),
     }
 }
 
@@ -399,7 +435,7 @@ mod tests {
 
     /// The reason why the only endpoint is refused.
     fn refusal(endpoint: Endpoint, node: &NodeFacts) -> Reason {
-        let Desired { ruleset, mut refused } = desired(&[endpoint], node);
+        let Desired { ruleset, mut refused, .. } = desired(&[endpoint], node);
         assert!(ruleset.is_empty(), "refused and programmed: {ruleset:?}");
         refused.remove(0).reason
     }
@@ -539,7 +575,7 @@ mod tests {
             let ruleset = ruleset(&[endpoint], &node());
             ruleset
                 .entries()
-                .map(|entry| (entry.target.is_some(), entry.allowed_sources.clone()))
+                .map(|entry| (entry.target.is_some(), entry.allowed_sources.to_vec()))
                 .collect::<Vec<_>>()
         };
         assert_eq!(

@@ -46,6 +46,7 @@ fn entry(mapping: &Mapping) -> NatEntry {
         dst_port: mapping.target().first().get(),
         proto: Some(mapping.protocol().to_string()),
         allowed_sources: (!sources.is_empty()).then(|| sources.iter().map(ToString::to_string).collect()),
+        terminate_existing: mapping.terminates_existing().then_some(true),
     }
 }
 

@@ -214,7 +214,9 @@ fn wrong_type(name: &str, value: &Value) -> String {
             Some(Ok(port)) => format!("is text; write the number without quotes: {port}"),
             _ => "is not a port; write a whole number from 1 to 65535".to_owned(),
         },
-        "ifaceAuto" => "is neither true nor false; write one of them without quotes".to_owned(),
+        "ifaceAuto" | "terminateExisting" => {
+            "is neither true nor false; write one of them without quotes".to_owned()
+        }
         "srcIP" => "is not text; write the address in quotes, as in \"203.0.113.7\"".to_owned(),
         "proto" => "is not text; write \"tcp\", \"udp\" or \"sctp\"".to_owned(),
         "allowedSources" => "is not a list; write [\"192.0.2.0/24\"]".to_owned(),
@@ -278,7 +280,9 @@ fn judge(entry: &NatEntry, path: &str) -> Result<Located, Vec<Violation>> {
         Some(mapping) if violations.is_empty() => {
             let address_key = if entry.src_ip.is_some() { "srcIP" } else { "ifaceAuto" };
             Ok(Located {
-                mapping: mapping.with_allowed_sources(sources),
+                mapping: mapping
+                    .with_allowed_sources(sources)
+                    .terminating_existing(entry.terminate_existing.unwrap_or_default()),
                 port_field: format!("{path}.srcPort"),
                 address_field: format!("{path}.{address_key}"),
             })

@@ -71,6 +71,7 @@ mod tests {
     use crate::ruleset::entry::Entry;
     use crate::ruleset::entry::Key;
     use crate::ruleset::owner::Owner;
+    use crate::ruleset::sources::Sources;
 
     const GRACE: Duration = Duration::from_mins(10);
 
@@ -80,7 +81,7 @@ mod tests {
             let ports = PortRange::single(Port::new(port).unwrap());
             let key = Key { external: "203.0.113.7".parse().unwrap(), protocol: Protocol::Tcp, ports };
             let owner = Owner::new(&ObjectName::new("a", format!("pod-{port}")), "u");
-            ruleset.insert(Entry { key, target: None, allowed_sources: Vec::new(), owner }).unwrap();
+            ruleset.insert(Entry { key, target: None, allowed_sources: Sources::default(), owner }).unwrap();
         }
         ruleset
     }

@@ -26,6 +26,7 @@ use crate::ruleset::Ruleset;
 use crate::ruleset::election;
 use crate::ruleset::election::Candidate;
 use crate::ruleset::election::Loser;
+use crate::ruleset::entry::Key;
 use crate::ruleset::node::NodeFacts;
 use crate::ruleset::owner::Owner;
 
@@ -59,6 +60,8 @@ pub struct Plan {
     pub losers: Vec<Loser>,
     /// Who stays without ports for any other reason.
     pub unserved: Vec<Unserved>,
+    /// Entries whose connections end when their source may no longer connect.
+    pub terminating: BTreeSet<Key>,
 }
 
 /// A pod that has not ended, or a Pinhole that a user wrote.
@@ -150,6 +153,7 @@ pub fn plan(known: &Known<'_>) -> Plan {
     let elected = election::elect(&candidates, known.node, known.programmed);
     let desired = ruleset::desired(&elected.endpoints, known.node);
     plan.ruleset = desired.ruleset;
+    plan.terminating = desired.terminating;
     plan.losers = elected.losers;
     plan.unserved.extend(desired.refused.into_iter().map(|refused| Unserved {
         problem: format!("{}: {}", refused.mapping, refused.reason),

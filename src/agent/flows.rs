@@ -17,6 +17,7 @@ use crate::dataplane::conntrack::CleanUp;
 use crate::dataplane::conntrack::Handover;
 use crate::dataplane::settings::Settings;
 use crate::ruleset::diff::Change;
+use crate::ruleset::entry::Key;
 use crate::telemetry::metrics::agent::AgentMetrics;
 
 const ATTEMPTS: usize = 3;
@@ -39,17 +40,19 @@ struct Shared {
 struct Batch {
     changes: Vec<Change>,
     gone: BTreeSet<IpAddr>,
+    terminating: BTreeSet<Key>,
 }
 
 impl Flows {
-    /// Leaves changes for the next pass.
-    pub fn leave(&self, changes: &[Change], gone: BTreeSet<IpAddr>) {
+    /// Leaves changes for the next pass, with the entries whose connections end with their permission.
+    pub fn leave(&self, changes: &[Change], gone: BTreeSet<IpAddr>, terminating: &BTreeSet<Key>) {
         if changes.is_empty() && gone.is_empty() {
             return;
         }
         let mut batch = self.shared.batch.lock().unwrap_or_else(PoisonError::into_inner);
         batch.changes.extend_from_slice(changes);
         batch.gone.extend(gone);
+        batch.terminating.extend(terminating);
         drop(batch);
         self.shared.filled.notify_one();
     }
@@ -59,9 +62,9 @@ impl Flows {
         let mut is_failing = false;
         loop {
             self.shared.filled.notified().await;
-            let Batch { changes, gone } =
+            let Batch { changes, gone, terminating } =
                 std::mem::take(&mut *self.shared.batch.lock().unwrap_or_else(PoisonError::into_inner));
-            let clean_up = CleanUp { changes: &changes, gone: &gone, handover };
+            let clean_up = CleanUp { changes: &changes, gone: &gone, terminating: &terminating, handover };
             for attempt in 1..=ATTEMPTS {
                 match conntrack::clean_up(&settings, &clean_up).await {
                     Ok(deletions) => {

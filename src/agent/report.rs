@@ -218,6 +218,7 @@ mod tests {
     use crate::ruleset::entry::Entry;
     use crate::ruleset::entry::Key;
     use crate::ruleset::entry::Target;
+    use crate::ruleset::sources::Sources;
     use crate::telemetry::metrics;
 
     fn owner() -> Owner {
@@ -232,7 +233,7 @@ mod tests {
             ports: PortRange::single(first),
         };
         let target = is_served.then(|| Target { ip: "10.244.1.9".parse().unwrap(), first });
-        Entry { key, target, allowed_sources: Vec::new(), owner: owner() }
+        Entry { key, target, allowed_sources: Sources::default(), owner: owner() }
     }
 
     fn plan() -> Plan {

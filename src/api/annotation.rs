@@ -12,8 +12,9 @@ use serde_json::Value;
 /// The most entries that one pod can ask for.
 pub const MAX_ENTRIES: usize = 256;
 
-/// The most source networks that one entry can list.
-pub const MAX_SOURCES: usize = 256;
+/// The most source networks that one entry can list. More would not fit a pod: the API server takes 256 KiB of annotations, and
+/// holds the list twice, as it was written and with every default.
+pub const MAX_SOURCES: usize = 5000;
 
 /// The external ports that a pod asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -58,13 +59,25 @@ pub struct NatEntry {
 
     /// The networks (CIDRs) that may connect; everybody else is dropped. Default: everybody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 256))]
+    #[schemars(length(min = 1, max = 5000))]
     pub allowed_sources: Option<Vec<String>>,
+
+    /// Whether connections end when their source is taken off `allowedSources`. Default: false, they live on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terminate_existing: Option<bool>,
 }
 
 /// The keys of an entry, in the order of the documentation.
-pub const ENTRY_KEYS: [&str; 7] =
-    ["ifaceAuto", "srcIP", "srcPort", "srcPortEnd", "dstPort", "proto", "allowedSources"];
+pub const ENTRY_KEYS: [&str; 8] = [
+    "ifaceAuto",
+    "srcIP",
+    "srcPort",
+    "srcPortEnd",
+    "dstPort",
+    "proto",
+    "allowedSources",
+    "terminateExisting",
+];
 
 /// The JSON Schema (draft 2020-12) of the annotation's value.
 pub fn schema() -> Value {

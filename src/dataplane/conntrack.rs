@@ -9,6 +9,7 @@
 //! | ports are served now | UDP and SCTP flows to them that no rule translated |
 //! | ports lead to another pod | nothing ([`Handover::Drain`]), or UDP and SCTP flows to the old pod ([`Handover::Cut`]) |
 //! | ports are served no more | UDP and SCTP flows to them |
+//! | other sources may connect to ports, and connections are to end with that | every connection from others, TCP too |
 //! | a pod leaves with another address | its UDP and SCTP flows with the old one |
 //! | a pod is gone | every connection through our ports to its address, TCP too: somebody else may get the address |
 //!
@@ -83,6 +84,8 @@ pub struct CleanUp<'a> {
     pub changes: &'a [Change],
     /// Addresses of pods that are gone.
     pub gone: &'a BTreeSet<IpAddr>,
+    /// Entries whose connections end when their source may no longer connect.
+    pub terminating: &'a BTreeSet<Key>,
     /// What happens when another pod takes over.
     pub handover: Handover,
 }
@@ -109,7 +112,8 @@ impl CleanUp<'_> {
     pub fn concerns(&self, family: Family) -> bool {
         let changed = |change: &Change| match change {
             Change::Added(entry) | Change::Removed(entry) | Change::Replaced { before: entry, .. } => {
-                is_connectionless(entry.key.protocol) && entry.key.family() == family
+                (is_connectionless(entry.key.protocol) || self.terminating.contains(&entry.key))
+                    && entry.key.family() == family
             }
             Change::Egress { pod, before, .. } => before.is_some() && Family::of(*pod) == family,
         };
@@ -125,13 +129,14 @@ struct Judge<'a> {
     /// Addresses that pods no longer leave with.
     left: BTreeMap<IpAddr, IpAddr>,
     gone: &'a BTreeSet<IpAddr>,
+    terminating: &'a BTreeSet<Key>,
     handover: Handover,
     mark: MarkBit,
 }
 
 impl<'a> Judge<'a> {
     fn new(clean_up: &CleanUp<'a>, mark: MarkBit) -> Self {
-        let CleanUp { changes, gone, handover } = *clean_up;
+        let CleanUp { changes, gone, terminating, handover } = *clean_up;
         let (mut before, mut added, mut left) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for change in changes {
             match change {
@@ -152,7 +157,7 @@ impl<'a> Judge<'a> {
                 Change::Egress { before: None, .. } => {}
             }
         }
-        Self { before, added, left, gone, handover, mark }
+        Self { before, added, left, gone, terminating, handover, mark }
     }
 
     /// Whether a connection must end.
@@ -161,11 +166,14 @@ impl<'a> Judge<'a> {
         if ours && self.gone.contains(&flow.answers_from) {
             return true;
         }
+        let key =
+            Key { external: flow.destination, protocol: flow.protocol, ports: PortRange::single(flow.port) };
+        if ours && self.is_shut_out(&key, flow.source) {
+            return true;
+        }
         if !is_connectionless(flow.protocol) {
             return false;
         }
-        let key =
-            Key { external: flow.destination, protocol: flow.protocol, ports: PortRange::single(flow.port) };
         let untranslated = |now: &Entry| !ours && now.target.is_some();
         let superseded = |old: &Entry, now: Option<&Entry>| {
             let went_there = ours && old.target.is_some_and(|target| target.ip == flow.answers_from);
@@ -181,6 +189,12 @@ impl<'a> Judge<'a> {
             || covering(&self.before, &key).is_some_and(|(old, now)| superseded(old, *now))
             || self.left.get(&flow.source) == Some(&flow.answers_to)
     }
+
+    /// Whether a connection to a port that ends with its permission lost it.
+    fn is_shut_out(&self, key: &Key, source: IpAddr) -> bool {
+        let Some((_, Some(now))) = covering(&self.before, key) else { return false };
+        self.terminating.contains(&now.key) && !admits(now, source)
+    }
 }
 
 /// The entry that the key's one port belongs to, among entries that do not overlap.
@@ -188,6 +202,11 @@ fn covering<'a, T>(entries: &'a BTreeMap<Key, T>, key: &Key) -> Option<&'a T> {
     let end = Key { ports: PortRange::new(key.ports.first(), Port::MAX)?, ..*key };
     let (found, entry) = entries.range(..=end).next_back()?;
     found.overlaps(key).then_some(entry)
+}
+
+/// Whether the entry lets a source connect.
+fn admits(entry: &Entry, source: IpAddr) -> bool {
+    entry.target.is_none() || entry.allowed_sources.is_empty() || entry.allowed_sources.have(source)
 }
 
 /// Whether the client does not notice by itself that another pod took over.
@@ -364,7 +383,8 @@ mod tests {
         ] {
             let changes = diff(before, after);
             let gone: BTreeSet<IpAddr> = gone.parse().into_iter().collect();
-            let clean_up = CleanUp { changes: &changes, gone: &gone, handover };
+            let nothing = BTreeSet::new();
+            let clean_up = CleanUp { changes: &changes, gone: &gone, terminating: &nothing, handover };
             assert_eq!(Judge::new(&clean_up, MarkBit::default()).ends(&flow), ends, "{what}");
         }
     }
@@ -374,10 +394,10 @@ mod tests {
         let (before, after) = (serving(&[OLD]), ruleset(&[], &v4_node()));
         let changes = diff(&before, &after);
         let gone = BTreeSet::new();
-        let judge = Judge::new(
-            &CleanUp { changes: &changes, gone: &gone, handover: Handover::Drain },
-            MarkBit::default(),
-        );
+        let terminating = BTreeSet::new();
+        let clean_up =
+            CleanUp { changes: &changes, gone: &gone, terminating: &terminating, handover: Handover::Drain };
+        let judge = Judge::new(&clean_up, MarkBit::default());
         let outbound = |answers_to: &str| Flow {
             source: ip(OLD),
             destination: ip("192.0.2.1"),
@@ -393,10 +413,39 @@ mod tests {
         let gone = BTreeSet::new();
         let tcp = ruleset(&[endpoint("53/tcp", "dns", &[OLD])], &v4_node());
         let changes = diff(&ruleset(&[], &v4_node()), &tcp);
-        let clean_up = CleanUp { changes: &changes, gone: &gone, handover: Handover::Cut };
+        let nothing = BTreeSet::new();
+        let clean_up =
+            CleanUp { changes: &changes, gone: &gone, terminating: &nothing, handover: Handover::Cut };
         assert!(!clean_up.concerns(Family::V4));
         let gone = [ip(OLD)].into();
         assert!(CleanUp { gone: &gone, ..clean_up }.concerns(Family::V4));
+        let terminating = tcp.entries().map(|entry| entry.key).collect();
+        assert!(CleanUp { terminating: &terminating, ..clean_up }.concerns(Family::V4));
+    }
+
+    #[test]
+    fn connections_end_with_their_permission_only_where_that_was_asked_for() {
+        let from = |sources: &[&str]| {
+            let of = |protocol: &str| endpoint(&format!("53/{protocol}"), "dns", &[OLD]).from(sources);
+            ruleset(&[of("udp"), of("tcp")], &v4_node())
+        };
+        let (before, after) = (from(&["198.51.100.0/24"]), from(&["198.51.100.8/30", "192.0.2.0/24"]));
+        let changes = diff(&before, &after);
+        let (gone, all, none) =
+            (BTreeSet::new(), after.entries().map(|entry| entry.key).collect(), BTreeSet::new());
+        let ours = MarkBit::default().get();
+        for (protocol, source, mark, terminating, ends) in [
+            (Protocol::Tcp, "198.51.100.7", ours, &all, true),
+            (Protocol::Udp, "198.51.100.7", ours, &all, true),
+            (Protocol::Tcp, "198.51.100.9", ours, &all, false),
+            (Protocol::Tcp, "198.51.100.7", 0, &all, false),
+            (Protocol::Tcp, "198.51.100.7", ours, &none, false),
+            (Protocol::Udp, "198.51.100.7", ours, &none, false),
+        ] {
+            let clean_up = CleanUp { changes: &changes, gone: &gone, terminating, handover: Handover::Drain };
+            let judge = Judge::new(&clean_up, MarkBit::default());
+            assert_eq!(judge.ends(&flow(protocol, source, OLD, mark)), ends, "{protocol} {source} {mark}");
+        }
     }
 
     #[test]

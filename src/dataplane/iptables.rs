@@ -11,6 +11,7 @@ mod fixtures;
 #[cfg(test)]
 mod laws;
 pub mod layout;
+mod lists;
 pub mod memory;
 pub mod names;
 pub mod parse;

@@ -25,7 +25,7 @@ pub(crate) trait Work {
     /// Reads it from the kernel.
     fn reread(&mut self) -> impl Future<Output = Result<(), DataplaneError>> + Send;
 
-    /// Brings it to another state by one transaction, or changes nothing.
+    /// Brings it to another state by one transaction, or changes nothing that a packet meets.
     fn bring_to(&mut self, desired: &Ruleset) -> impl Future<Output = Result<(), DataplaneError>> + Send;
 }
 

@@ -14,6 +14,7 @@ pub mod fuzzing;
 #[cfg(test)]
 mod laws;
 pub mod layout;
+mod lists;
 pub(crate) mod message;
 pub(crate) mod netlink;
 pub mod plan;
@@ -335,7 +336,9 @@ impl isolation::Work for Work<'_> {
             if is_new && AT_ONCE < plan.steps.len() && !self.backend.by_program {
                 self.fill(plan).await?;
             } else {
-                self.make(plan).await?;
+                for stage in plan.staged() {
+                    self.make(stage).await?;
+                }
             }
         }
         // A whole table's plan is large, and gone by now.
@@ -386,7 +389,7 @@ impl Work<'_> {
         for (index, step) in plan.steps.iter().enumerate() {
             let (kind, flags) = if step.add.is_some() { (NEW_ELEMENT, CREATE) } else { (DELETE_ELEMENT, 0) };
             batch.add(kind, family, flags, index + 1 == plan.steps.len(), |message| {
-                codec::write(message, table, family, step);
+                codec::write(message, table, step);
             });
         }
         match self.backend.blocking(|shared| shared.ask(|socket| socket.commit(batch))).await {

@@ -35,6 +35,7 @@ pub struct Mapping {
     external: PortRange,
     target: PortRange,
     allowed_sources: Vec<IpNet>,
+    terminates_existing: bool,
 }
 
 impl Mapping {
@@ -47,7 +48,14 @@ impl Mapping {
     ) -> Option<Self> {
         let last_target = first_target.checked_add(external.span())?;
         let target = PortRange::new(first_target, last_target)?;
-        Some(Self { address, protocol, external, target, allowed_sources: Vec::new() })
+        Some(Self {
+            address,
+            protocol,
+            external,
+            target,
+            allowed_sources: Vec::new(),
+            terminates_existing: false,
+        })
     }
 
     /// The same mapping for these sources only (sorted, without repetition); none means everybody.
@@ -55,6 +63,12 @@ impl Mapping {
         sources.sort();
         sources.dedup();
         self.allowed_sources = sources;
+        self
+    }
+
+    /// The same mapping, of which connections end when their source is taken off the list.
+    pub const fn terminating_existing(mut self, terminates: bool) -> Self {
+        self.terminates_existing = terminates;
         self
     }
 
@@ -81,6 +95,11 @@ impl Mapping {
     /// Who may connect; empty means everybody.
     pub fn allowed_sources(&self) -> &[IpNet] {
         &self.allowed_sources
+    }
+
+    /// Whether connections end when their source may no longer connect.
+    pub const fn terminates_existing(&self) -> bool {
+        self.terminates_existing
     }
 
     /// The external ports that both mappings ask for, whoever holds them.

@@ -25,6 +25,7 @@ use crate::model::holder::ObjectName;
 use crate::model::mapping::Mapping;
 use crate::model::port::Port;
 use crate::model::port::PortRange;
+use crate::ruleset::Lists;
 use crate::ruleset::Ruleset;
 use crate::ruleset::endpoint::Endpoint;
 use crate::ruleset::entries_of;
@@ -158,8 +159,8 @@ fn claims_of<'a>(pods: &[&'a Candidate], node: &NodeFacts, programmed: &Programm
             uid: pod.uid.clone(),
             ips: pod.ips.clone(),
         };
-        let entries = entries_of(&endpoint, owner, node).unwrap_or_default();
-        let keys: Vec<_> = entries.iter().map(|(entry, _)| entry.key).collect();
+        let entries = entries_of(&endpoint, owner, node, &mut Lists::default()).unwrap_or_default();
+        let keys: Vec<_> = entries.into_iter().map(|(entry, _)| entry.key).collect();
         let served = keys.iter().any(|key| programmed.get(key).is_some_and(|found| *found == owner));
         let incumbency =
             keys.iter().map(|key| incumbency(key, &owners, programmed)).max().unwrap_or_default();

@@ -3,13 +3,12 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use ipnet::IpNet;
-
 use crate::model::address::Family;
 use crate::model::port::Port;
 use crate::model::port::PortRange;
 use crate::model::port::Protocol;
 use crate::ruleset::owner::Owner;
+use crate::ruleset::sources::Sources;
 
 /// What the outside connects to. It identifies an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -63,8 +62,8 @@ pub struct Entry {
     pub key: Key,
     /// Where packets go; `None` reserves the ports, so that packets to them are dropped and nobody else answers.
     pub target: Option<Target>,
-    /// Who may connect, in the shortest form; empty means everybody. All others are dropped.
-    pub allowed_sources: Vec<IpNet>,
+    /// Who may connect. All others are dropped.
+    pub allowed_sources: Sources,
     /// The pod that is served.
     pub owner: Owner,
 }

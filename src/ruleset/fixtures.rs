@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use ipnet::Ipv4Net;
 use proptest::prelude::*;
 
 use crate::model::address::ExternalAddress;
@@ -128,11 +129,19 @@ pub(crate) fn any_endpoints() -> impl Strategy<Value = Vec<Endpoint>> {
     let pod = 1_u8..130;
     let target = prop_oneof![Just(0_u16), 1_u16..60000];
     let sources = prop::sample::subsequence(
-        vec!["198.51.100.0/24", "192.0.2.1/32", "2001:db8:9::/48", "0.0.0.0/0"],
+        ["198.51.100.0/24", "192.0.2.1/32", "2001:db8:9::/48", "0.0.0.0/0"].map(str::to_owned).to_vec(),
         0..3,
     );
+    let long = prop_oneof![4 => Just(0_u32), 1 => 15_u32..20, 1 => 60_u32..200];
+    let sources = (sources, long).prop_map(|(mut sources, long)| {
+        // No two of these make one network.
+        sources
+            .extend((0..long).map(|n| Ipv4Net::new_assert((0x0b00_0000 + 512 * n).into(), 24).to_string()));
+        sources
+    });
     let parts = (external, protocol, first, span, pod, target, sources, 0_u8..4);
     let endpoint = parts.prop_map(|(external, protocol, first, span, pod, target, sources, ips)| {
+        let sources: Vec<_> = sources.iter().map(String::as_str).collect();
         let last = first.saturating_add(span);
         let (v4, v6) = (format!("10.244.1.{pod}"), format!("fd00:244:1::{pod:x}"));
         let ips: &[&str] = match ips {

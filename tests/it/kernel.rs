@@ -14,6 +14,7 @@ mod policy;
 mod programming;
 mod rewriting;
 mod scale;
+mod sources;
 mod strays;
 mod switching;
 mod traffic;

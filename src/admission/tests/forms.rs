@@ -102,7 +102,7 @@ fn a_wrong_entry_is_told_the_field_the_value_the_rule_and_what_to_do() {
         ),
         (
             r#"{"srcPort":80,"dstPort":80,"host":"a"}"#,
-            ".host: is not a key of this object; the keys are ifaceAuto, srcIP, srcPort, srcPortEnd, dstPort, proto, allowedSources",
+            ".host: is not a key of this object; the keys are ifaceAuto, srcIP, srcPort, srcPortEnd, dstPort, proto, allowedSources, terminateExisting",
         ),
         (
             r#"{"srcPort":80,"srcPort":81,"dstPort":80}"#,
@@ -187,6 +187,10 @@ fn a_wrong_entry_is_told_the_field_the_value_the_rule_and_what_to_do() {
         (
             r#"{"srcPort":80,"dstPort":80,"allowedSources":"a"}"#,
             ".allowedSources: \"a\": is not a list; write [\"192.0.2.0/24\"]",
+        ),
+        (
+            r#"{"srcPort":80,"dstPort":80,"terminateExisting":"yes"}"#,
+            ".terminateExisting: \"yes\": is neither true nor false; write one of them without quotes",
         ),
         (
             r#"{"srcPort":80,"dstPort":80,"allowedSources":[1]}"#,

@@ -100,7 +100,7 @@ pub struct PinholeSpec {
 
     /// The networks (CIDRs) that may connect; everybody else is dropped. Default: everybody.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 256), inner(length(max = 43)))]
+    #[schemars(length(max = 5000), inner(length(max = 43)))]
     #[x_kube(validation = Rule::new(rules::NETWORKS).message(rules::NETWORK_MESSAGE))]
     pub allowed_sources: Vec<String>,
 
@@ -208,7 +208,7 @@ pub struct PinholePort {
     pub target_port: Option<TargetPort>,
     /// The networks (CIDRs) that may connect to this port. Default: `allowedSources` of the object.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 256), inner(length(max = 43), regex(pattern = r"^[0-9a-f.:]+/[0-9]+$")))]
+    #[schemars(length(max = 5000), inner(length(max = 43), regex(pattern = r"^[0-9a-f.:]+/[0-9]+$")))]
     pub allowed_sources: Vec<String>,
 }
 

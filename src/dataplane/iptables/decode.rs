@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use crate::dataplane::counters::Counters;
 use crate::dataplane::iptables::layout::multicast;
 use crate::dataplane::iptables::layout::single;
+use crate::dataplane::iptables::lists;
 use crate::dataplane::iptables::names::Names;
 use crate::dataplane::iptables::rule::Action;
 use crate::dataplane::iptables::rule::Match;
@@ -22,6 +23,7 @@ use crate::ruleset::entry::Key;
 use crate::ruleset::entry::Target;
 use crate::ruleset::masquerade::Masquerade;
 use crate::ruleset::owner::Owner;
+use crate::ruleset::sources::Sources;
 
 /// What was found in all families.
 pub fn decode(tables: &BTreeMap<Family, Tables>, names: Names<'_>) -> (Ruleset, BTreeMap<Key, Counters>) {
@@ -101,26 +103,43 @@ fn ours<'a>(table: &'a Table, chain: &str) -> impl Iterator<Item = &'a Rule> {
 type Entries = BTreeMap<Key, (Entry, Counters)>;
 
 fn ingress(nat: &Table, names: Names<'_>, entries: &mut Entries, is_meant: impl Fn(&str) -> bool) {
+    let mut lists: BTreeMap<&str, Sources> = BTreeMap::new();
     for rule in ours(nat, &names.dnat()) {
         let Rule { destination: Some(net), action: Action::Jump(chain), .. } = rule else { continue };
         let Some(external) = single(*net) else { continue };
         let key = |rule: &Rule| Some(Key { external, protocol: rule.protocol?, ports: rule.ports? });
         let leaves = ours(nat, chain).filter_map(|rule| match &rule.action {
-            Action::Jump(leaf) => Some(leaf.as_str()),
+            Action::Jump(leaf) if !names.is_list(leaf) => Some(leaf.as_str()),
             _ => None,
         });
+        let mut listed: BTreeMap<Key, Sources> = BTreeMap::new();
         for chain in leaves.chain([chain.as_str()]).filter(|chain| is_meant(chain)) {
             for saved in nat.rules(chain) {
                 let Some(rule) = &saved.rule else { continue };
-                if let Some((key, owner)) = key(rule).zip(rule.comment.as_deref().and_then(Owner::parse)) {
-                    serve(entries, key, owner, rule, saved.counters);
+                let Some(key) = key(rule) else { continue };
+                match &rule.action {
+                    Action::Jump(list) if names.is_list(list) => {
+                        let sources = lists.entry(list).or_insert_with(|| lists::read(nat, list));
+                        listed.insert(key, sources.clone());
+                    }
+                    _ => {
+                        let Some(owner) = rule.comment.as_deref().and_then(Owner::parse) else { continue };
+                        let sources = listed.get(&key).cloned().unwrap_or_default();
+                        serve(entries, (key, owner), rule, sources, saved.counters);
+                    }
                 }
             }
         }
     }
 }
 
-fn serve(entries: &mut Entries, key: Key, owner: Owner, rule: &Rule, counters: Counters) {
+fn serve(
+    entries: &mut Entries,
+    (key, owner): (Key, Owner),
+    rule: &Rule,
+    listed: Sources,
+    counters: Counters,
+) {
     let target = match rule.action {
         Action::Dnat { to, ports } => {
             let first: Port = ports.map_or(key.ports.first(), PortRange::first);
@@ -129,10 +148,12 @@ fn serve(entries: &mut Entries, key: Key, owner: Owner, rule: &Rule, counters: C
         Action::SetConnmark(_) => None,
         _ => return,
     };
-    let fresh = Entry { key, target, allowed_sources: Vec::new(), owner };
+    let fresh = Entry { key, target, allowed_sources: listed, owner };
     let (entry, counted) = entries.entry(key).or_insert((fresh, Counters::default()));
     if entry.target == target {
-        entry.allowed_sources.extend(rule.source);
+        if let Some(source) = rule.source {
+            entry.allowed_sources = entry.allowed_sources.with(source);
+        }
         *counted += counters;
     }
 }

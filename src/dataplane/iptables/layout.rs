@@ -17,6 +17,7 @@ use ipnet::IpNet;
 use ipnet::Ipv4Net;
 use ipnet::Ipv6Net;
 
+use crate::dataplane::iptables::lists;
 use crate::dataplane::iptables::names::Bucket;
 use crate::dataplane::iptables::names::Names;
 use crate::dataplane::iptables::names::egress_net;
@@ -120,7 +121,14 @@ fn forward(ruleset: &Ruleset, family: Family, mark: u32) -> Vec<Rule> {
         let invalid = Match::State(vec![State::Invalid]);
         Rule::new(Action::Drop).from(*net).protocol(Protocol::Tcp).when(invalid)
     });
-    guard(mark).chain(leaking).collect()
+    // A connection whose source may no longer connect can be ended, and what its pod still sends would begin it again the
+    // other way round.
+    let ended = ruleset.restricted_pods(family).into_iter().map(|pod| {
+        let unknown = Match::State(vec![State::New]);
+        let rule = Rule::new(Action::Drop).from(IpNet::from(pod)).protocol(Protocol::Tcp);
+        rule.when(Match::NotSyn).when(unknown)
+    });
+    guard(mark).chain(leaking).chain(ended).collect()
 }
 
 /// Whatever comes in remembers its link; what answers to connections of ours leaves by it.
@@ -161,23 +169,24 @@ fn ingress(chains: &mut Chains, ruleset: &Ruleset, family: Family, names: Names<
         for (bucket, entries) in buckets {
             let leaf = names.bucket(chain, bucket);
             rules.push(Rule::new(Action::Jump(leaf.clone())).ports(protocol, bucket.ports()));
-            chains.insert(leaf, serve(&entries, protocol, mark));
+            chains.insert(leaf, serve(&entries, protocol, names, mark));
         }
-        rules.extend(serve(&wide, protocol, mark));
+        rules.extend(serve(&wide, protocol, names, mark));
         chains.insert(chain.clone(), rules);
     }
     chains.insert(names.dnat(), dispatch);
+    lists::lay_out(chains, ruleset, family, names);
 }
 
 /// Marks what is meant for these entries, then sends it to their pods.
-fn serve(entries: &[&Entry], protocol: Protocol, mark: u32) -> Vec<Rule> {
+fn serve(entries: &[&Entry], protocol: Protocol, names: Names<'_>, mark: u32) -> Vec<Rule> {
     let mark_rule = |ports| Rule::new(Action::SetConnmark(Bits::set(mark))).ports(protocol, ports);
     let with_pod = entries.iter().filter(|entry| entry.target.is_some());
     let mut rules: Vec<_> = runs(with_pod.map(|entry| entry.key.ports)).into_iter().map(mark_rule).collect();
     // The owner of ports that lead nowhere shows only here.
     let reserved = entries.iter().filter(|entry| entry.target.is_none());
     rules.extend(reserved.map(|entry| mark_rule(entry.key.ports).comment(entry.owner.comment())));
-    rules.extend(entries.iter().flat_map(|entry| dnat(entry)));
+    rules.extend(entries.iter().flat_map(|entry| dnat(entry, names)));
     rules
 }
 
@@ -195,8 +204,8 @@ fn runs(ports: impl Iterator<Item = PortRange>) -> Vec<PortRange> {
     runs
 }
 
-/// One rule per allowed source. What matches none of them keeps its mark and is dropped by the guard.
-fn dnat(entry: &Entry) -> Vec<Rule> {
+/// One rule per allowed source, or one behind the list of them. What matches none keeps its mark and is dropped by the guard.
+fn dnat(entry: &Entry, names: Names<'_>) -> Vec<Rule> {
     let (Some(target), Some(ports)) = (entry.target, entry.target_ports()) else { return Vec::new() };
     // A range that keeps its ports needs no port map; a single port is always named.
     let kept = !ports.is_single() && ports == entry.key.ports;
@@ -204,6 +213,10 @@ fn dnat(entry: &Entry) -> Vec<Rule> {
     let rule = Rule::new(action).ports(entry.key.protocol, entry.key.ports).comment(entry.owner.comment());
     if entry.allowed_sources.is_empty() {
         return vec![rule];
+    }
+    if entry.allowed_sources.is_shared() {
+        let list = Rule::new(Action::Jump(names.list(entry.allowed_sources.id())));
+        return vec![list.ports(entry.key.protocol, entry.key.ports), rule];
     }
     entry.allowed_sources.iter().map(|source| rule.clone().from(*source)).collect()
 }

@@ -6,6 +6,8 @@
 //! nat     P-DNAT               one jump per external address and protocol
 //!           P-T-CB007107       one jump per 64 ports in use (T tcp, U udp, S sctp)
 //!             P-T-CB007107-001 the entries of 203.0.113.7, tcp, ports 64-127
+//!           P-L-PQC7I5SILNDM5  a list of sources that several entries may share, one jump per network of its buckets
+//!             P-L-PQC7I5SILNDM5-001 up to 64 of its networks
 //!         P-SNAT               one jump per 64 pod addresses
 //!           P-KEEP             what keeps its source whatever others have rules for
 //!           P-E-0AF40100       the pods of 10.244.1.0/26 that leave with a fixed address
@@ -23,6 +25,7 @@ use crate::model::digest::fnv1a;
 use crate::model::port::Port;
 use crate::model::port::PortRange;
 use crate::model::port::Protocol;
+use crate::ruleset::sources::ListId;
 
 /// The kernel's limit.
 pub const MAX_LENGTH: usize = 28;
@@ -103,6 +106,22 @@ impl Names<'_> {
         format!("{address_chain}-{:0BUCKET_DIGITS$X}", bucket.0)
     }
 
+    /// Where only what comes from the list's networks returns from.
+    pub fn list(self, id: ListId) -> String {
+        self.named(&format!("L-{id}"))
+    }
+
+    /// The chain of a part of a list.
+    pub fn list_bucket(self, list_chain: &str, bucket: usize) -> String {
+        format!("{list_chain}-{bucket:0BUCKET_DIGITS$X}")
+    }
+
+    /// Whether the chain is that of a whole list.
+    pub fn is_list(self, chain: &str) -> bool {
+        let stem = chain.strip_prefix(self.0.as_str()).and_then(|rest| rest.strip_prefix("-L-"));
+        stem.is_some_and(|stem| ListId::parse(stem).is_some())
+    }
+
     /// The chains of external addresses, one per protocol in use.
     pub fn addresses(
         self,
@@ -147,6 +166,10 @@ impl Names<'_> {
             (Some("T" | "U" | "S" | "E"), Some(address), None, None) => hex(address, &[8, DIGEST_DIGITS]),
             (Some("T" | "U" | "S"), Some(address), Some(bucket), None) => {
                 hex(address, &[8, DIGEST_DIGITS]) && hex(bucket, &[BUCKET_DIGITS])
+            }
+            (Some("L"), Some(list), None, None) => ListId::parse(list).is_some(),
+            (Some("L"), Some(list), Some(bucket), None) => {
+                ListId::parse(list).is_some() && hex(bucket, &[BUCKET_DIGITS])
             }
             _ => false,
         }
@@ -217,7 +240,14 @@ mod tests {
     fn only_names_of_this_exact_shape_are_owned() {
         let prefix = Prefix::default();
         let names = Names(&prefix);
-        for ours in ["PINHOLE-IN", "PINHOLE-T-CB007107", "PINHOLE-U-CB007107-001", "PINHOLE-E-0AF40100"] {
+        for ours in [
+            "PINHOLE-IN",
+            "PINHOLE-T-CB007107",
+            "PINHOLE-U-CB007107-001",
+            "PINHOLE-E-0AF40100",
+            "PINHOLE-L-PQC7I5SILNDM5",
+            "PINHOLE-L-PQC7I5SILNDM5-00A",
+        ] {
             assert!(names.owns(ours), "{ours}");
         }
         for foreign in [
@@ -227,6 +257,7 @@ mod tests {
             "PINHOLE-CUSTOM",
             "PINHOLE-T-CB0071",
             "PINHOLE-T-cb007107",
+            "PINHOLE-L-PQC7I5SILNDM",
             "PINHOLE2-IN",
             "KUBE-SERVICES",
         ] {

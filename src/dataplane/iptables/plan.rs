@@ -179,6 +179,7 @@ mod tests {
 -A PINHOLE-FWD -m conntrack --ctstate RELATED,ESTABLISHED -m comment --comment pinhole:skeleton:1 -j RETURN
 -A PINHOLE-FWD -m connmark --mark 0x1000/0x1000 -m conntrack --ctstate NEW -m conntrack ! --ctstate DNAT -j DROP
 -A PINHOLE-FWD -s 10.244.1.0/24 -p tcp -m conntrack --ctstate INVALID -j DROP
+-A PINHOLE-FWD -s 10.244.1.9/32 -p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -m conntrack --ctstate NEW -j DROP
 -A PINHOLE-IN -m conntrack --ctstate RELATED,ESTABLISHED -m comment --comment pinhole:skeleton:1 -j RETURN
 -A PINHOLE-IN -m connmark --mark 0x1000/0x1000 -m conntrack --ctstate NEW -m conntrack ! --ctstate DNAT -j DROP
 -I INPUT 1 -m comment --comment pinhole:jump -j PINHOLE-IN

@@ -51,6 +51,8 @@ pub enum Match {
     Reply,
     /// The destination is not an address of the node.
     NotLocal,
+    /// A TCP packet that does not begin a connection.
+    NotSyn,
 }
 
 /// Some bits of a mark, and what they are. The others are not looked at, and not changed.
@@ -112,8 +114,10 @@ pub enum Action {
     Drop,
     /// The chain that led here goes on.
     Return,
-    /// Another chain decides.
+    /// Another chain decides, and this one goes on when that returns.
     Jump(String),
+    /// Another chain decides, and the one that led here goes on when that returns.
+    Goto(String),
     /// The connection's destination is rewritten.
     Dnat {
         /// The new destination address.
@@ -227,6 +231,7 @@ impl fmt::Display for Rule {
                 Match::Mark(bits) => write!(f, "-m mark --mark {bits} ")?,
                 Match::Reply => f.write_str("-m conntrack --ctdir REPLY ")?,
                 Match::NotLocal => f.write_str("-m addrtype ! --dst-type LOCAL ")?,
+                Match::NotSyn => f.write_str("-m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN ")?,
             }
         }
         if let Some(comment) = &self.comment {
@@ -237,6 +242,7 @@ impl fmt::Display for Rule {
             Action::Drop => f.write_str("-j DROP"),
             Action::Return => f.write_str("-j RETURN"),
             Action::Jump(chain) => write!(f, "-j {chain}"),
+            Action::Goto(chain) => write!(f, "-g {chain}"),
             Action::Dnat { to, ports: None } => write!(f, "-j DNAT --to-destination {to}"),
             Action::Dnat { to, ports: Some(ports) } => {
                 match to {
@@ -297,6 +303,7 @@ pub fn parse<'a>(words: impl Iterator<Item = &'a str>) -> Option<Rule> {
             rule.matches.push(match (word, words.next()?) {
                 ("--ctstate", "DNAT") => Match::NotDnat,
                 ("--dst-type", "LOCAL") => Match::NotLocal,
+                ("--tcp-flags", "FIN,SYN,RST,ACK") if words.next()? == "SYN" => Match::NotSyn,
                 _ => return None,
             });
             continue;
@@ -320,6 +327,7 @@ pub fn parse<'a>(words: impl Iterator<Item = &'a str>) -> Option<Rule> {
                 "REPLY" => rule.matches.push(Match::Reply),
                 _ => return None,
             },
+            "-g" => action = Some(Action::Goto(words.next()?.to_owned())),
             "-j" => action = Some(parse_action(words.next()?, &mut words, rule.ports)?),
             _ => return None,
         }
@@ -423,6 +431,8 @@ mod tests {
             "-m connmark --mark 0x1070/0x1070 -m conntrack --ctdir REPLY -j MARK --set-xmark 0x70/0x70",
             "-s 10.244.1.0/24 -m conntrack --ctstate DNAT -m connmark --mark 0x1000/0x1000 -j MASQUERADE --random-fully",
             "-s 10.244.1.9/32 -m comment --comment a/b:00c0ffee -j SNAT --to-source 203.0.113.7",
+            "-s 10.244.1.9/32 -p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -m conntrack --ctstate NEW -j DROP",
+            "-s 198.51.0.0/16 -g PINHOLE-L-PQC7I5SILNDM5-001",
             "-s 10.244.1.0/24 -o wg0 -j ACCEPT",
             "-s 10.244.1.0/24 -m addrtype ! --dst-type LOCAL -j MASQUERADE --random-fully",
         ] {
@@ -436,6 +446,7 @@ mod tests {
             "-i eth0 -p tcp -j ACCEPT",
             "-p tcp -m tcp --sport 25 -j DROP",
             "! -s 10.0.0.0/8 -j DROP",
+            "-p tcp -m tcp ! --tcp-flags SYN,ACK SYN -j DROP",
             "-o wg+ -j ACCEPT",
             "-m addrtype ! --dst-type MULTICAST -j ACCEPT",
             "-p tcp -m tcp --dport 70:80 -j DNAT --to-destination 10.244.1.9:70-80",
@@ -445,7 +456,7 @@ mod tests {
             "-j CONNMARK --set-xmark 0x1000/0xffffffff",
             "-j MARK --set-xmark 0x71/0x70",
             "-m conntrack --ctdir ORIGINAL -j ACCEPT",
-            "-g PINHOLE-FWD",
+            "-j PINHOLE-FWD -g PINHOLE-IN extra",
         ] {
             assert_eq!(read(foreign), None, "{foreign}");
         }

@@ -17,6 +17,7 @@ use crate::dataplane::nftables::element::ElementKey;
 use crate::dataplane::nftables::element::Field;
 use crate::dataplane::nftables::element::Held;
 use crate::dataplane::nftables::element::Value;
+use crate::dataplane::nftables::lists;
 use crate::dataplane::nftables::message::Attributes;
 use crate::dataplane::nftables::message::Builder;
 use crate::dataplane::nftables::message::int;
@@ -47,6 +48,11 @@ const ELEMENT_KEY_END: u16 = 10;
 const INTERVAL_END: u32 = 1;
 
 const DATA_VALUE: u16 = 1;
+const DATA_VERDICT: u16 = 2;
+const VERDICT_CODE: u16 = 1;
+const VERDICT_CHAIN: u16 = 2;
+/// The verdict that leads to a chain and not back to this one.
+const GOTO: i32 = -4;
 /// What an expression is called.
 pub(crate) const EXPRESSION_NAME: u16 = 1;
 const EXPRESSION_DATA: u16 = 2;
@@ -95,8 +101,14 @@ impl Reader {
         }
         let last = value(ELEMENT_KEY_END).unwrap_or(first);
         let key = self.key(first, last)?;
+        let referred = || {
+            let verdict = element.nested(ELEMENT_DATA)?.nested(DATA_VERDICT)?;
+            let leads = verdict.int(VERDICT_CODE)? == GOTO.cast_unsigned();
+            lists::of_chain(verdict.text(VERDICT_CHAIN)?).filter(|_| leads)
+        };
         let data = match (self.collection.data(), value(ELEMENT_DATA)) {
             ([], None) => Data::None,
+            ([Field::Chain], None) => Data::List(referred()?),
             ([Field::Address], Some(data)) => Data::Address(address(data, self.family)?),
             ([Field::Address, Field::Port], Some(data)) => {
                 let ip = address(data, self.family)?;
@@ -133,22 +145,20 @@ impl Reader {
         if !same {
             return None;
         }
-        if self.collection != Collection::Sources {
-            return Some(ElementKey::Ports(key));
-        }
-        let source = |key: &[u8]| address(key.get(at_port + 4..)?, self.family).map(bits);
-        Some(ElementKey::Source(key, network(source(first)?, source(last)?, self.family)?))
+        Some(ElementKey::Ports(key))
     }
 
     /// What was read; an error when there was something that we cannot have written.
     pub(crate) fn finish(mut self) -> Result<BTreeMap<ElementKey, Held>, String> {
-        self.ends.sort_unstable();
+        let mut edges: Vec<_> = self.starts.iter().chain(&self.ends).copied().collect();
+        edges.sort_unstable();
         let highest = match self.family {
             Family::V4 => u128::from(u32::MAX),
             Family::V6 => u128::MAX,
         };
         for start in &self.starts {
-            let behind = self.ends.iter().find(|end| start < *end);
+            // Where a network begins right behind another, the kernel may have no end of that.
+            let behind = edges.get(edges.partition_point(|edge| edge <= start));
             let last = behind.map_or(highest, |end| end - 1);
             match network(*start, last, self.family) {
                 Some(net) => {
@@ -166,9 +176,9 @@ impl Reader {
 }
 
 /// Writes the message's attributes that make one change; false when it takes more than one element.
-pub(crate) fn write(message: &mut Builder<'_>, table: &str, family: Family, step: &Step) {
+pub(crate) fn write(message: &mut Builder<'_>, table: &str, step: &Step) {
     let Step { collection, key, add } = step;
-    let (first, last) = ends(key, family);
+    let (first, last) = ends(key);
     message.text(LIST_TABLE, table).text(LIST_SET, collection.name());
     message.nested(LIST_ELEMENTS, |list| {
         list.nested(LIST_ELEMENT, |element| {
@@ -183,7 +193,15 @@ pub(crate) fn write(message: &mut Builder<'_>, table: &str, family: Family, step
             let Some((Value { data, comment }, counters)) = add else { return };
             let mut bytes = Vec::new();
             match data {
-                Data::None => {}
+                Data::None | Data::Networks(_) => {}
+                Data::List(id) => {
+                    element.nested(ELEMENT_DATA, |data| {
+                        data.nested(DATA_VERDICT, |verdict| {
+                            verdict.bytes(VERDICT_CODE, &GOTO.to_be_bytes());
+                            verdict.text(VERDICT_CHAIN, &lists::chain_name(*id));
+                        });
+                    });
+                }
                 Data::Address(ip) => put_address(&mut bytes, *ip),
                 Data::Target(Target { ip, first }) => {
                     put_address(&mut bytes, *ip);
@@ -213,7 +231,7 @@ pub(crate) fn write(message: &mut Builder<'_>, table: &str, family: Family, step
 }
 
 /// The first and the last key that are meant.
-fn ends(key: &ElementKey, family: Family) -> (Vec<u8>, Vec<u8>) {
+fn ends(key: &ElementKey) -> (Vec<u8>, Vec<u8>) {
     let (mut first, mut last) = (Vec::new(), Vec::new());
     let ports = |first: &mut Vec<u8>, last: &mut Vec<u8>, key: &Key| {
         let protocol = match key.protocol {
@@ -229,11 +247,6 @@ fn ends(key: &ElementKey, family: Family) -> (Vec<u8>, Vec<u8>) {
     };
     match key {
         ElementKey::Ports(key) => ports(&mut first, &mut last, key),
-        ElementKey::Source(key, net) => {
-            ports(&mut first, &mut last, key);
-            put_address(&mut first, net.network());
-            put_address(&mut last, net.broadcast());
-        }
         ElementKey::Address(ip) => {
             put_address(&mut first, *ip);
             put_address(&mut last, *ip);
@@ -242,12 +255,13 @@ fn ends(key: &ElementKey, family: Family) -> (Vec<u8>, Vec<u8>) {
             put_address(&mut first, net.network());
             put_address(&mut last, net.broadcast());
         }
+        // Never an element: a set of its own.
+        ElementKey::List(_) => {}
         ElementKey::Interface(interface) => {
             first.extend(interface.padded());
             last.extend(interface.padded());
         }
     }
-    debug_assert!(first.len() >= address_length(family));
     (first, last)
 }
 
@@ -333,7 +347,7 @@ mod tests {
     fn read_back(family: Family, step: &Step) -> Result<BTreeMap<ElementKey, Held>, String> {
         let mut bytes = Vec::new();
         let mut message = Builder::new(&mut bytes, 0, 0, 0, &[0; 4]);
-        write(&mut message, "PINHOLE", family, step);
+        write(&mut message, "PINHOLE", step);
         message.end();
         let message = Message::take(&mut bytes.as_slice()).unwrap();
         let mut reader = Reader::new(step.collection, family);
@@ -351,15 +365,14 @@ mod tests {
         };
         let target = |text: &str| Data::Target(Target { ip: ip(text), first: Port::new(8080).unwrap() });
         let ports = |external, ports| ElementKey::Ports(key(external, ports));
-        let source = |external, net: &str| ElementKey::Source(key(external, "1-65535"), net.parse().unwrap());
+        let list = crate::ruleset::sources::Sources::default().id();
         for (collection, key, data) in [
             (Collection::Ports, ports("203.0.113.7", "65535"), target("10.244.1.9")),
             (Collection::Ports, ports("2001:db8::7", "1"), target("fd00::9")),
             (Collection::Ranges, ports("203.0.113.7", "7000-7010"), Data::Address(ip("10.244.1.9"))),
             (Collection::ClosedRanges, ports("2001:db8::7", "7000-7010"), Data::None),
-            (Collection::Sources, source("203.0.113.7", "198.51.100.0/25"), Data::None),
-            (Collection::Sources, source("203.0.113.7", "0.0.0.0/0"), Data::None),
-            (Collection::Sources, source("2001:db8::7", "2001:db8::/33"), Data::None),
+            (Collection::Listed, ports("203.0.113.7", "80"), Data::List(list)),
+            (Collection::ListedRanges, ports("2001:db8::7", "7000-7010"), Data::List(list)),
             (Collection::Egress, ElementKey::Address(ip("fd00::9")), Data::Address(ip("2001:db8::7"))),
             (Collection::ExcludedInterfaces, ElementKey::Interface("wg0".parse().unwrap()), Data::None),
         ] {
@@ -367,10 +380,10 @@ mod tests {
             let counters = Counters { packets: 1 << 40, bytes: u64::MAX };
             let step = Step { collection, key, add: Some((value.clone(), counters)) };
             let family = match key {
-                ElementKey::Ports(key) | ElementKey::Source(key, _) => key.family(),
+                ElementKey::Ports(key) => key.family(),
                 ElementKey::Address(ip) => Family::of(ip),
                 ElementKey::Net(net) => Family::of(net.addr()),
-                ElementKey::Interface(_) => Family::V4,
+                ElementKey::Interface(_) | ElementKey::List(_) => Family::V4,
             };
             assert_eq!(
                 read_back(family, &step),

@@ -11,10 +11,13 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::dataplane::counters::Counters;
+use crate::dataplane::nftables::lists;
 use crate::model::address::Family;
 use crate::model::interface::InterfaceName;
 use crate::ruleset::entry::Key;
 use crate::ruleset::entry::Target;
+use crate::ruleset::sources::ListId;
+use crate::ruleset::sources::Sources;
 
 /// The sets and maps of a table, in the order in which they are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,8 +34,14 @@ pub enum Collection {
     Restricted,
     /// Port ranges that only some sources may connect to.
     RestrictedRanges,
-    /// Who may connect to restricted ports.
-    Sources,
+    /// Lists of who may connect, which entries share: not one set, but a set and a chain for each.
+    Lists,
+    /// Which list restricted ports have.
+    Listed,
+    /// Which list restricted port ranges have.
+    ListedRanges,
+    /// Pods that only some sources may connect to by TCP.
+    RestrictedPods,
     /// The external addresses in use.
     Addresses,
     /// Which address a pod leaves with.
@@ -60,20 +69,24 @@ pub enum Field {
     Port,
     /// The name of an interface.
     Interface,
+    /// A chain to go through.
+    Chain,
 }
 
 const PORT: &[Field] = &[Field::Address, Field::Protocol, Field::Port];
 
 impl Collection {
-    /// All of them.
-    pub const ALL: [Self; 14] = [
+    /// All sets and maps that every table has.
+    pub const ALL: [Self; 16] = [
         Self::Ports,
         Self::Ranges,
         Self::Closed,
         Self::ClosedRanges,
         Self::Restricted,
         Self::RestrictedRanges,
-        Self::Sources,
+        Self::Listed,
+        Self::ListedRanges,
+        Self::RestrictedPods,
         Self::Addresses,
         Self::Egress,
         Self::Pods,
@@ -92,7 +105,10 @@ impl Collection {
             Self::ClosedRanges => "s_closed_ranges",
             Self::Restricted => "s_restricted",
             Self::RestrictedRanges => "s_restricted_ranges",
-            Self::Sources => "s_sources",
+            Self::Lists => "s_list",
+            Self::Listed => "m_listed",
+            Self::ListedRanges => "m_listed_ranges",
+            Self::RestrictedPods => "s_restricted_pods",
             Self::Addresses => "s_addresses",
             Self::Egress => "m_egress",
             Self::Pods => "s_pods",
@@ -111,11 +127,17 @@ impl Collection {
             | Self::Closed
             | Self::ClosedRanges
             | Self::Restricted
-            | Self::RestrictedRanges => PORT,
-            Self::Sources => &[Field::Address, Field::Protocol, Field::Port, Field::Address],
-            Self::Addresses | Self::Egress | Self::Pods | Self::Cluster | Self::Masqueraded | Self::Kept => {
-                &[Field::Address]
-            }
+            | Self::RestrictedRanges
+            | Self::Listed
+            | Self::ListedRanges => PORT,
+            Self::RestrictedPods
+            | Self::Addresses
+            | Self::Egress
+            | Self::Pods
+            | Self::Cluster
+            | Self::Masqueraded
+            | Self::Kept
+            | Self::Lists => &[Field::Address],
             Self::ExcludedInterfaces => &[Field::Interface],
         }
     }
@@ -125,6 +147,7 @@ impl Collection {
         match self {
             Self::Ports => &[Field::Address, Field::Port],
             Self::Ranges | Self::Egress => &[Field::Address],
+            Self::Listed | Self::ListedRanges => &[Field::Chain],
             _ => &[],
         }
     }
@@ -133,12 +156,12 @@ impl Collection {
     /// them), so single ports are never kept in such a set (R50).
     pub const fn is_interval(self) -> bool {
         self.is_networks()
-            || matches!(self, Self::Ranges | Self::ClosedRanges | Self::RestrictedRanges | Self::Sources)
+            || matches!(self, Self::Ranges | Self::ClosedRanges | Self::RestrictedRanges | Self::ListedRanges)
     }
 
     /// Whether keys are networks. The kernel has two elements for each of them.
     pub const fn is_networks(self) -> bool {
-        matches!(self, Self::Pods | Self::Cluster | Self::Masqueraded | Self::Kept)
+        matches!(self, Self::Pods | Self::Cluster | Self::Masqueraded | Self::Kept | Self::Lists)
     }
 
     /// Whether the kernel counts what matches an element.
@@ -155,6 +178,7 @@ impl Collection {
                 (Field::Protocol, _) => "inet_proto",
                 (Field::Port, _) => "inet_service",
                 (Field::Interface, _) => "ifname",
+                (Field::Chain, _) => "verdict",
             };
             fields.iter().map(name).collect::<Vec<_>>().join(" . ")
         };
@@ -173,18 +197,18 @@ impl Collection {
 pub enum ElementKey {
     /// External ports.
     Ports(Key),
-    /// External ports and who may connect to them.
-    Source(Key, IpNet),
     /// An address.
     Address(IpAddr),
     /// A network.
     Net(IpNet),
     /// An interface.
     Interface(InterfaceName),
+    /// A list of sources.
+    List(ListId),
 }
 
 /// What an element leads to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Data {
     /// A set's elements lead nowhere.
     None,
@@ -192,6 +216,10 @@ pub enum Data {
     Target(Target),
     /// An address.
     Address(IpAddr),
+    /// The list of who may go on.
+    List(ListId),
+    /// The networks of a list.
+    Networks(Sources),
 }
 
 /// An element without its key.
@@ -223,17 +251,14 @@ fn net(f: &mut fmt::Formatter<'_>, net: IpNet) -> fmt::Result {
 }
 
 impl fmt::Display for ElementKey {
-    /// `203.0.113.7 . tcp . 80`, `203.0.113.7 . udp . 7000-7010 . 198.51.100.0/24`.
+    /// `203.0.113.7 . tcp . 80`, `203.0.113.7 . udp . 7000-7010`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ports(Key { external, protocol, ports }) => write!(f, "{external} . {protocol} . {ports}"),
-            Self::Source(key, source) => {
-                write!(f, "{} . ", Self::Ports(*key))?;
-                net(f, *source)
-            }
             Self::Address(address) => write!(f, "{address}"),
             Self::Net(network) => net(f, *network),
             Self::Interface(interface) => write!(f, "\"{interface}\""),
+            Self::List(id) => id.fmt(f),
         }
     }
 }
@@ -245,6 +270,14 @@ impl fmt::Display for Data {
             Self::None => Ok(()),
             Self::Target(Target { ip, first }) => write!(f, "{ip} . {first}"),
             Self::Address(address) => write!(f, "{address}"),
+            Self::List(id) => write!(f, "goto {}", lists::chain_name(*id)),
+            Self::Networks(nets) => {
+                for (index, network) in nets.iter().enumerate() {
+                    f.write_str(if index == 0 { "" } else { ",\n\t" })?;
+                    net(f, *network)?;
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -266,7 +299,7 @@ impl fmt::Display for Addition<'_> {
         if let Some(comment) = &self.value.comment {
             write!(f, " comment \"{comment}\"")?;
         }
-        match self.value.data {
+        match &self.value.data {
             Data::None => Ok(()),
             data => write!(f, " : {data}"),
         }

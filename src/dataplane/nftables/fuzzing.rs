@@ -27,7 +27,7 @@ pub fn read_messages(input: &[u8]) {
     for (key, Held { value, counters }) in &held {
         let step = Step { collection: *collection, key: *key, add: Some((value.clone(), *counters)) };
         let mut message = Builder::new(&mut written, 0, 0, 0, &[0; 4]);
-        write(&mut message, "PINHOLE", family, &step);
+        write(&mut message, "PINHOLE", &step);
         message.end();
     }
     let again = read(*collection, family, &written);

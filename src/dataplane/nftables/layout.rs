@@ -18,6 +18,7 @@ use crate::dataplane::nftables::element::Wanted;
 use crate::model::address::Family;
 use crate::model::port::Port;
 use crate::model::port::PortRange;
+use crate::model::port::Protocol;
 use crate::ruleset::Ruleset;
 use crate::ruleset::diff::Change;
 use crate::ruleset::entry::Egress;
@@ -26,6 +27,7 @@ use crate::ruleset::entry::Key;
 use crate::ruleset::entry::Target;
 use crate::ruleset::masquerade::Masquerade;
 use crate::ruleset::owner::Owner;
+use crate::ruleset::sources::Sources;
 
 /// The longest range that can lead to other ports: nft cannot add to a port, so each takes an element of its own.
 pub const LONGEST_SHIFTED_RANGE: u32 = 4096;
@@ -52,26 +54,27 @@ fn shifted(entry: &Entry) -> bool {
 /// The elements of one family.
 pub fn layout(ruleset: &Ruleset, family: Family) -> Wanted {
     let mut wanted = Wanted::new();
+    let mut ids = BTreeMap::new();
     let mut add = |collection: Collection, key, data, comment: Option<Arc<str>>| {
         wanted.entry(collection).or_default().insert(key, Value { data, comment });
     };
     for entry in ruleset.entries().filter(|entry| entry.key.family() == family) {
         let Entry { key, target, allowed_sources, owner } = entry;
         add(Collection::Addresses, ElementKey::Address(key.external), Data::None, None);
-        let (closed, restricted) = if key.ports.is_single() {
-            (Collection::Closed, Collection::Restricted)
+        let (closed, restricted, listed) = if key.ports.is_single() {
+            (Collection::Closed, Collection::Restricted, Collection::Listed)
         } else {
-            (Collection::ClosedRanges, Collection::RestrictedRanges)
+            (Collection::ClosedRanges, Collection::RestrictedRanges, Collection::ListedRanges)
         };
         let Some(target) = target else {
             add(closed, ElementKey::Ports(*key), Data::None, Some(owner.comment()));
             continue;
         };
         if !allowed_sources.is_empty() {
+            let id = *ids.entry(allowed_sources).or_insert_with(|| allowed_sources.id());
+            add(Collection::Lists, ElementKey::List(id), Data::Networks(allowed_sources.clone()), None);
             add(restricted, ElementKey::Ports(*key), Data::None, None);
-        }
-        for source in allowed_sources {
-            add(Collection::Sources, ElementKey::Source(*key, *source), Data::None, None);
+            add(listed, ElementKey::Ports(*key), Data::List(id), None);
         }
         if key.ports.is_single() {
             let data = Data::Target(*target);
@@ -94,6 +97,9 @@ pub fn layout(ruleset: &Ruleset, family: Family) -> Wanted {
         let (key, data) = (ElementKey::Address(*pod), Data::Address(*external));
         add(Collection::Egress, key, data, Some(owner.comment()));
     }
+    for pod in ruleset.restricted_pods(family) {
+        add(Collection::RestrictedPods, ElementKey::Address(pod), Data::None, None);
+    }
     for net in ruleset.pod_cidrs(family) {
         add(Collection::Pods, ElementKey::Net(*net), Data::None, None);
     }
@@ -114,13 +120,17 @@ pub fn layout(ruleset: &Ruleset, family: Family) -> Wanted {
 }
 
 /// The parts of two rulesets in which they differ by these changes, for layouts that differ in the same elements. Of what
-/// stays, one entry of each address is in both, so that an element that several entries share is not taken for unused,
-/// or for new.
+/// stays, one entry of each address, list and restricted pod is in both, so that an element that several entries share is
+/// not taken for unused, or for new.
 pub fn affected(before: &Ruleset, after: &Ruleset, changes: &[Change]) -> (Ruleset, Ruleset) {
     let (mut old, mut new) = (before.without_entries(), after.without_entries());
-    let mut addresses = BTreeSet::new();
+    let (mut addresses, mut lists, mut pods) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let mut put = |ruleset: &mut Ruleset, entry: &Entry| {
         addresses.insert(entry.key.external);
+        if !entry.allowed_sources.is_empty() {
+            lists.insert(entry.allowed_sources.clone());
+            pods.extend(entry.target.map(|target| target.ip));
+        }
         // Entries of one ruleset do not overlap.
         let _ = ruleset.insert(entry.clone());
     };
@@ -142,6 +152,25 @@ pub fn affected(before: &Ruleset, after: &Ruleset, changes: &[Change]) -> (Rules
         let stays = before.entries_at(address).find(|entry| old.entry(&entry.key).is_none());
         if let Some(entry) = stays.cloned() {
             let _ = (old.insert(entry.clone()), new.insert(entry));
+        }
+    }
+    // One of each list, and one of each restricted pod.
+    let restricted = |entry: &&Entry| !entry.allowed_sources.is_empty();
+    for entry in before.entries().filter(restricted) {
+        if lists.is_empty() && pods.is_empty() {
+            break;
+        }
+        let is_gone = changes.iter().any(|change| match change {
+            Change::Removed(gone) | Change::Replaced { before: gone, .. } => gone.key == entry.key,
+            _ => false,
+        });
+        if is_gone {
+            continue;
+        }
+        let shares_pod =
+            entry.key.protocol == Protocol::Tcp && entry.target.is_some_and(|target| pods.remove(&target.ip));
+        if lists.remove(&entry.allowed_sources) || shares_pod {
+            let _ = (old.insert(entry.clone()), new.insert(entry.clone()));
         }
     }
     (old, new)
@@ -215,7 +244,7 @@ impl Served {
         let closed = [Collection::Closed, Collection::ClosedRanges].into_iter().flat_map(ports);
         for (key, held) in closed {
             let Some(owner) = owner(held) else { continue };
-            let entry = Entry { key, target: None, allowed_sources: Vec::new(), owner };
+            let entry = Entry { key, target: None, allowed_sources: Sources::default(), owner };
             self.entries.push((entry, Counters::default()));
         }
         let mut open: Vec<(Entry, Counters)> = Vec::new();
@@ -230,22 +259,22 @@ impl Served {
                     },
                 );
             } else if let Some(owner) = owner(held) {
-                let entry = Entry { key, target: Some(target), allowed_sources: Vec::new(), owner };
+                let entry = Entry { key, target: Some(target), allowed_sources: Sources::default(), owner };
                 open.push((entry, held.counters));
             }
         }
         for (key, held) in ports(Collection::Ranges) {
-            let (Data::Address(ip), Some(owner)) = (held.value.data, owner(held)) else { continue };
-            let target = Some(Target { ip, first: key.ports.first() });
-            open.push((Entry { key, target, allowed_sources: Vec::new(), owner }, held.counters));
+            let (Data::Address(ip), Some(owner)) = (&held.value.data, owner(held)) else { continue };
+            let target = Some(Target { ip: *ip, first: key.ports.first() });
+            open.push((Entry { key, target, allowed_sources: Sources::default(), owner }, held.counters));
         }
         restrict(&mut open, elements, ports);
         self.entries.extend(open);
         self.egress.extend(of(elements, Collection::Egress).filter_map(|(key, held)| {
-            let (ElementKey::Address(pod), Data::Address(external)) = (key, held.value.data) else {
+            let (ElementKey::Address(pod), Data::Address(external)) = (key, &held.value.data) else {
                 return None;
             };
-            Some(Egress { pod: *pod, external, owner: owner(held)? })
+            Some(Egress { pod: *pod, external: *external, owner: owner(held)? })
         }));
     }
 }
@@ -256,20 +285,24 @@ fn restrict<'a>(
     elements: &'a Elements,
     ports: impl Fn(Collection) -> Vec<(Key, &'a Held)>,
 ) {
-    let restricted = [Collection::Restricted, Collection::RestrictedRanges].into_iter().flat_map(ports);
-    let mut sources: BTreeMap<Key, Vec<IpNet>> = restricted.map(|(key, _)| (key, Vec::new())).collect();
-    for (key, _) in of(elements, Collection::Sources) {
-        let ElementKey::Source(key, net) = key else { continue };
-        if let Some(sources) = sources.get_mut(key) {
-            sources.push(*net);
-        }
-    }
-    for (entry, _) in open {
-        let Some(sources) = sources.remove(&entry.key) else { continue };
-        if sources.is_empty() {
+    let lists: BTreeMap<&ElementKey, &Data> =
+        of(elements, Collection::Lists).map(|(key, held)| (key, &held.value.data)).collect();
+    let listed = [Collection::Listed, Collection::ListedRanges].into_iter().flat_map(&ports);
+    let listed: BTreeMap<Key, &Data> = listed.map(|(key, held)| (key, &held.value.data)).collect();
+    let sources = |key: &Key| match listed.get(key)? {
+        Data::List(id) => match lists.get(&ElementKey::List(*id))? {
+            Data::Networks(sources) => Some(sources.clone()),
+            _ => None,
+        },
+        _ => None,
+    };
+    let restricted = [Collection::Restricted, Collection::RestrictedRanges].into_iter().flat_map(&ports);
+    let restricted: BTreeSet<Key> = restricted.map(|(key, _)| key).collect();
+    for (entry, _) in open.iter_mut().filter(|(entry, _)| restricted.contains(&entry.key)) {
+        entry.allowed_sources = sources(&entry.key).unwrap_or_default();
+        if entry.allowed_sources.is_empty() {
             entry.target = None;
         }
-        entry.allowed_sources = sources;
     }
 }
 

@@ -16,6 +16,7 @@ use crate::dataplane::nftables::element::Elements;
 use crate::dataplane::nftables::element::Held;
 use crate::dataplane::nftables::element::Value;
 use crate::dataplane::nftables::element::Wanted;
+use crate::dataplane::nftables::lists;
 use crate::dataplane::nftables::skeleton::Skeleton;
 
 /// Our table as it was found, or made.
@@ -87,7 +88,7 @@ pub struct Step {
 pub struct Plan {
     /// Whether the whole table is made anew.
     pub rebuilds: bool,
-    /// The changes of elements: removals first.
+    /// The changes of elements: new lists first, then removals, and last the lists to which nothing leads any more.
     pub steps: Vec<Step>,
 }
 
@@ -113,11 +114,49 @@ pub fn plan(observed: &Table, wanted: &Wanted) -> Option<Plan> {
             }
         }
     }
-    removals.append(&mut additions);
-    (rebuilds || !removals.is_empty()).then_some(Plan { rebuilds, steps: removals })
+    let (made, unused) = lists(observed, wanted);
+    let steps = [made, removals, additions, unused].concat();
+    (rebuilds || !steps.is_empty()).then_some(Plan { rebuilds, steps })
+}
+
+/// The lists that are to be made, and those that are to go. One that was altered is made again, and does not go.
+fn lists(observed: &Table, wanted: &Wanted) -> (Vec<Step>, Vec<Step>) {
+    let collection = Collection::Lists;
+    let rebuilds = observed.state != State::Intact;
+    let held = observed.elements.as_ref().and_then(|elements| elements.get(&collection));
+    let wanted = wanted.get(&collection);
+    let is_held = |key: &ElementKey, value: &Value| {
+        held.and_then(|held| held.get(key)).is_some_and(|held| held.value == *value)
+    };
+    let made = wanted.into_iter().flatten().filter(|(key, value)| rebuilds || !is_held(key, value));
+    let is_wanted = |key: &ElementKey| wanted.is_some_and(|wanted| wanted.contains_key(key));
+    let unused = held.into_iter().flatten().filter(|(key, _)| !rebuilds && !is_wanted(key));
+    (
+        made.map(|(key, value)| Step {
+            collection,
+            key: *key,
+            add: Some((value.clone(), Counters::default())),
+        })
+        .collect(),
+        unused.map(|(key, _)| Step { collection, key: *key, add: None }).collect(),
+    )
 }
 
 impl Plan {
+    /// The change in transactions that each must be made before the next: nothing leads to a list before all of it is there, and
+    /// it goes when nothing leads there any more. A packet that the change meets under way sees a chain as it was before, and a
+    /// set as it is now, so what is made and referred to by one transaction is empty for it.
+    pub fn staged(self) -> Vec<Self> {
+        if self.rebuilds {
+            return vec![self];
+        }
+        let (lists, rest): (Vec<_>, Vec<_>) =
+            self.steps.into_iter().partition(|step| step.collection == Collection::Lists);
+        let (made, unused) = lists.into_iter().partition(|step| step.add.is_some());
+        let stages = [made, rest, unused].into_iter().filter(|steps: &Vec<Step>| !steps.is_empty());
+        stages.map(|steps| Self { rebuilds: false, steps }).collect()
+    }
+
     /// The transaction as `nft -f` takes it.
     pub fn text(&self, skeleton: &Skeleton) -> String {
         let mut text = if self.rebuilds { skeleton.text() } else { String::new() };
@@ -125,6 +164,12 @@ impl Plan {
         let same = |a: &Step, b: &Step| a.collection == b.collection && a.add.is_some() == b.add.is_some();
         for steps in self.steps.chunk_by(same) {
             let Some(Step { collection, add, .. }) = steps.first() else { continue };
+            if *collection == Collection::Lists {
+                for step in steps {
+                    write_list(&mut text, skeleton, &table, step);
+                }
+                continue;
+            }
             let verb = if add.is_some() { "add" } else { "delete" };
             // Writing to a String cannot fail.
             let _ = write!(text, "{verb} element {table} {} {{", collection.name());
@@ -160,8 +205,18 @@ impl Plan {
     }
 }
 
+fn write_list(text: &mut String, skeleton: &Skeleton, table: &str, step: &Step) {
+    let ElementKey::List(id) = step.key else { return };
+    match &step.add {
+        Some((value, _)) => lists::write(text, skeleton.family, table, id, &value.data),
+        None => lists::remove(text, table, id),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use ipnet::IpNet;
+
     use super::*;
     use crate::dataplane::nftables::layout::layout;
     use crate::dataplane::settings::Settings;
@@ -172,6 +227,7 @@ mod tests {
     use crate::ruleset::fixtures::v4_node;
     use crate::ruleset::masquerade::Policy;
     use crate::ruleset::node::NodeFacts;
+    use crate::ruleset::sources::Sources;
 
     fn bring(table: &mut Table, endpoints: &[Endpoint]) -> String {
         let wanted = layout(&ruleset(endpoints, &v4_node()), Family::V4);
@@ -220,8 +276,15 @@ mod tests {
             endpoint("7000-7002/udp", "rtp", &["10.244.1.70"]).at(8000),
             endpoint("9000-9009/udp", "rtp", &["10.244.1.70"]).from(&["198.51.100.0/24"]),
         ];
+        let text = change(&[], &endpoints);
+        let (_, elements) = text.split_once("add element ip PINHOLE m_ports").unwrap();
+        let named = |nets: &[&str], name: &str, text: String| {
+            let list: Sources = nets.iter().map(|net| net.parse::<IpNet>().unwrap()).collect();
+            text.replace(&list.id().to_string(), name)
+        };
+        let elements = named(&["192.0.2.1/32", "198.51.100.0/24"], "TWO", elements.to_owned());
         assert_eq!(
-            change(&[], &endpoints),
+            "add element ip PINHOLE m_ports".to_owned() + &named(&["198.51.100.0/24"], "ONE", elements),
             "\
 add element ip PINHOLE m_ports { 203.0.113.7 . tcp . 81 comment \"default/web:3c8afc1a\" : 10.244.1.9 . 81,
 \t203.0.113.7 . udp . 7000 comment \"default/rtp:55e7811a\" : 10.244.1.70 . 8000,
@@ -232,14 +295,61 @@ add element ip PINHOLE s_closed { 203.0.113.7 . tcp . 90 comment \"default/later
 add element ip PINHOLE s_closed_ranges { 203.0.113.7 . tcp . 100-101 comment \"default/later:b9004143\" }
 add element ip PINHOLE s_restricted { 203.0.113.7 . tcp . 81 }
 add element ip PINHOLE s_restricted_ranges { 203.0.113.7 . udp . 9000-9009 }
-add element ip PINHOLE s_sources { 203.0.113.7 . tcp . 81 . 192.0.2.1,
-\t203.0.113.7 . tcp . 81 . 198.51.100.0/24,
-\t203.0.113.7 . udp . 9000-9009 . 198.51.100.0/24 }
+add element ip PINHOLE m_listed { 203.0.113.7 . tcp . 81 : goto c_list_TWO }
+add element ip PINHOLE m_listed_ranges { 203.0.113.7 . udp . 9000-9009 : goto c_list_ONE }
+add element ip PINHOLE s_restricted_pods { 10.244.1.9 }
 add element ip PINHOLE s_addresses { 203.0.113.7 }
 add element ip PINHOLE m_egress { 10.244.1.9 comment \"default/web:3c8afc1a\" : 203.0.113.7,
 \t10.244.1.70 comment \"default/rtp:55e7811a\" : 203.0.113.7 }
 "
         );
+    }
+
+    #[test]
+    fn a_long_list_is_made_once_and_goes_with_the_last_entry_that_refers_to_it() {
+        let nets = |last: u8| (0..=last).map(|n| format!("192.0.2.{}/32", 2 * n)).collect::<Vec<_>>();
+        let from = |port: u16, last| {
+            let nets = nets(last);
+            let web = endpoint(&format!("{port}/tcp"), "web", &["10.244.1.9"]);
+            web.from(&nets.iter().map(String::as_str).collect::<Vec<_>>())
+        };
+        let mut table = Table::default();
+        bring(&mut table, &[]);
+        let text = bring(&mut table, &[from(80, 16), from(81, 16)]);
+        let (list, rest) = text.split_once("add element ip PINHOLE m_ports").unwrap();
+        let (before, listed) = list.split_once("{ 192.0.2.0").unwrap();
+        let (_, after) = listed.split_once(" }\n").unwrap();
+        let id = before.rsplit_once("s_list_").unwrap().1.trim().to_owned();
+        let named = |text: &str| text.replace(&id, "ID");
+        assert_eq!(listed.split(',').count(), 17);
+        assert_eq!(
+            named(before),
+            "add set ip PINHOLE s_list_ID { type ipv4_addr; flags interval; }\n\
+             flush set ip PINHOLE s_list_ID\n\
+             add element ip PINHOLE s_list_ID "
+        );
+        assert_eq!(
+            named(after),
+            "add chain ip PINHOLE c_list_ID\n\
+             flush chain ip PINHOLE c_list_ID\n\
+             add rule ip PINHOLE c_list_ID ip saddr @s_list_ID return comment \"pinhole:list:0\"\n\
+             add rule ip PINHOLE c_list_ID drop comment \"pinhole:list:1\"\n"
+        );
+        assert!(named(rest).contains(
+            "add element ip PINHOLE m_listed { 203.0.113.7 . tcp . 80 : goto c_list_ID,\n\
+             \t203.0.113.7 . tcp . 81 : goto c_list_ID }\n"
+        ));
+
+        let text = bring(&mut table, &[from(80, 17), from(81, 16)]);
+        assert_eq!((text.matches("add set").count(), text.matches("delete set").count()), (1, 0), "{text}");
+        let text = bring(&mut table, &[from(80, 17)]);
+        assert!(
+            named(&text).ends_with(
+                "add chain ip PINHOLE c_list_ID\ndelete chain ip PINHOLE c_list_ID\ndelete set ip PINHOLE s_list_ID\n"
+            ),
+            "{text}"
+        );
+        assert_eq!(text.matches("delete set").count(), 1);
     }
 
     #[test]

@@ -3,15 +3,19 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use crate::dataplane::counters::Counters;
 use crate::dataplane::nftables::codec::COUNTER;
 use crate::dataplane::nftables::codec::EXPRESSION_NAME;
 use crate::dataplane::nftables::codec::Reader;
 use crate::dataplane::nftables::codec::comment;
 use crate::dataplane::nftables::element::Collection;
+use crate::dataplane::nftables::element::Data;
 use crate::dataplane::nftables::element::ElementKey;
 use crate::dataplane::nftables::element::Elements;
 use crate::dataplane::nftables::element::Field;
 use crate::dataplane::nftables::element::Held;
+use crate::dataplane::nftables::element::Value;
+use crate::dataplane::nftables::lists;
 use crate::dataplane::nftables::message::Attributes;
 use crate::dataplane::nftables::message::Builder;
 use crate::dataplane::nftables::netlink::Socket;
@@ -78,12 +82,16 @@ pub(crate) fn read(socket: &mut Socket, skeleton: &Skeleton) -> io::Result<Readi
     for collection in Collection::ALL {
         match damage_of_set(socket, skeleton, collection)? {
             Some(damage) => damages.push(damage),
-            None => match read_elements(socket, skeleton, collection)? {
+            None => match read_elements(socket, skeleton, collection, collection.name())? {
                 Ok(held) if held.is_empty() => {}
                 Ok(held) => drop(elements.insert(collection, held)),
                 Err(damage) => damages.push(damage),
             },
         }
+    }
+    let lists = read_lists(socket, skeleton, &mut damages)?;
+    if !lists.is_empty() {
+        elements.insert(Collection::Lists, lists);
     }
     let state = damages.into_iter().next().map_or(State::Intact, State::Damaged);
     Ok(Reading { table: Table { state, elements: Some(elements) }, rules: fnv1a(&rules) })
@@ -110,21 +118,26 @@ fn damage_of_chain(
     if !is_right {
         return Ok(Some(format!("the chain {} is missing or called from elsewhere", chain.name)));
     }
+    let listed = rules_of(socket, skeleton, chain.name)?;
+    let is_whole = listed.iter().map(|(comment, _)| comment).eq(&skeleton.comments(chain));
+    rules.extend(listed.into_iter().flat_map(|(_, expressions)| expressions));
+    Ok((!is_whole).then(|| format!("the rules of the chain {} are others", chain.name)))
+}
+
+/// The rules of a chain of ours: their comments and their expressions.
+fn rules_of(socket: &mut Socket, skeleton: &Skeleton, chain: &str) -> io::Result<Vec<(String, Vec<u8>)>> {
     let describe = |message: &mut Builder<'_>| {
-        message.text(TABLE, &skeleton.table).text(RULE_CHAIN, chain.name);
+        message.text(TABLE, &skeleton.table).text(RULE_CHAIN, chain);
     };
     let listed = socket.list(GET_RULE, skeleton.family, describe, Vec::new, |list, rule| {
         // Old kernels list more than was asked for.
-        let is_here = rule.text(TABLE) == Some(&skeleton.table) && rule.text(RULE_CHAIN) == Some(chain.name);
+        let is_here = rule.text(TABLE) == Some(&skeleton.table) && rule.text(RULE_CHAIN) == Some(chain);
         if is_here {
             let comment = rule.find(RULE_USERDATA).and_then(comment).unwrap_or_default().to_owned();
             list.push((comment, rule.find(RULE_EXPRESSIONS).unwrap_or_default().to_vec()));
         }
     })?;
-    let listed = listed.unwrap_or_default();
-    let is_whole = listed.iter().map(|(comment, _)| comment).eq(&skeleton.comments(chain));
-    rules.extend(listed.into_iter().flat_map(|(_, expressions)| expressions));
-    Ok((!is_whole).then(|| format!("the rules of the chain {} are others", chain.name)))
+    Ok(listed.unwrap_or_default())
 }
 
 /// A digest of a chain's rules and policy: equal for equal rules, whatever they counted. A chain that does not exist has
@@ -186,7 +199,8 @@ fn damage_of_set(
 ) -> io::Result<Option<String>> {
     let length = |fields: &[Field]| {
         let length = |field: &Field| match (field, skeleton.family) {
-            (Field::Address, Family::V6) | (Field::Interface, _) => 16,
+            // The kernel keeps a verdict in two words.
+            (Field::Address, Family::V6) | (Field::Interface | Field::Chain, _) => 16,
             _ => 4,
         };
         fields.iter().map(length).sum::<u32>()
@@ -211,11 +225,44 @@ fn read_elements(
     socket: &mut Socket,
     skeleton: &Skeleton,
     collection: Collection,
+    set: &str,
 ) -> io::Result<Result<BTreeMap<ElementKey, Held>, String>> {
     let describe = |message: &mut Builder<'_>| {
-        message.text(TABLE, &skeleton.table).text(SET_NAME, collection.name());
+        message.text(TABLE, &skeleton.table).text(SET_NAME, set);
     };
     let reader = || Reader::new(collection, skeleton.family);
     let read = socket.list(GET_ELEMENT, skeleton.family, describe, reader, Reader::read)?;
     Ok(read.map_or_else(|| Ok(BTreeMap::new()), Reader::finish))
+}
+
+/// The lists that there are. One whose chain is not ours any more is told as damage.
+fn read_lists(
+    socket: &mut Socket,
+    skeleton: &Skeleton,
+    damages: &mut Vec<String>,
+) -> io::Result<BTreeMap<ElementKey, Held>> {
+    let listed = socket.list(GET_SET, skeleton.family, named(skeleton), Vec::new, |list, set| {
+        if set.text(TABLE) == Some(&skeleton.table) {
+            list.extend(set.text(SET_NAME).and_then(lists::of_set));
+        }
+    })?;
+    let mut read = BTreeMap::new();
+    for id in listed.unwrap_or_default() {
+        let (set, chain) = (lists::set_name(id), lists::chain_name(id));
+        let comments = rules_of(socket, skeleton, &chain)?;
+        if !comments.iter().map(|(comment, _)| comment.as_str()).eq(lists::COMMENTS) {
+            damages.push(format!("the rules of the chain {chain} are others"));
+        }
+        match read_elements(socket, skeleton, Collection::Lists, &set)? {
+            Ok(held) => {
+                let net = |key| if let ElementKey::Net(net) = key { Some(net) } else { None };
+                let mut nets: Vec<_> = held.into_keys().filter_map(net).collect();
+                nets.sort();
+                let value = Value { data: Data::Networks(nets.into()), comment: None };
+                read.insert(ElementKey::List(id), Held { value, counters: Counters::default() });
+            }
+            Err(damage) => damages.push(damage),
+        }
+    }
+    Ok(read)
 }

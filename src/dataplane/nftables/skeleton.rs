@@ -3,7 +3,9 @@
 //! ```text
 //! prerouting, output -110   an external address of ours? -> c_ingress
 //!   c_ingress               mark; drop what leads nowhere or comes from nobody allowed; send to the pod; unmark the rest
-//! forward -10               drop what conntrack rejects, or it would leave with the pod's own address
+//!     c_sources -> c_list_... not of the constant part: one for each list of sources, which returns what is from there
+//! forward -10               drop what conntrack rejects, or it would leave with the pod's own address, and what would begin
+//!                           an ended connection again
 //! prerouting -150           which link a connection came in by, and its replies must leave by; only with links
 //! postrouting 90            hairpin; pods of other nodes; destinations inside the cluster; the pod's fixed address; the
 //!                           node's address
@@ -134,9 +136,11 @@ fn chains(family: Family, settings: &Settings) -> Vec<Chain> {
     let known = "meta l4proto { tcp, udp, sctp }";
     let name = Collection::name;
     let sources = vec![
-        format!("{tuple} . {ip} saddr @{} return", name(Collection::Sources)),
-        // Reached by what came from nobody allowed. Dropped, not rejected: a port that is closed for some looks like
-        // one that nobody has.
+        // What the list admits returns from here. What it does not is dropped, not rejected: a port that is closed for some
+        // looks like one that nobody has.
+        format!("{tuple} vmap @{}", name(Collection::Listed)),
+        format!("{known} {tuple} vmap @{}", name(Collection::ListedRanges)),
+        // Reached while an entry goes from one list to another, on kernels that show neither for an instant.
         "drop".to_owned(),
     ];
     let ingress = vec![
@@ -152,7 +156,15 @@ fn chains(family: Family, settings: &Settings) -> Vec<Chain> {
     ];
     let dispatch = || vec![format!("{ip} daddr @{} goto c_ingress", name(Collection::Addresses))];
     let pods = format!("{ip} saddr @{}", name(Collection::Pods));
-    let forward = vec![format!("{pods} meta l4proto tcp ct state invalid drop")];
+    let forward = vec![
+        format!("{pods} meta l4proto tcp ct state invalid drop"),
+        // A connection whose source may no longer connect can be ended, and what its pod still sends would begin it again the
+        // other way round.
+        format!(
+            "{ip} saddr @{} tcp flags & (fin | syn | rst | ack) != syn ct state new drop",
+            name(Collection::RestrictedPods)
+        ),
+    ];
     let ours = format!("ct mark & {mark:#x} == {mark:#x} ct status & dnat == dnat");
     let inside = |collection| format!("{ip} daddr @{}", name(collection));
     let local = inside(Collection::Pods);
@@ -267,7 +279,7 @@ mod tests {
                 "m_ranges",
                 "s_closed_ranges",
                 "s_restricted_ranges",
-                "s_sources",
+                "m_listed_ranges",
                 "s_pods",
                 "s_cluster",
                 "s_masqueraded",

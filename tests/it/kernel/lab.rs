@@ -205,7 +205,10 @@ impl Lab {
     pub(crate) fn hand_over(&mut self, endpoints: &[Endpoint], gone: &[&str], handover: Handover) {
         let applied = self.apply(endpoints);
         let gone: BTreeSet<IpAddr> = gone.iter().map(|ip| ip.parse().unwrap()).collect();
-        let clean_up = CleanUp { changes: &applied.changes, gone: &gone, handover };
+        // Which entries these are, is told by the endpoints.
+        let terminating = desired(endpoints, &Self::facts()).terminating;
+        let clean_up =
+            CleanUp { changes: &applied.changes, gone: &gone, terminating: &terminating, handover };
         let settings = self.settings.clone();
         self.on_node(async || conntrack::clean_up(&settings, &clean_up).await).unwrap();
     }
@@ -301,6 +304,12 @@ pub(crate) fn endpoint(external: &str, pod: &str, ips: &[&str]) -> Endpoint {
 /// The same to another pod port.
 pub(crate) fn to_port(external: &str, pod: &str, ips: &[&str], first: u16) -> Endpoint {
     forward(external, pod, ips, Some(first))
+}
+
+/// The same, of which connections end with their permission.
+pub(crate) fn terminating(mut endpoint: Endpoint) -> Endpoint {
+    endpoint.mapping = endpoint.mapping.terminating_existing(true);
+    endpoint
 }
 
 /// The same for these sources only.

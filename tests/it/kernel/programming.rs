@@ -253,7 +253,7 @@ fn r26_whatever_a_third_party_does_to_the_table_is_put_right(lab: &mut Lab) {
     let backend = lab.backend();
     lab.repair(&backend, &wanted);
     let intact = lab.saved();
-    let altered = "h=$(nft -a list chain ip PINHOLE c_forward | sed -n 's/.*\\(comment.*\\) # handle \\(.*\\)/\\2 \\1/p'); \
+    let altered = "h=$(nft -a list chain ip PINHOLE c_forward | sed -n 's/.*\\(comment.*\\) # handle \\(.*\\)/\\2 \\1/p' | head -n 1); \
                    nft replace rule ip PINHOLE c_forward handle ${h%% *} ip saddr 192.0.2.1 drop \"${h#* }\"";
     for damage in [
         "nft flush ruleset",

@@ -20,6 +20,7 @@ use crate::ruleset::entry::Key;
 use crate::ruleset::entry::Target;
 use crate::ruleset::node::NodeFacts;
 use crate::ruleset::owner::Owner;
+use crate::ruleset::sources::Sources;
 
 /// What is known of a node's kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -88,7 +89,12 @@ pub(crate) fn entry_of(line: &Line, pods: &BTreeMap<ObjectName, Object>) -> Opti
         line.target.as_ref().is_none_or(|ip| pod.status.pod_ips.iter().any(|found| found.ip == *ip))
     };
     let uid = pods.get(&name).filter(has_it).map(|pod| pod.metadata.uid.as_str()).unwrap_or_default();
-    Some(Entry { key: key_of(line)?, target, allowed_sources: Vec::new(), owner: Owner::new(&name, uid) })
+    Some(Entry {
+        key: key_of(line)?,
+        target,
+        allowed_sources: Sources::default(),
+        owner: Owner::new(&name, uid),
+    })
 }
 
 /// What the API server and the kernel's entries tell of a node: its own address is the one that entries without an
