@@ -114,7 +114,7 @@ impl Watcher {
             .await?;
         let differs = changed
             || moved && self.tables_differ(observed).await?
-            || routing::differs(&self.settings.links).await?;
+            || routing::differs(&self.settings.links, &observed.ruleset).await?;
         if !moved && !differs {
             return Ok(None);
         }

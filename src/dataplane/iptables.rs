@@ -162,7 +162,7 @@ impl Dataplane for Iptables {
                 outcome = self.retire(family, &mut applied).await;
             }
             if outcome.is_ok() {
-                outcome = routing::apply(&self.settings, family, &mut applied).await;
+                outcome = routing::apply(&self.settings, family, desired, &mut applied).await;
             }
             if let Err(error) = outcome {
                 applied.failures.push(Failure { family, error });

@@ -1,4 +1,4 @@
-//! The way back for connections that came in by one of several links.
+//! The way back for connections that came in by one of several links, and the way out for those that pods begin.
 //!
 //! What a pod answers has its connection's external address, which belongs to one link; the node's own default route
 //! may lead out by another, where it would be dropped or never understood. The firewall marks such packets with the
@@ -8,6 +8,13 @@
 //! 500: from all fwmark 0x10/0x70 lookup main suppress_prefixlength 0     what is near goes there directly
 //! 501: from all fwmark 0x10/0x70 lookup 1171                             all else by the link
 //! table 1171: default via 192.0.2.1 dev eth1 onlink
+//! ```
+//! A pod that leaves with an address of a link's interface leaves by that link. By which link a packet leaves is decided
+//! before its source is rewritten, so the pod's own address tells it:
+//!
+//! ```text
+//! 502: from 10.244.1.9 lookup main suppress_prefixlength 0
+//! 503: from 10.244.1.9 lookup 1171
 //! ```
 //! All of it carries a protocol number of its own, by which it is found again; rules and routes of others are never
 //! changed. Without links nothing is made, and what an earlier list of links left is removed.
@@ -39,9 +46,12 @@ use crate::dataplane::routing::rtnetlink::UNICAST;
 use crate::dataplane::settings::Settings;
 use crate::model::address::Family;
 use crate::model::interface::InterfaceName;
+use crate::ruleset::Ruleset;
 
 /// Before the rules by which CNIs send what pods begin to a table of their own.
 const PRIORITY: u32 = 500;
+/// Behind those of replies: a connection that came in by another link goes back by that.
+const OUTWARD_PRIORITY: u32 = 502;
 const MAIN: u32 = 254;
 const LOCAL_TABLE: u32 = 255;
 /// Where free tables are looked for.
@@ -97,12 +107,13 @@ pub struct Changed {
 pub(crate) async fn apply(
     settings: &Settings,
     family: Family,
+    desired: &Ruleset,
     applied: &mut Applied,
 ) -> Result<(), DataplaneError> {
-    let links = settings.links.clone();
+    let (links, leaving) = (settings.links.clone(), leaving(&settings.links, desired, family));
     let made = blocking(move || {
         let mut socket = Socket::open()?;
-        let steps = steps(&mut socket, &links, family)?;
+        let steps = steps(&mut socket, &links, &leaving, family)?;
         make(&mut socket, &steps)?;
         Ok(steps)
     });
@@ -116,14 +127,16 @@ pub(crate) async fn apply(
 }
 
 /// Whether anything of it differs from what the links need, as after a link went down and up again.
-pub(crate) async fn differs(links: &Links) -> io::Result<bool> {
+pub(crate) async fn differs(links: &Links, served: &Ruleset) -> io::Result<bool> {
     if links.is_empty() {
         return Ok(false);
     }
+    let leaving = Family::ALL.map(|family| (family, leaving(links, served, family)));
     let links = links.clone();
     blocking(move || {
         let mut socket = Socket::open()?;
-        let mut families = Family::ALL.into_iter().map(|family| steps(&mut socket, &links, family));
+        let mut families =
+            leaving.iter().map(|(family, leaving)| steps(&mut socket, &links, leaving, *family));
         families.try_fold(false, |differs, steps| Ok(differs || !steps?.is_empty()))
     })
     .await
@@ -161,7 +174,7 @@ pub(crate) async fn conditions(links: &Links, families: &BTreeSet<Family>) -> Ve
         for family in families {
             let routes = socket.routes(family)?;
             let numbered = numbered(&links, family)?;
-            let wanted = wanted(&links, &numbered, family, &routes);
+            let wanted = wanted(&links, &numbered, &[], family, &routes);
             conditions.extend(wanted.problems.into_iter().map(Problem::into_condition));
             if family == Family::V4 {
                 let filtered = numbered.iter().filter_map(|(_, link, number)| Some((link, (*number)?)));
@@ -178,7 +191,16 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
-fn steps(socket: &mut Socket, links: &Links, family: Family) -> io::Result<Vec<Step>> {
+/// A pod's address and the address that it leaves with.
+type Leaving = (IpAddr, IpAddr);
+
+/// The pods that leave with a fixed address, where it matters.
+fn leaving(links: &Links, ruleset: &Ruleset, family: Family) -> Vec<Leaving> {
+    let leaving = ruleset.egress().filter(|egress| !links.is_empty() && Family::of(egress.pod) == family);
+    leaving.map(|egress| (egress.pod, egress.external)).collect()
+}
+
+fn steps(socket: &mut Socket, links: &Links, leaving: &[Leaving], family: Family) -> io::Result<Vec<Step>> {
     let rules = match socket.rules(family) {
         Ok(rules) => rules,
         Err(error) if is_without(&error) && (links.is_empty() || family == Family::V6) => {
@@ -190,7 +212,7 @@ fn steps(socket: &mut Socket, links: &Links, family: Family) -> io::Result<Vec<S
         return Ok(Vec::new());
     }
     let found = Found { rules, routes: socket.routes(family)? };
-    let wanted = wanted(links, &numbered(links, family)?, family, &found.routes);
+    let wanted = wanted(links, &numbered(links, family)?, leaving, family, &found.routes);
     Ok(plan(&found, &wanted))
 }
 
@@ -205,7 +227,13 @@ fn numbered(links: &Links, family: Family) -> io::Result<Vec<(u32, &Link, Option
     marked.map(|(mark, link)| Ok((mark, link, rtnetlink::interface(link.interface.as_str())?))).collect()
 }
 
-fn wanted(links: &Links, numbered: &[(u32, &Link, Option<u32>)], family: Family, routes: &[Route]) -> Wanted {
+fn wanted(
+    links: &Links,
+    numbered: &[(u32, &Link, Option<u32>)],
+    leaving: &[Leaving],
+    family: Family,
+    routes: &[Route],
+) -> Wanted {
     let mut wanted = Wanted::default();
     // Tables that others use are not free, and neither are those that other links name.
     let foreign = routes.iter().filter(|route| route.protocol != PROTOCOL).map(|route| route.table);
@@ -243,10 +271,23 @@ fn wanted(links: &Links, numbered: &[(u32, &Link, Option<u32>)], family: Family,
             priority,
             mark: *mark,
             mask: links.mask(),
+            source: None,
             table,
             skips_default,
         };
         wanted.rules.extend([rule(PRIORITY, MAIN, true), rule(PRIORITY + 1, table, false)]);
+        let is_of_link = |address: IpAddr| {
+            let net = IpNet::from(address);
+            let mut local = routes.iter().filter(|route| route.table == LOCAL_TABLE && route.kind == LOCAL);
+            local.any(|route| route.interface == interface && route.destination == Some(net))
+        };
+        for (pod, _) in leaving.iter().filter(|(_, external)| is_of_link(*external)) {
+            let of_pod = |rule| Rule { mark: 0, mask: 0, source: Some(*pod), ..rule };
+            wanted.rules.extend([
+                of_pod(rule(OUTWARD_PRIORITY, MAIN, true)),
+                of_pod(rule(OUTWARD_PRIORITY + 1, table, false)),
+            ]);
+        }
         wanted.routes.push(Route {
             family,
             table,
@@ -426,7 +467,9 @@ mod tests {
             .marked(Family::V4)
             .map(|(mark, link)| (mark, link, number(link.interface.as_str())))
             .collect();
-        wanted(links, &numbered, Family::V4, routes)
+        let leaving = [("10.244.1.9", "192.0.2.2"), ("10.244.1.10", "203.0.113.7")];
+        let leaving = leaving.map(|(pod, external)| (pod.parse().unwrap(), external.parse().unwrap()));
+        wanted(links, &numbered, &leaving, Family::V4, routes)
     }
 
     #[test]
@@ -437,7 +480,19 @@ mod tests {
             wanted.routes.iter().map(|route| (route.table, route.gateway.unwrap().to_string())).collect();
         assert_eq!(routes, [(1171, "198.51.100.1".to_owned()), (1173, "192.0.2.1".to_owned())]);
         let rules: Vec<_> = wanted.rules.iter().map(|rule| (rule.priority, rule.mark, rule.table)).collect();
-        assert_eq!(rules, [(500, 0x10, MAIN), (501, 0x10, 1171), (500, 0x20, MAIN), (501, 0x20, 1173)]);
+        assert_eq!(
+            rules,
+            [
+                (500, 0x10, MAIN),
+                (501, 0x10, 1171),
+                (500, 0x20, MAIN),
+                (501, 0x20, 1173),
+                (502, 0, MAIN),
+                (503, 0, 1173)
+            ]
+        );
+        // The other pod leaves with an address that is on no link.
+        assert_eq!(wanted.rules[5].to_string(), "priority 503 from 10.244.1.9 lookup 1173");
         assert_eq!(wanted.problems, []);
     }
 

@@ -1,7 +1,7 @@
 //! Lists and changes rules and routes of the kernel over a netlink socket, as rtnetlink(7) has them.
 //!
-//! Only what the way back by links needs is understood: rules that look at the packet mark, and routes by one gateway
-//! or none. Whatever else a rule or route has is neither read nor written.
+//! Only what the ways by links need is understood: rules that look at the packet mark or at one source, and routes by one
+//! gateway or none. Whatever else a rule or route has is neither read nor written.
 
 use std::fmt;
 use std::io;
@@ -59,6 +59,7 @@ const ROUTE_INTERFACE: u16 = 4;
 const ROUTE_GATEWAY: u16 = 5;
 const ROUTE_METRIC: u16 = 6;
 const ROUTE_TABLE: u16 = 15;
+const RULE_SOURCE: u16 = 2;
 const RULE_PRIORITY: u16 = 6;
 const RULE_MARK: u16 = 10;
 const RULE_SUPPRESSED_LENGTH: u16 = 14;
@@ -75,13 +76,16 @@ const ATTEMPTS: usize = 3;
 /// The kernel answers at once; this only keeps a surprise from becoming a hang.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A rule of ours: packets with a mark are looked up in a table.
+/// A rule of ours: packets with a mark, or of one source, are looked up in a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rule {
     pub(super) family: Family,
     pub(super) priority: u32,
     pub(super) mark: u32,
+    /// None of the bits where the mark does not matter.
     pub(super) mask: u32,
+    /// `None` for everybody.
+    pub(super) source: Option<IpAddr>,
     pub(super) table: u32,
     /// Whether the default routes of the table do not count.
     pub(super) skips_default: bool,
@@ -249,7 +253,8 @@ impl Rule {
             family,
             priority: int(RULE_PRIORITY).unwrap_or_default(),
             mark: int(RULE_MARK).unwrap_or_default(),
-            mask: int(RULE_MASK).unwrap_or(u32::MAX),
+            mask: int(RULE_MASK).unwrap_or_default(),
+            source: attributes.find(RULE_SOURCE).and_then(ip),
             table: int(RULE_TABLE).unwrap_or_default(),
             skips_default: int(RULE_SUPPRESSED_LENGTH) == Some(0),
         })
@@ -258,12 +263,18 @@ impl Rule {
     fn header(&self) -> [u8; HEADER] {
         let mut header = [0; HEADER];
         header[0] = number(self.family);
+        header[2] = self.source.map_or(0, |source| IpNet::from(source).prefix_len());
         header[7] = TO_TABLE;
         header
     }
 
     fn write(&self, message: &mut Builder<'_>) {
         message.bytes(RULE_PROTOCOL, &[PROTOCOL]);
+        match self.source {
+            Some(IpAddr::V4(v4)) => drop(message.bytes(RULE_SOURCE, &v4.octets())),
+            Some(IpAddr::V6(v6)) => drop(message.bytes(RULE_SOURCE, &v6.octets())),
+            None => {}
+        }
         for (kind, value) in [
             (RULE_PRIORITY, self.priority),
             (RULE_MARK, self.mark),
@@ -329,8 +340,13 @@ impl Route {
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { priority, mark, mask, table, skips_default, .. } = self;
-        write!(f, "priority {priority} fwmark {mark:#x}/{mask:#x} lookup {table}")?;
+        let Self { priority, mark, mask, source, table, skips_default, .. } = self;
+        write!(f, "priority {priority} ")?;
+        match source {
+            Some(source) => write!(f, "from {source} ")?,
+            None => write!(f, "fwmark {mark:#x}/{mask:#x} ")?,
+        }
+        write!(f, "lookup {table}")?;
         if *skips_default { f.write_str(" suppress_prefixlength 0") } else { Ok(()) }
     }
 }
@@ -377,6 +393,7 @@ mod tests {
             priority: 500,
             mark: 0x20,
             mask: 0x70,
+            source: None,
             table: 101,
             skips_default: true,
         };
@@ -399,6 +416,9 @@ mod tests {
         };
         let written = payload(&rule.header(), &|message| rule.write(message));
         assert_eq!(Rule::read(Family::V4, &written), Some(rule));
+        let of_pod = Rule { mark: 0, mask: 0, source: Some("10.244.1.9".parse().unwrap()), ..rule };
+        let written = payload(&of_pod.header(), &|message| of_pod.write(message));
+        assert_eq!(Rule::read(Family::V4, &written), Some(of_pod));
         let written = payload(&route.header(0), &|message| route.write(message));
         assert_eq!(Route::read(Family::V6, &written), Some(route));
     }

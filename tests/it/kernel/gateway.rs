@@ -328,9 +328,17 @@ fn r54_a_strict_reverse_path_filter_is_told_with_the_command_that_helps(lab: &mu
     let beyond = Beyond::build(lab);
     let _far = beyond.pod.serve("far", "[::]:8080");
     lab.settings.links = links(&["interface=eth0,gateway=198.51.100.9", "interface=eth1,gateway=192.0.2.9"]);
-    lab.apply(&[to_port("203.0.113.8:80/tcp", "far", FAR, 8080)]);
+    let second = to_port("203.0.113.8:80/tcp", "far", FAR, 8080);
+    lab.apply(std::slice::from_ref(&second));
     assert_eq!(lab.client.tcp("203.0.113.8:80"), Ok("far 10.0.0.1".into()));
     lab.node.sysctl("net/ipv4/conf/all/rp_filter", "1");
+    assert_eq!(
+        lab.client.tcp("203.0.113.8:80"),
+        Ok("far 10.0.0.1".into()),
+        "the filter looks behind the rewriting, and what the pod sends leaves by this link"
+    );
+    // Its lowest address is on the other link, and so it leaves by that.
+    lab.apply(&[second, to_port("203.0.113.7:80/tcp", "far", FAR, 8080)]);
     assert_eq!(lab.client.tcp("203.0.113.8:80"), Err(ErrorKind::TimedOut));
     let conditions = lab.conditions();
     let kinds: Vec<_> = conditions.iter().map(|found| found.kind).collect();
@@ -352,10 +360,60 @@ fn r54_what_a_pod_of_another_node_begins_leaves_the_gateway_with_the_mapped_addr
     assert_eq!(beyond.pod.tcp("10.244.1.9:9000"), Ok("a 10.244.2.9".into()), "inside the cluster");
 }
 
+fn r54_what_a_pod_begins_leaves_by_the_link_that_owns_its_address(lab: &mut Lab) {
+    let beyond = Beyond::build(lab);
+    let (_client, _a) = (lab.client.serve("client", "[::]:9000"), lab.a.serve("a", "[::]:9000"));
+    beyond.route_back();
+    let wanted = [
+        endpoint("203.0.113.8:80/tcp", "far", FAR),
+        endpoint("[2001:db8::8]:80/tcp", "far", FAR),
+        endpoint("203.0.113.7:80/tcp", "a", A),
+    ];
+    let facts = NodeFacts {
+        addresses: Lab::facts().addresses.into_iter().chain(["2001:db8::8".parse().unwrap()]).collect(),
+        ..Lab::facts()
+    };
+    let ask = |lab: &Lab| {
+        Beyond::count_arrivals(lab);
+        assert_eq!(beyond.pod.tcp("198.18.0.9:9000"), Ok("client 203.0.113.8".into()));
+        assert_eq!(beyond.pod.udp("198.18.0.9:9000"), Ok("client 203.0.113.8".into()));
+        assert_eq!(beyond.pod.tcp("[2001:db8:99::9]:9000"), Ok("client 2001:db8::8".into()));
+        assert_eq!(lab.a.tcp("198.18.0.9:9000"), Ok("client 203.0.113.7".into()), "by the other link");
+        assert_eq!(beyond.pod.tcp("10.244.1.9:9000"), Ok("a 10.244.2.9".into()), "inside the cluster");
+        Beyond::arrived(lab)
+    };
+    lab.apply_as(&facts, &wanted);
+    let (wrong, right) = ask(lab);
+    assert!(wrong != 0 && right == 0, "without links, the default route decides: {wrong}, {right}");
+
+    let before = routing(lab);
+    lab.settings.links = links(&[
+        "interface=eth0,gateway=198.51.100.9",
+        "interface=eth1,gateway=192.0.2.9,table=101",
+        "interface=eth1,gateway=2001:db8:52::9",
+    ]);
+    lab.read();
+    lab.apply_as(&facts, &wanted);
+    let (wrong, right) = ask(lab);
+    assert!(wrong == 0 && right != 0, "by the wrong link {wrong}, by the right one {right}");
+    let rules = |lab: &Lab| lab.node.sh("ip rule; ip -6 rule").matches("from 10.244.2.9 ").count();
+    assert_eq!(rules(lab), 2);
+    lab.read();
+    assert_eq!(lab.apply_as(&facts, &wanted).transactions, [], "nothing is left to do");
+
+    lab.apply_as(&facts, &wanted[2..]);
+    assert_eq!(rules(lab), 0, "they go with the pod's entry");
+    lab.settings.links = Links::default();
+    lab.read();
+    lab.apply_as(&facts, &[]);
+    assert_eq!(routing(lab), before);
+}
+
 with_every_backend!(
     r54_a_pod_of_another_node_is_reached_and_answers_through_the_gateway,
     r54_where_replies_are_routed_back_the_pod_sees_the_client,
     r54_what_a_pod_of_another_node_begins_leaves_the_gateway_with_the_mapped_address,
+    r54_what_a_pod_begins_leaves_by_the_link_that_owns_its_address,
     r54_a_policy_that_keeps_pods_addresses_does_not_keep_replies_from_coming_back,
     r54_a_reply_leaves_by_the_link_that_the_connection_came_in_by,
     r54_rules_and_routes_of_links_are_repaired_and_go_with_the_links,
