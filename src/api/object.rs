@@ -97,7 +97,7 @@ pub struct Object {
     /// `status`.
     #[serde(deserialize_with = "null_is_default")]
     pub status: Status,
-    /// A Pinhole's own `spec`, which [`Object::with_pinhole`] reads: most objects are none.
+    /// A Pinhole's own `spec`, which `with_pinhole` reads: most objects are none.
     #[serde(skip)]
     pub pinhole: Option<Box<PinholeSpec>>,
 }
