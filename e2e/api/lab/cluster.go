@@ -260,6 +260,9 @@ func (c *Cluster) writeFiles() error {
 	return nil
 }
 
+// APIServer is one of the cluster's, counted from 0.
+func (c *Cluster) APIServer(server int) *Process { return c.servers[server] }
+
 func (c *Cluster) url(server int) string { return "https://" + c.serverAddress(server) + ":6443" }
 
 func (c *Cluster) kubeconfig(server int) string {

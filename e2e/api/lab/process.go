@@ -51,6 +51,16 @@ func (p *Process) Exited() bool {
 	}
 }
 
+// Resident is the memory that the process has, in bytes, and 0 once it has ended.
+func (p *Process) Resident() uint64 {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", p.command.Process.Pid))
+	var total, resident uint64
+	if _, scanError := fmt.Sscan(string(text), &total, &resident); err != nil || scanError != nil {
+		return 0
+	}
+	return resident * uint64(os.Getpagesize())
+}
+
 // Stop asks the process to end and waits for it; an exit code other than 0, or none in time, is an error.
 func (p *Process) Stop(patience time.Duration) error {
 	if err := p.command.Process.Signal(syscall.SIGTERM); err != nil {
