@@ -50,6 +50,9 @@ type registryCluster struct {
 	controllers []*lab.Controller
 }
 
+// One test kills the leader, and the other controller waits for its lease to run out.
+const controllerPatience = 45 * time.Second
+
 // clerk is a namespace for one test in the cluster with claims.
 type clerk struct {
 	t         *testing.T
@@ -268,7 +271,7 @@ func TestClaimsLiveAndEndWithWhatUsesThem(t *testing.T) {
 		}
 		return nil
 	}
-	if err := lab.Poll(30*time.Second, func() error { return every("Bound", pod.Metadata.UID) }); err != nil {
+	if err := lab.Poll(controllerPatience, func() error { return every("Bound", pod.Metadata.UID) }); err != nil {
 		t.Fatal(err)
 	}
 	c.must(http.MethodDelete, c.podsPath()+"/brief", object{"gracePeriodSeconds": 0}, nil)
@@ -298,11 +301,11 @@ func TestClaimsLiveAndEndWithWhatUsesThem(t *testing.T) {
 	}
 	c.must(http.MethodGet, c.podsPath()+"/brief", nil, &pod)
 	bound := func() error { return every("Bound", pod.Metadata.UID) }
-	if err := lab.Poll(30*time.Second, bound); err != nil {
+	if err := lab.Poll(controllerPatience, bound); err != nil {
 		t.Fatal(err)
 	}
 	c.must(http.MethodDelete, "/apis/pinhole.dev/v1alpha1/portclaims/v4-192-0-2-63-udp-7030", nil, nil)
-	if err := lab.Poll(30*time.Second, bound); err != nil {
+	if err := lab.Poll(controllerPatience, bound); err != nil {
 		t.Errorf("a deleted claim of a living pod does not come back: %v", err)
 	}
 }

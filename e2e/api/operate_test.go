@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -103,7 +104,9 @@ func TestTheHistoryTellsWhoHeldAPortAfterItsClaimIsGone(t *testing.T) {
 			if err := json.Unmarshal([]byte(result.Stdout), &told); err != nil {
 				return fmt.Errorf("%w: %s%s", err, result.Stdout, result.Stderr)
 			}
-			if len(told.Items) != 1 || !holds(told.Items[0]) {
+			// Released a moment before the controller knew that the pod is gone, it was claimed once more.
+			doesNotHold := func(item stretch) bool { return !holds(item) }
+			if len(told.Items) == 0 || slices.ContainsFunc(told.Items, doesNotHold) {
 				return fmt.Errorf("%s: %+v", what, told.Items)
 			}
 			return nil
@@ -123,6 +126,8 @@ func TestTheHistoryTellsWhoHeldAPortAfterItsClaimIsGone(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	awaits("it was held", func(s stretch) bool { return s.Until != nil && s.Holder.Name == "mx" })
+	awaits("it was held", func(s stretch) bool {
+		return s.Until != nil && s.Holder.Kind == "Pod" && s.Holder.Namespace == "annals" && s.Holder.Name == "mx"
+	})
 	c.says(c.plugin("history", "192.0.2.79:25"), 0, "HOLDER", "Pod annals/mx")
 }

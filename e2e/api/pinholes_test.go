@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/pinhole-dev/pinhole/e2e/api/lab"
 )
@@ -25,7 +24,7 @@ func (c clerk) shown(name string) string {
 
 func (c clerk) eventuallyShown(name, expected string) {
 	c.t.Helper()
-	if err := lab.Poll(30*time.Second, func() error {
+	if err := lab.Poll(controllerPatience, func() error {
 		if shown := c.shown(name); !strings.Contains(shown, expected) {
 			return fmt.Errorf("%s is shown as\n%s\nexpected\n%s", name, shown, expected)
 		}
@@ -109,7 +108,7 @@ func TestAPinholeThatAUserWroteIsNeverTakenOver(t *testing.T) {
 		t.Fatal(said)
 	}
 	c.placed("mx", "192.0.2.72:25")
-	if err := lab.Poll(30*time.Second, func() error {
+	if err := lab.Poll(controllerPatience, func() error {
 		said, _ := c.kubectl("", "get", "events", "--field-selector=involvedObject.name=mx")
 		if !strings.Contains(said, "a Pinhole named mx that somebody else wrote") {
 			return fmt.Errorf("the events of the pod are:\n%s", said)
@@ -147,7 +146,7 @@ func TestAnAgentServesWhatIsGrantedAndSaysSoInThePinhole(t *testing.T) {
 	})
 	entries := func(expected bool) {
 		t.Helper()
-		if err := lab.Poll(30*time.Second, func() error {
+		if err := lab.Poll(controllerPatience, func() error {
 			entries, err := agent.Entries()
 			if err == nil && strings.Contains(entries, "granted/mx") != expected {
 				err = fmt.Errorf("the kernel has %s", entries)

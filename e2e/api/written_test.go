@@ -79,7 +79,7 @@ func TestAPinholeOfAUserIsDecidedOnLikeAnAnnotatedPod(t *testing.T) {
 		t.Error("a port that came by an update is not claimed")
 	}
 	c.eventuallyShown("web", "web 192.0.2.80:443/tcp +1 Service web:443  Pinhole web False NoService")
-	if err := lab.Poll(agentPatience, func() error {
+	if err := lab.Poll(controllerPatience, func() error {
 		said, _ := c.kubectl("", "get", "ph", "web", "-o", "jsonpath={.status.observedGeneration} {.status.endpoints[*].port}")
 		if said != "2 443 81" {
 			return fmt.Errorf("the status is of another generation: %s", said)
@@ -88,7 +88,7 @@ func TestAPinholeOfAUserIsDecidedOnLikeAnAnnotatedPod(t *testing.T) {
 	}); err != nil {
 		t.Error(err)
 	}
-	if err := lab.Poll(agentPatience, func() error {
+	if err := lab.Poll(controllerPatience, func() error {
 		said, _ := c.kubectl("", "get", "events", "--field-selector=involvedObject.kind=Pinhole")
 		if !strings.Contains(said, "there is no Service web") {
 			return fmt.Errorf("the events are:\n%s", said)
@@ -167,7 +167,7 @@ func TestAnAgentServesAPinholeThatAUserWrote(t *testing.T) {
 	}
 
 	c.must(http.MethodDelete, "/apis/pinhole.dev/v1alpha1/namespaces/served/pinholes/web", nil, nil)
-	if err := lab.Poll(agentPatience, func() error {
+	if err := lab.Poll(controllerPatience, func() error {
 		entries, err := agent.Entries()
 		if err == nil && strings.Contains(entries, "192.0.2.83") {
 			err = fmt.Errorf("the kernel still has %s", entries)
