@@ -174,6 +174,8 @@ func TestUninstallLeavesNothingThoughANodeIsDown(t *testing.T) {
 func TestUninstallDeletesWhatWasClaimedAndReported(t *testing.T) {
 	r := installed(t, "claimed", "claims.enabled=true")
 	r.awaitReady("agent", 3)
+	// No webhook answers here, and what users write was written while one did.
+	r.kubectl("", "delete", "validatingwebhookconfigurations", "--all")
 	written := r.kubectl(`apiVersion: pinhole.dev/v1alpha1
 kind: PortClaim
 metadata: {name: v4-192-0-2-1-tcp-80}
