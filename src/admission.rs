@@ -35,6 +35,7 @@ use crate::allocation;
 use crate::allocation::claim::Claim;
 use crate::allocation::claim::StoredClaim;
 use crate::api::object::Object;
+use crate::model::automatic::AutomaticPort;
 use crate::model::mapping::Address;
 use crate::model::mapping::Mapping;
 
@@ -80,6 +81,8 @@ pub struct Decision {
     pub warnings: Vec<String>,
     /// What the object asks for, as far as it can be read. Empty when no rule applies to the request.
     pub mappings: Vec<Mapping>,
+    /// The ports whose external side it leaves to a pool, likewise.
+    pub automatic: Vec<AutomaticPort>,
     /// The pool of each mapping, where pools grant them; empty where nobody has to.
     pub pools: Vec<Option<String>>,
     /// What a refusal rests on that may have changed since it was seen: read these live before refusing.
@@ -90,6 +93,11 @@ impl Decision {
     /// Whether the request is granted.
     pub fn is_granted(&self) -> bool {
         self.violations.is_empty()
+    }
+
+    /// Whether the object asks for anything that could be read.
+    pub fn asks(&self) -> bool {
+        !self.mappings.is_empty() || !self.automatic.is_empty()
     }
 }
 
@@ -109,6 +117,7 @@ pub fn decide(request: &Request, world: &World<'_>) -> Decision {
         violations: wanted.violations,
         warnings: warning::ignored_keys(&subject, world.policy),
         mappings: wanted.entries.iter().map(|entry| entry.mapping.clone()).collect(),
+        automatic: wanted.automatic.iter().map(|entry| entry.port.clone()).collect(),
         pools: Vec::new(),
         evidence: Vec::new(),
     };
@@ -116,6 +125,7 @@ pub fn decide(request: &Request, world: &World<'_>) -> Decision {
     decision.violations.extend(spread::is_asked_for(&subject, &decision.mappings).err());
     judge_alone(&subject, &request.namespace, &wanted.entries, world, &mut decision);
     grant::judge(&subject, &request.namespace, &wanted.entries, world, &mut decision);
+    grant::judge_automatic(&subject, &request.namespace, &wanted.automatic, world, &mut decision);
     occupied::judge(&subject, &request.namespace, &wanted.entries, world, &mut decision);
     conflict::judge(&subject, &request.namespace, &wanted.entries, world, &mut decision);
     violation::sort(&mut decision.violations);

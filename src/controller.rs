@@ -7,6 +7,8 @@
 //! One turn: observe (the watches' view), check (is it complete, do we lead), decide ([`plan`]), apply (the store of claims),
 //! report (metrics and the log).
 
+pub mod allocate;
+pub mod automatic;
 pub mod historian;
 pub mod keeper;
 pub mod pinholes;

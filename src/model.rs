@@ -4,6 +4,7 @@
 //! module knows neither Kubernetes nor netfilter and does no I/O.
 
 pub mod address;
+pub mod automatic;
 pub mod digest;
 pub mod holder;
 pub mod interface;

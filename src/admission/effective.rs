@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use ipnet::IpNet;
 use json_patch::AddOperation;
 use json_patch::Patch;
 use json_patch::PatchOperation;
@@ -20,32 +21,53 @@ use crate::admission::policy::Policy;
 use crate::admission::spread;
 use crate::admission::subject::Subject;
 use crate::admission::wanted;
+use crate::api::annotation::Automatic;
 use crate::api::annotation::NatAnnotation;
 use crate::api::annotation::NatEntry;
+use crate::api::annotation::SourcePort;
 use crate::api::keys;
 use crate::api::object::Kind;
+use crate::api::object::SchedulingGate;
+use crate::model::automatic::AutomaticPort;
 use crate::model::mapping::Address;
 use crate::model::mapping::Mapping;
 
 /// The JSON form of these mappings with every default written out; reading it gives the same mappings.
-pub fn annotation(mappings: &[Mapping]) -> NatAnnotation {
-    NatAnnotation { entries: mappings.iter().map(entry).collect() }
+pub fn annotation(mappings: &[Mapping], automatic: &[AutomaticPort]) -> NatAnnotation {
+    NatAnnotation { entries: mappings.iter().map(entry).chain(automatic.iter().map(open_entry)).collect() }
+}
+
+/// An entry whose external port is left open.
+fn open_entry(port: &AutomaticPort) -> NatEntry {
+    NatEntry {
+        iface_auto: Some(false),
+        src_ip: None,
+        src_port: SourcePort::Word(Automatic::Auto),
+        src_port_end: None,
+        dst_port: port.target.get(),
+        proto: Some(port.protocol.to_string()),
+        allowed_sources: sources(port.allowed_sources()),
+        terminate_existing: port.terminates_existing().then_some(true),
+    }
+}
+
+fn sources(networks: &[IpNet]) -> Option<Vec<String>> {
+    (!networks.is_empty()).then(|| networks.iter().map(ToString::to_string).collect())
 }
 
 fn entry(mapping: &Mapping) -> NatEntry {
     let external = mapping.external();
-    let sources = mapping.allowed_sources();
     NatEntry {
         iface_auto: Some(mapping.address() == Address::Node),
         src_ip: match mapping.address() {
             Address::Node => None,
             Address::Fixed(address) => Some(address.to_string()),
         },
-        src_port: external.first().get(),
+        src_port: SourcePort::Number(external.first().get()),
         src_port_end: (!external.is_single()).then(|| external.last().get()),
         dst_port: mapping.target().first().get(),
         proto: Some(mapping.protocol().to_string()),
-        allowed_sources: (!sources.is_empty()).then(|| sources.iter().map(ToString::to_string).collect()),
+        allowed_sources: sources(mapping.allowed_sources()),
         terminate_existing: mapping.terminates_existing().then_some(true),
     }
 }
@@ -56,11 +78,12 @@ pub fn mutate(request: &Request, policy: &Policy) -> Option<Patch> {
     if subject.kind != Kind::Pod || request.operation == Operation::Other || subject.is_mirror() {
         return None;
     }
-    let mappings = readable(&subject, policy);
+    let (mappings, automatic) = readable(&subject, policy);
+    let asks = !mappings.is_empty() || !automatic.is_empty();
     let mut annotations = Edits::of("annotations", &subject.metadata.annotations);
-    annotations.set(keys::EFFECTIVE, text(&mappings).as_deref());
+    annotations.set(keys::EFFECTIVE, text(&mappings, &automatic).as_deref());
     let is_new = request.operation == Operation::Create;
-    if is_new {
+    if is_new || !asks {
         annotations.set(keys::ENDPOINTS, None);
     }
     let ports = spread::labels(&subject, &request.namespace, &mappings);
@@ -69,7 +92,7 @@ pub fn mutate(request: &Request, policy: &Policy) -> Option<Patch> {
     for key in subject.metadata.labels.keys().filter(is_of_others) {
         labels.set(key, None);
     }
-    labels.set(keys::ENABLED_LABEL, (!mappings.is_empty()).then_some("true"));
+    labels.set(keys::ENABLED_LABEL, asks.then_some("true"));
     for (key, holder) in &ports {
         labels.set(key, Some(holder));
     }
@@ -78,21 +101,46 @@ pub fn mutate(request: &Request, policy: &Policy) -> Option<Patch> {
         let is_spread = spread::is_asked_for(&subject, &mappings) == Ok(true);
         spread::required_terms(&subject, &ports, is_spread).map(|terms| require(&subject, terms))
     });
+    let gate = is_new.then(|| gate(&subject, !automatic.is_empty())).flatten();
     let operations = annotations.operations.into_iter().chain(labels.operations);
-    let operations: Vec<_> = operations.chain(placement.flatten()).collect();
+    let operations: Vec<_> = operations.chain(placement.flatten()).chain(gate).collect();
     (!operations.is_empty()).then_some(Patch(operations))
 }
 
 /// What the pod asks for, if the request can be read as a whole.
-fn readable(subject: &Subject<'_>, policy: &Policy) -> Vec<Mapping> {
+fn readable(subject: &Subject<'_>, policy: &Policy) -> (Vec<Mapping>, Vec<AutomaticPort>) {
     let wanted = wanted::read(&subject.metadata.annotations, "", policy);
-    let whole = wanted.filter(|wanted| wanted.violations.is_empty());
-    whole.map(|wanted| wanted.mappings().cloned().collect()).unwrap_or_default()
+    let whole = wanted.filter(|wanted| wanted.violations.is_empty()).unwrap_or_default();
+    (whole.mappings().cloned().collect(), whole.automatic_ports().cloned().collect())
+}
+
+/// Keeps a new pod from being scheduled until its automatic ports are found, so that its containers know them from their first
+/// start, and lets any other one go. A pod that comes with its node cannot have a gate.
+fn gate(subject: &Subject<'_>, is_needed: bool) -> Option<PatchOperation> {
+    let gates = &subject.spec.scheduling_gates;
+    let present = gates.iter().position(|gate| gate.name == keys::ENDPOINTS_GATE);
+    let is_placed = subject.spec.node_name.as_ref().is_some_and(|name| !name.is_empty());
+    let path = |last: &str| PointerBuf::from_tokens(["spec", "schedulingGates", last]);
+    let ours = SchedulingGate { name: keys::ENDPOINTS_GATE.to_owned() };
+    match present {
+        None if is_needed && !is_placed && gates.is_empty() => Some(PatchOperation::Add(AddOperation {
+            path: PointerBuf::from_tokens(["spec", "schedulingGates"]),
+            value: json!([ours]),
+        })),
+        None if is_needed && !is_placed => {
+            Some(PatchOperation::Add(AddOperation { path: path("-"), value: json!(ours) }))
+        }
+        Some(index) if !is_needed => {
+            Some(PatchOperation::Remove(RemoveOperation { path: path(&index.to_string()) }))
+        }
+        Some(_) | None => None,
+    }
 }
 
 /// The text of the output annotation.
-fn text(mappings: &[Mapping]) -> Option<String> {
-    (!mappings.is_empty()).then(|| serde_json::to_string(&annotation(mappings)).ok()).flatten()
+fn text(mappings: &[Mapping], automatic: &[AutomaticPort]) -> Option<String> {
+    let annotation = annotation(mappings, automatic);
+    (!annotation.entries.is_empty()).then(|| serde_json::to_string(&annotation).ok()).flatten()
 }
 
 /// Gives the pod these terms of required anti-affinity in place of those that it has.

@@ -21,11 +21,15 @@ use crate::admission::violation::Rule;
 use crate::admission::violation::Violation;
 use crate::admission::violation::shown;
 use crate::admission::wanted::Located;
+use crate::admission::wanted::LocatedPort;
 use crate::admission::wanted::Wanted;
 use crate::api::annotation;
+use crate::api::annotation::Automatic;
 use crate::api::annotation::NatEntry;
+use crate::api::annotation::SourcePort;
 use crate::model::address::ExternalAddress;
 use crate::model::address::Family;
+use crate::model::automatic::AutomaticPort;
 use crate::model::mapping::Address;
 use crate::model::mapping::Mapping;
 use crate::model::port::Port;
@@ -73,6 +77,7 @@ pub(crate) fn read(text: &str, path: &str) -> Wanted {
     }
     let items = document.value.get("entries").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     let mut entries = Vec::new();
+    let mut automatic = Vec::new();
     for (position, item) in items.iter().enumerate() {
         let path = format!("{path}.entries[{position}]");
         if let Some(broken) = broken_entries.get(&position) {
@@ -82,7 +87,8 @@ pub(crate) fn read(text: &str, path: &str) -> Wanted {
         }
         match serde_json::from_value::<NatEntry>(item.clone()) {
             Ok(entry) => match judge(&entry, &path) {
-                Ok(located) => entries.push(located),
+                Ok(Judged::Named(located)) => entries.push(located),
+                Ok(Judged::Automatic(located)) => automatic.push(located),
                 Err(found) => violations.extend(found),
             },
             Err(error) => violations.push(Violation {
@@ -93,7 +99,7 @@ pub(crate) fn read(text: &str, path: &str) -> Wanted {
             }),
         }
     }
-    Wanted { entries, violations }
+    Wanted { entries, automatic, violations }
 }
 
 fn not_json(text: &str, error: &serde_json::Error) -> String {
@@ -194,6 +200,7 @@ fn structural_problem(kind: &ValidationErrorKind, value: &Value, field: &str) ->
             format!("asks for nothing; add an entry as in {EXAMPLE}, or remove the annotation")
         }
         ValidationErrorKind::MaxItems { limit } => format!("has too many items; {limit} is the most, so split the pod's ports"),
+        ValidationErrorKind::Pattern { .. } if name == "srcPort" => wrong_type(name, value),
         ValidationErrorKind::Pattern { .. } => {
             let hint = value
                 .as_str()
@@ -212,6 +219,10 @@ fn wrong_type(name: &str, value: &Value) -> String {
     match name {
         "srcPort" | "srcPortEnd" | "dstPort" => match value.as_str().map(str::trim).map(str::parse::<Port>) {
             Some(Ok(port)) => format!("is text; write the number without quotes: {port}"),
+            _ if name == "srcPort" => {
+                "is not a port; write a whole number from 1 to 65535, or \"auto\" for one that a pool finds"
+                    .to_owned()
+            }
             _ => "is not a port; write a whole number from 1 to 65535".to_owned(),
         },
         "ifaceAuto" | "terminateExisting" => {
@@ -247,8 +258,14 @@ fn rest(item: &Value, broken: &BTreeSet<String>) -> Option<NatEntry> {
     serde_json::from_value(Value::Object(keys)).ok()
 }
 
+/// What an entry asks for.
+enum Judged {
+    Named(Located),
+    Automatic(LocatedPort),
+}
+
 /// Judges one well-formed entry alone.
-fn judge(entry: &NatEntry, path: &str) -> Result<Located, Vec<Violation>> {
+fn judge(entry: &NatEntry, path: &str) -> Result<Judged, Vec<Violation>> {
     let mut violations = Vec::new();
     let mut refuse = |key: &str, value: String, problem: String, rule: Rule| {
         violations.push(Violation { field: format!("{path}.{key}"), value, problem, rule });
@@ -269,25 +286,32 @@ fn judge(entry: &NatEntry, path: &str) -> Result<Located, Vec<Violation>> {
             }
         }
     }
-    let protocol = entry.proto.as_deref().map_or(Ok(Protocol::Tcp), str::parse);
-    let mapping = match (address, ports, protocol) {
-        (Some(address), Some((external, target)), Ok(protocol)) => {
-            Mapping::new(address, protocol, external, target)
-        }
-        _ => None,
+    let protocol = entry.proto.as_deref().map_or(Ok(Protocol::Tcp), str::parse).ok();
+    let (Some(address), Some(ports), Some(protocol), true) =
+        (address, ports, protocol, violations.is_empty())
+    else {
+        return Err(violations);
     };
-    match mapping {
-        Some(mapping) if violations.is_empty() => {
+    let terminates = entry.terminate_existing.unwrap_or_default();
+    let (external, target) = match ports {
+        Ports::Named(external, target) => (external, target),
+        Ports::Automatic(target) => {
+            let port = AutomaticPort::new(protocol, target)
+                .with_allowed_sources(sources)
+                .terminating_existing(terminates);
+            return Ok(Judged::Automatic(LocatedPort { port, field: format!("{path}.srcPort") }));
+        }
+    };
+    match Mapping::new(address, protocol, external, target) {
+        Some(mapping) => {
             let address_key = if entry.src_ip.is_some() { "srcIP" } else { "ifaceAuto" };
-            Ok(Located {
-                mapping: mapping
-                    .with_allowed_sources(sources)
-                    .terminating_existing(entry.terminate_existing.unwrap_or_default()),
+            Ok(Judged::Named(Located {
+                mapping: mapping.with_allowed_sources(sources).terminating_existing(terminates),
                 port_field: format!("{path}.srcPort"),
                 address_field: format!("{path}.{address_key}"),
-            })
+            }))
         }
-        _ => Err(violations),
+        None => Err(violations),
     }
 }
 
@@ -297,6 +321,20 @@ type Problem = (&'static str, String, String);
 fn address(entry: &NatEntry) -> Result<Address, Problem> {
     // Programs that marshal an empty field write `"srcIP":""`, and the predecessor took that for none.
     let given = entry.src_ip.as_deref().map(str::trim).filter(|text| !text.is_empty());
+    if entry.src_port == SourcePort::Word(Automatic::Auto) {
+        return match (entry.iface_auto, given) {
+            (Some(true), _) => {
+                let problem = "contradicts srcPort \"auto\", whose address is one of a pool's; remove ifaceAuto, or name the port";
+                Err(("ifaceAuto", "true".to_owned(), problem.to_owned()))
+            }
+            (_, Some(text)) => {
+                let problem = "contradicts srcPort \"auto\", whose address a pool chooses; remove srcIP, or name the port";
+                Err(("srcIP", shown(text), problem.to_owned()))
+            }
+            // What address it is does not matter: a pool chooses it.
+            (Some(false) | None, None) => Ok(Address::Node),
+        };
+    }
     match (entry.iface_auto, given) {
         (Some(false), None) => {
             let problem = "leaves the entry without an address; give srcIP, or set ifaceAuto to true for the node's own";
@@ -323,21 +361,36 @@ pub(crate) fn external_address(text: &str) -> Result<ExternalAddress, String> {
     ExternalAddress::new(address).map_err(|error| error.to_string())
 }
 
-fn ports(entry: &NatEntry) -> Result<(PortRange, Port), Problem> {
+/// The ports of an entry.
+enum Ports {
+    Named(PortRange, Port),
+    Automatic(Port),
+}
+
+fn ports(entry: &NatEntry) -> Result<Ports, Problem> {
     let port = |key, number: u16| {
         Port::new(number)
             .ok_or_else(|| (key, number.to_string(), "is not a port; ports are 1 to 65535".to_owned()))
     };
-    let first = port("srcPort", entry.src_port)?;
-    let last = port("srcPortEnd", entry.src_port_end.unwrap_or(entry.src_port))?;
     let target = port("dstPort", entry.dst_port)?;
+    let number = match (entry.src_port, entry.src_port_end) {
+        (SourcePort::Number(number), _) => number,
+        (SourcePort::Word(Automatic::Auto), None) => return Ok(Ports::Automatic(target)),
+        (SourcePort::Word(Automatic::Auto), Some(last)) => {
+            let problem =
+                "goes with a number in srcPort; write one entry for each port that a pool is to find";
+            return Err(("srcPortEnd", last.to_string(), problem.to_owned()));
+        }
+    };
+    let first = port("srcPort", number)?;
+    let last = port("srcPortEnd", entry.src_port_end.unwrap_or(number))?;
     let external = PortRange::new(first, last).ok_or_else(|| {
         ("srcPortEnd", last.to_string(), format!("lies below srcPort {first}; swap the two"))
     })?;
     if target.checked_add(external.span()).is_none() {
         return Err(("dstPort", target.to_string(), past_the_end(external, target)));
     }
-    Ok((external, target))
+    Ok(Ports::Named(external, target))
 }
 
 /// Says that a range does not fit at the pod's side.

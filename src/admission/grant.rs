@@ -14,10 +14,12 @@ use crate::admission::subject::Subject;
 use crate::admission::violation::Rule;
 use crate::admission::violation::Violation;
 use crate::admission::wanted::Located;
+use crate::admission::wanted::LocatedPort;
 use crate::allocation::grant;
 use crate::allocation::grant::Named;
 use crate::allocation::pool::Asker;
 use crate::allocation::pool::Pool;
+use crate::api::keys;
 use crate::api::object::Kind;
 use crate::model::holder::Holder;
 use crate::model::holder::ObjectName;
@@ -95,6 +97,42 @@ fn granted<'p>(
         let other = &other.name;
         format!("is not granted by NatPool {name}, which spec.pool names, but by {other}; write that, or leave pool out")
     })
+}
+
+/// Adds to a decision why no pool finds the ports that are left to it.
+pub(crate) fn judge_automatic(
+    subject: &Subject<'_>,
+    namespace: &str,
+    automatic: &[LocatedPort],
+    world: &World<'_>,
+    decision: &mut Decision,
+) {
+    let (Some(pools), Some(first)) = (world.index.pools(), automatic.first()) else { return };
+    let asker = asker(subject, namespace, world);
+    let protocols = automatic.iter().map(|entry| entry.port.protocol).collect();
+    let named = subject.metadata.annotations.get(keys::POOL).map(String::as_str);
+    let Err(refusal) = grant::finding(pools, asker, &protocols, named) else { return };
+    let itself =
+        ObjectKey { kind: subject.kind, name: ObjectName::new(namespace, subject.owner.name.as_str()) };
+    let holder = world.index.holder(&itself, subject.owner.controller());
+    let root = match &holder {
+        Err(owner) => Some(owner.clone()),
+        Ok(holder) => root_of(holder),
+    };
+    let leaves_open =
+        |root: &ObjectKey| automatic.iter().all(|entry| world.index.leaves_open(root, &entry.port));
+    if holder.is_ok() && root.as_ref().is_some_and(leaves_open) {
+        return;
+    }
+    let shown: Vec<_> = automatic.iter().map(|entry| entry.port.to_string()).collect();
+    decision.violations.push(Violation {
+        field: first.field.clone(),
+        value: shown.join(", "),
+        problem: refusal.to_string(),
+        rule: Rule::Pool,
+    });
+    decision.evidence.extend([Evidence::Pools, Evidence::Namespace(namespace.to_owned())]);
+    decision.evidence.extend(root.filter(|root| *root != itself).map(Evidence::Object));
 }
 
 /// Whether a holder has asked for these ports before, by what is stored of it.

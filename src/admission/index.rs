@@ -13,6 +13,7 @@ mod pending;
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
@@ -27,6 +28,7 @@ use crate::api::object::Kind;
 use crate::api::object::Object;
 use crate::api::object::OwnerReference;
 use crate::model::address::ExternalAddress;
+use crate::model::automatic::AutomaticPort;
 use crate::model::holder::Holder;
 use crate::model::holder::ObjectName;
 use crate::model::mapping::Address;
@@ -120,6 +122,23 @@ struct Stored {
     holdings: Vec<Arc<Holding>>,
     /// What it asks for on the own address of a node that is not known yet.
     unplaced: Vec<(Protocol, PortRange)>,
+    /// What it leaves to a pool to find.
+    automatic: Vec<AutomaticPort>,
+    /// The controller that manages it, where it leaves anything to a pool.
+    controller: Option<Box<OwnerReference>>,
+}
+
+/// A stored object that leaves ports to a pool to find.
+#[derive(Clone, Copy, Debug)]
+pub struct Finder<'a> {
+    /// The pod or workload.
+    pub object: &'a ObjectKey,
+    /// Its UID.
+    pub uid: &'a Arc<str>,
+    /// The controller that manages it, if one does.
+    pub controller: Option<&'a OwnerReference>,
+    /// The ports.
+    pub ports: &'a [AutomaticPort],
 }
 
 impl Index {
@@ -206,6 +225,37 @@ impl Index {
             };
             stored.holdings.iter().any(is_held) || is_unplaced()
         })
+    }
+
+    /// Whether a stored object leaves this port to a pool already.
+    pub fn leaves_open(&self, key: &ObjectKey, port: &AutomaticPort) -> bool {
+        self.stored.get(key).is_some_and(|stored| stored.automatic.iter().any(|one| one.is_same_port(port)))
+    }
+
+    /// The stored objects that leave ports to a pool.
+    pub fn finders(&self) -> impl Iterator<Item = Finder<'_>> {
+        let finding = self.stored.iter().filter(|(_, stored)| !stored.automatic.is_empty());
+        finding.map(|(object, stored)| Finder {
+            object,
+            uid: &stored.uid,
+            controller: stored.controller.as_deref(),
+            ports: &stored.automatic,
+        })
+    }
+
+    /// The node that has an address, by what NatNodes say.
+    pub fn node_of_address(&self, address: ExternalAddress) -> Option<&Arc<str>> {
+        self.occupants.node_of(address.ip())
+    }
+
+    /// The own addresses of a node, by what its NatNode says.
+    pub fn own_addresses(&self, node_name: &str) -> Vec<IpAddr> {
+        self.occupants.own_addresses(node_name)
+    }
+
+    /// The labels of a node, if it is known.
+    pub fn node_labels(&self, name: &str) -> Option<&BTreeMap<String, String>> {
+        self.facts.node_labels(name)
     }
 
     /// Takes an object as it is now: a pod, a workload, a Namespace or a Node.
@@ -387,14 +437,17 @@ impl Index {
         } else if object.is_finished() {
             self.drop_pending(key, Some(&object.metadata.uid));
         }
-        let unplaced = self.unplaced_of(object);
-        if !holdings.is_empty() || !unplaced.is_empty() {
+        let (unplaced, automatic) = self.open_of(object);
+        if !holdings.is_empty() || !unplaced.is_empty() || !automatic.is_empty() {
             for holding in &holdings {
                 self.holdings.add(holding);
             }
             let uid = object.metadata.uid.as_str().into();
             let version = object.metadata.version();
-            self.stored.insert(key.clone(), Stored { uid, version, holdings, unplaced });
+            let controller = object.metadata.controller().filter(|_| !automatic.is_empty());
+            let controller = controller.cloned().map(Box::new);
+            let stored = Stored { uid, version, holdings, unplaced, automatic, controller };
+            self.stored.insert(key.clone(), stored);
         }
     }
 
@@ -410,14 +463,17 @@ impl Index {
         }
     }
 
-    /// The ports that an object asks for on a node that is not known yet.
-    fn unplaced_of(&self, object: &Object) -> Vec<(Protocol, PortRange)> {
-        let subject = holding_subject(object).filter(|subject| subject.pinned_node().is_none());
-        let Some(subject) = subject.filter(|_| self.pools.is_some()) else { return Vec::new() };
+    /// The ports that an object asks for on a node that is not known yet, and those that it leaves to a pool.
+    fn open_of(&self, object: &Object) -> (Vec<(Protocol, PortRange)>, Vec<AutomaticPort>) {
+        let subject = holding_subject(object).filter(|_| self.pools.is_some());
+        let Some(subject) = subject else { return Default::default() };
         let wanted = wanted::of(&subject, &self.policy);
+        let is_open = subject.pinned_node().is_none();
         let mappings = wanted.iter().flat_map(Wanted::mappings);
-        let unplaced = mappings.filter(|mapping| mapping.address() == Address::Node);
-        unplaced.map(|mapping| (mapping.protocol(), mapping.external())).collect()
+        let unplaced = mappings.filter(|mapping| is_open && mapping.address() == Address::Node);
+        let unplaced = unplaced.map(|mapping| (mapping.protocol(), mapping.external())).collect();
+        let automatic = wanted.iter().flat_map(Wanted::automatic_ports).cloned().collect();
+        (unplaced, automatic)
     }
 
     /// The ports that an object holds by being stored.

@@ -45,7 +45,8 @@ pub(crate) fn asks_the_same(one: &PinholeSpec, other: &PinholeSpec) -> bool {
 /// Reads what a Pinhole asks for.
 pub(crate) fn read(spec: &PinholeSpec) -> Wanted {
     let (forwards, violations) = forwards(spec);
-    Wanted { entries: forwards.into_iter().map(|forward| forward.located).collect(), violations }
+    let entries = forwards.into_iter().map(|forward| forward.located).collect();
+    Wanted { entries, automatic: Vec::new(), violations }
 }
 
 /// What a Pinhole asks for, port by port, and what is wrong with the rest.

@@ -28,6 +28,8 @@ pub struct Policy {
     pub namespaces: NamespacePolicy,
     /// Whether a refusal may name a holder in another namespace.
     pub disclose_holder: bool,
+    /// Whether ports can be left to a pool to find: where claims are on, or where nobody knows whether they are.
+    pub finds_ports: bool,
 }
 
 impl Default for Policy {
@@ -39,6 +41,7 @@ impl Default for Policy {
             protected_ports: ports(DEFAULT_PROTECTED_PORTS),
             namespaces: NamespacePolicy::default(),
             disclose_holder: true,
+            finds_ports: true,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The short form, with the grammar of `docker run -p` and the external side first:
-//! `[ADDRESS:]EXTERNAL[-END][:POD][/PROTO]`, comma-separated, as in `80,8080:80,53/udp,[2001:db8::1]:443:8443`.
+//! `[ADDRESS:]EXTERNAL[-END][:POD][/PROTO]`, comma-separated, as in `80,8080:80,53/udp,[2001:db8::1]:443:8443`. The external
+//! side can be left to a pool: `auto:POD[/PROTO]`.
 
 use crate::admission::entries;
 use crate::admission::suggest;
@@ -7,13 +8,18 @@ use crate::admission::violation::Rule;
 use crate::admission::violation::Violation;
 use crate::admission::violation::shown;
 use crate::admission::wanted::Located;
+use crate::admission::wanted::LocatedPort;
 use crate::admission::wanted::Wanted;
 use crate::api::annotation::MAX_ENTRIES;
+use crate::model::automatic::AutomaticPort;
 use crate::model::mapping::Address;
 use crate::model::mapping::Mapping;
 use crate::model::port::Port;
 use crate::model::port::PortRange;
 use crate::model::port::Protocol;
+
+/// The word for an external port that a pool finds.
+const AUTO: &str = "auto";
 
 const EXAMPLE: &str = "8080:80 (external port first), 53/udp, 7000-7010 or [2001:db8::1]:443:8443";
 
@@ -44,9 +50,10 @@ pub(crate) fn read(text: &str, path: &str) -> Wanted {
     for (position, item) in items.into_iter().enumerate() {
         let field = format!("{path}[{position}]");
         match parse(item) {
-            Ok(mapping) => {
+            Ok(Item::Named(mapping)) => {
                 wanted.entries.push(Located { mapping, port_field: field.clone(), address_field: field });
             }
+            Ok(Item::Automatic(port)) => wanted.automatic.push(LocatedPort { port, field }),
             Err((rule, problem)) => {
                 wanted.violations.push(Violation {
                     field,
@@ -65,7 +72,13 @@ fn about(item: &str, problem: String) -> String {
     problem.strip_prefix(&format!("{item:?} ")).map(str::to_owned).unwrap_or(problem)
 }
 
-fn parse(item: &str) -> Result<Mapping, (Rule, String)> {
+/// What an item asks for.
+enum Item {
+    Named(Mapping),
+    Automatic(AutomaticPort),
+}
+
+fn parse(item: &str) -> Result<Item, (Rule, String)> {
     let syntax = |problem: String| (Rule::Syntax, problem);
     if item.is_empty() {
         return Err(syntax("is an empty item; remove the extra comma".to_owned()));
@@ -82,10 +95,8 @@ fn parse(item: &str) -> Result<Mapping, (Rule, String)> {
                 .map_err(|problem| (Rule::Address, format!("{text} {problem}")))?,
         ),
     };
-    if sides.external.eq_ignore_ascii_case("auto") {
-        return Err(syntax(
-            "asks for an automatic port, which needs a pool of addresses; name the port".to_owned(),
-        ));
+    if sides.external.trim().eq_ignore_ascii_case(AUTO) {
+        return automatic(&sides, protocol).map(Item::Automatic).map_err(syntax);
     }
     let external = read_range(sides.external).map_err(syntax)?;
     let target = match sides.pod {
@@ -93,7 +104,22 @@ fn parse(item: &str) -> Result<Mapping, (Rule, String)> {
         Some(text) => read_target(text, external).map_err(syntax)?,
     };
     Mapping::new(address, protocol, external, target)
+        .map(Item::Named)
         .ok_or_else(|| syntax(entries::past_the_end(external, target)))
+}
+
+/// An item whose external port a pool finds.
+fn automatic(sides: &Sides<'_>, protocol: Protocol) -> Result<AutomaticPort, String> {
+    if let Some(address) = sides.address {
+        return Err(format!(
+            "leaves the port to a pool and names the address {address}; leave the address to it too, or name the port"
+        ));
+    }
+    let Some(pod) = sides.pod else {
+        return Err("leaves open which port of the pod is meant; write auto:9000".to_owned());
+    };
+    let target = pod.trim().parse::<Port>().map_err(|error| format!("{error}, as in auto:9000"))?;
+    Ok(AutomaticPort::new(protocol, target))
 }
 
 fn read_protocol(name: &str) -> Result<Protocol, String> {

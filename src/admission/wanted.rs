@@ -14,6 +14,7 @@ use crate::admission::subject::Subject;
 use crate::admission::violation::Rule;
 use crate::admission::violation::Violation;
 use crate::api::keys;
+use crate::model::automatic::AutomaticPort;
 use crate::model::mapping::ExternalPorts;
 use crate::model::mapping::Mapping;
 
@@ -28,11 +29,22 @@ pub struct Located {
     pub address_field: String,
 }
 
+/// A port that a pool is to find, and where it was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocatedPort {
+    /// The port.
+    pub port: AutomaticPort,
+    /// The path of the field that leaves it open.
+    pub field: String,
+}
+
 /// What an object asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// The entries that could be read, in the order they were written.
     pub entries: Vec<Located>,
+    /// The ports whose external side a pool is to find, likewise.
+    pub automatic: Vec<LocatedPort>,
     /// Everything that is wrong with the annotation or the spec itself.
     pub violations: Vec<Violation>,
 }
@@ -41,6 +53,11 @@ impl Wanted {
     /// The mappings alone.
     pub fn mappings(&self) -> impl Iterator<Item = &Mapping> {
         self.entries.iter().map(|entry| &entry.mapping)
+    }
+
+    /// The ports that pools are to find, alone.
+    pub fn automatic_ports(&self) -> impl Iterator<Item = &AutomaticPort> {
+        self.automatic.iter().map(|entry| &entry.port)
     }
 }
 
@@ -73,11 +90,42 @@ pub fn read(annotations: &BTreeMap<String, String>, path: &str, policy: &Policy)
         }
     };
     wanted.violations.extend(duplicates(&wanted.entries, "pod"));
+    wanted.violations.extend(repeated(&wanted.automatic));
+    if !policy.finds_ports {
+        wanted.violations.extend(wanted.automatic.iter().map(unfindable));
+    }
     Some(wanted)
 }
 
 fn read_one(key: &str, text: &str, path: &str) -> Wanted {
     if key == keys::EXPOSE { short_form::read(text, path) } else { entries::read(text, path) }
+}
+
+/// Ports of one pod for which two external ones would be found.
+fn repeated(automatic: &[LocatedPort]) -> Vec<Violation> {
+    let is_again = |(position, later): &(usize, &LocatedPort)| {
+        automatic[..*position].iter().any(|earlier| earlier.port.is_same_port(&later.port))
+    };
+    let again = automatic.iter().enumerate().filter(is_again);
+    let violation = |(_, later): (usize, &LocatedPort)| Violation {
+        field: later.field.clone(),
+        value: later.port.to_string(),
+        problem: "is asked for twice by this pod; remove one of the two".to_owned(),
+        rule: Rule::Duplicate,
+    };
+    again.map(violation).collect()
+}
+
+/// What is said of a port that nobody finds here.
+fn unfindable(automatic: &LocatedPort) -> Violation {
+    Violation {
+        field: automatic.field.clone(),
+        value: automatic.port.to_string(),
+        problem: "is left to a pool, and pools need claims, which are off here; name the external port, or ask whoever runs \
+                  the cluster to turn them on (claims.enabled)"
+            .to_owned(),
+        rule: Rule::Pool,
+    }
 }
 
 /// Entries of one object that ask for the same external port.

@@ -185,9 +185,13 @@ fn judge(pod: &Object, known: &Known<'_>) -> Judgement {
         object: Some(pod.clone()),
         old_object: None,
     };
-    let decision = admission::decide(&request, &World { policy, index });
+    let mut decision = admission::decide(&request, &World { policy, index });
     if !decision.is_granted() {
         return Judgement::Refused(violation::summary(&decision.violations));
+    }
+    if let Some(grants) = known.grants {
+        let owner = Owner::new(&name(pod), &pod.metadata.uid);
+        decision.mappings.extend(grants.found(&pod.metadata.uid, &owner, &decision, known.programmed));
     }
     if decision.mappings.is_empty() {
         return Judgement::AsksForNothing;

@@ -10,11 +10,14 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use crate::admission::Decision;
 use crate::agent::written::Written;
 use crate::api::crd::condition::ConditionStatus;
 use crate::api::crd::pinhole::Endpoint;
 use crate::api::crd::pinhole::Pinhole;
 use crate::cluster::pinhole_watch::Pinholes;
+use crate::model::address::ExternalAddress;
+use crate::model::automatic::AutomaticPort;
 use crate::model::mapping::Address;
 use crate::model::mapping::Mapping;
 use crate::model::port::Port;
@@ -35,6 +38,8 @@ pub struct Grants {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Grant {
     keys: BTreeSet<Key>,
+    /// The pod's port behind each key.
+    targets: BTreeMap<Key, Port>,
     /// Whether the controller has said yes or no.
     is_decided: bool,
     /// Why not everything, in the controller's words.
@@ -70,6 +75,27 @@ impl Grants {
         grant.refusal.clone().filter(|_| is_limited)
     }
 
+    /// The mappings of the ports that a pod leaves to a pool: what was found for it, and while the controller has not decided,
+    /// what is programmed for it.
+    pub fn found(&self, uid: &str, owner: &Owner, decision: &Decision, programmed: &Ruleset) -> Vec<Mapping> {
+        let grant = self.by_pod.get(uid);
+        let mut known: BTreeMap<Key, Port> = grant.map(|grant| grant.targets.clone()).unwrap_or_default();
+        if !decision.automatic.is_empty() && !grant.is_some_and(|grant| grant.is_decided) {
+            let entries = programmed.entries().filter(|entry| entry.owner == *owner);
+            known.extend(entries.filter_map(|entry| Some((entry.key, entry.target?.first))));
+        }
+        let named: BTreeSet<_> = decision.mappings.iter().filter_map(key).collect();
+        let is_open = |key: &Key| key.ports.is_single() && !named.contains(key);
+        let found = |port: &AutomaticPort| {
+            let leads_there = |(key, target): &(&Key, &Port)| {
+                is_open(key) && key.protocol == port.protocol && **target == port.target
+            };
+            let (key, _) = known.iter().find(leads_there)?;
+            port.at(ExternalAddress::new(key.external).ok()?, key.ports.first())
+        };
+        decision.automatic.iter().filter_map(found).collect()
+    }
+
     /// Whether the controller has decided about the pod of this UID.
     pub fn is_decided(&self, uid: &str) -> bool {
         self.by_pod.get(uid).is_some_and(|grant| grant.is_decided)
@@ -89,8 +115,10 @@ fn grant(pinhole: &Pinhole) -> Grant {
     let Some(status) = &pinhole.status else { return Grant::default() };
     let accepted = status.conditions.iter().find(|condition| condition.type_ == "Accepted");
     let decision = accepted.filter(|condition| condition.status != ConditionStatus::Unknown);
+    let target = |endpoint: &Endpoint| Some((granted(endpoint)?, Port::new(endpoint.target_port)?));
     Grant {
         keys: status.endpoints.iter().filter_map(granted).collect(),
+        targets: status.endpoints.iter().filter_map(target).collect(),
         is_decided: decision.is_some(),
         refusal: decision
             .filter(|condition| condition.status == ConditionStatus::False)

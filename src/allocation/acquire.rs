@@ -7,7 +7,8 @@
 //! - Claims are made in the order of their keys, so that two requests for the same ports never wait for each other.
 //! - A request that is not granted takes back what it stored, and nothing that somebody else relies on by then. What a crash
 //!   leaves behind is an orphan, which the controller collects.
-//! - The same holder is never refused its own claim, whatever state that is in.
+//! - The same holder is never refused its own claim, whatever state that is in. Ports that were found for its pods are each
+//!   pod's own: another pod of the holder has no more right to them than a stranger.
 //!
 //! # How two that overlap and see each other settle it
 //! Whoever stored later yields at once. Whoever stored first waits a moment for that, and yields too if it does not happen.
@@ -194,7 +195,7 @@ impl Acquisition {
                 };
             }
             (Step::Adopt(index, found), Outcome::Stored(stored)) => {
-                if stored.claim.holder == found.claim.holder {
+                if stored.claim.is_same_grant(&found.claim) {
                     self.rely_on(&stored, found.version.revision);
                 } else {
                     self.rely_on(&stored, stored.version.revision);
@@ -248,7 +249,7 @@ impl Acquisition {
     fn judge(&mut self, index: usize, found: Box<StoredClaim>) {
         let wish = &self.wishes[index];
         let wanted = wish.key;
-        let is_own = found.claim.holder == wish.holder;
+        let is_own = found.claim.is_same_grant(wish);
         let is_free = found.claim.state == ClaimState::Cooldown
             && found.claim.since.saturating_add_or_max(self.cooldowns.of(&found.claim)) <= self.now;
         if is_own || is_free {
@@ -275,7 +276,7 @@ impl Acquisition {
     /// A claim as the holder takes it over.
     fn adopted(&self, index: usize, found: &StoredClaim) -> Claim {
         let wish = &self.wishes[index];
-        if found.claim.holder != wish.holder {
+        if !found.claim.is_same_grant(wish) {
             return wish.clone();
         }
         let is_given_up = matches!(found.claim.state, ClaimState::Releasing | ClaimState::Cooldown);
@@ -284,6 +285,8 @@ impl Acquisition {
             pool: wish.pool.clone(),
             renewed: self.now,
             retention: wish.retention.clone(),
+            // A port that was found leads to the pod that it was found for.
+            pod_uid: if wish.slot.is_some() { wish.pod_uid.clone() } else { found.claim.pod_uid.clone() },
             ..found.claim.clone()
         };
         if is_given_up { adopted.into_state(ClaimState::Reserved, self.now) } else { adopted }
@@ -292,7 +295,9 @@ impl Acquisition {
     /// Decides about claims that may overlap the holder's.
     fn check<'a>(&mut self, index: usize, found: impl Iterator<Item = &'a StoredClaim>) {
         let Some(holder) = self.wishes.first().map(|wish| &wish.holder) else { return self.look(index + 1) };
-        let others = found.filter(|other| other.claim.holder != *holder);
+        let slots: BTreeSet<_> = self.wishes.iter().map(|wish| &wish.slot).collect();
+        let is_own = |other: &Claim| other.holder == *holder && slots.contains(&other.slot);
+        let others = found.filter(|other| !is_own(&other.claim));
         let overlaps = others.filter_map(|other| {
             let (wanted, revision) = self.unverified.iter().find(|(key, _)| key.overlaps(other.claim.key))?;
             Some((*wanted, *revision, other))

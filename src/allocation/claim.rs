@@ -101,6 +101,11 @@ impl Claim {
         }
     }
 
+    /// Whether two claims are one and the same grant: of one holder, and where the port was found, for the same slot of it.
+    pub fn is_same_grant(&self, other: &Self) -> bool {
+        self.holder == other.holder && self.slot == other.slot
+    }
+
     /// The same claim in another state from now on; the same as before where it is in that state already.
     pub fn into_state(self, state: ClaimState, now: Timestamp) -> Self {
         if self.state == state { self } else { Self { state, since: now, ..self } }

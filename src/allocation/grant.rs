@@ -3,6 +3,7 @@
 //! What no pool grants cannot be claimed. A refusal names the pools that the namespace may use, because whoever reads it can
 //! change the request and rarely the pool.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::allocation::claim::Claim;
@@ -72,6 +73,25 @@ pub enum Reason {
     OutOfRange(String),
     /// Nobody may have these ports, for this reason.
     Reserved(PortRange, String),
+    /// There is no pool of that name.
+    NoSuchPool,
+    /// The pool's ports are named, not found.
+    StaticOnly,
+    /// The pool has nodes' own addresses alone, of which none is chosen before the node is.
+    NodeAddressesOnly,
+    /// The pool has not all of the protocols; its ports.
+    NoProtocol(String),
+    /// No pool finds ports for whoever asks.
+    NoneFinds,
+    /// No address of these pools has so many ports free, where the pod may run.
+    Full {
+        /// Their names.
+        pools: Vec<String>,
+        /// How many ports are needed.
+        wanted: usize,
+        /// The node that the pod is bound to.
+        node: Option<String>,
+    },
     /// The namespace would hold more ports than it may.
     Quota {
         /// How many it may hold.
@@ -105,6 +125,30 @@ impl fmt::Display for Refusal {
             Reason::Reserved(ports, reason) => {
                 write!(f, "is reserved in NatPool {pool} ({ports}: {reason})")?;
             }
+            Reason::NoSuchPool => write!(f, "is left to NatPool {pool}, which does not exist")?,
+            Reason::StaticOnly => {
+                write!(f, "is left to NatPool {pool}, whose ports are asked for by number")?;
+            }
+            Reason::NodeAddressesOnly => write!(
+                f,
+                "is left to NatPool {pool}, which has only nodes' own addresses; ports are found on addresses of a pool"
+            )?,
+            Reason::NoProtocol(ports) => {
+                write!(f, "is left to NatPool {pool}, which has {ports}")?;
+            }
+            Reason::NoneFinds => {
+                f.write_str("is left to a pool, and no NatPool finds ports for this namespace")?;
+            }
+            Reason::Full { pools, wanted, node } => {
+                let (ports, has) = if *wanted == 1 { ("port", "a") } else { ("ports", "so many") };
+                let on_node = node.as_ref().map_or_else(String::new, |node| format!(" on node {node}"));
+                write!(
+                    f,
+                    "waits for {wanted} free {ports} on one address: no address of NatPool {}{on_node} has {has} free \
+                     {ports}; give ports up, or ask for a larger pool",
+                    pools.join(" or "),
+                )?;
+            }
             Reason::Quota { limit, used, more } => write!(
                 f,
                 "needs {more} more of NatPool {pool}, of which this namespace holds {used} and may hold {limit} ports"
@@ -132,6 +176,43 @@ pub fn named<'p>(pools: &'p [Pool], asker: Asker<'_>, wish: Named) -> Result<&'p
     }
     let (pool, reason) = nearest;
     Err(Refusal { pool, reason, usable: usable(pools, asker) })
+}
+
+/// The pools that find ports of these protocols for whoever asks, in the order in which they are asked: the named one, or all
+/// that do.
+pub fn finding<'p>(
+    pools: &'p [Pool],
+    asker: Asker<'_>,
+    protocols: &BTreeSet<Protocol>,
+    named: Option<&str>,
+) -> Result<Vec<&'p Pool>, Refusal> {
+    let against = |pool: &Pool| {
+        if pool.is_deleting {
+            return Some(Reason::Deleting);
+        }
+        if !pool.admits(asker) {
+            return Some(Reason::NotAdmitted);
+        }
+        if !pool.allows(ClaimMode::Dynamic) {
+            return Some(Reason::StaticOnly);
+        }
+        if !pool.has_addresses() {
+            return Some(Reason::NodeAddressesOnly);
+        }
+        let is_missing = protocols.iter().any(|protocol| !pool.has_protocol(*protocol));
+        is_missing.then(|| Reason::NoProtocol(pool.shown_ports()))
+    };
+    let refusal = |pool: Option<&str>, reason| {
+        Err(Refusal { pool: pool.map(str::to_owned), reason, usable: usable(pools, asker) })
+    };
+    if let Some(name) = named {
+        let Some(pool) = pools.iter().find(|pool| pool.name == name) else {
+            return refusal(named, Reason::NoSuchPool);
+        };
+        return against(pool).map_or_else(|| Ok(vec![pool]), |reason| refusal(named, reason));
+    }
+    let finding: Vec<_> = ordered(pools).into_iter().filter(|pool| against(pool).is_none()).collect();
+    if finding.is_empty() { refusal(None, Reason::NoneFinds) } else { Ok(finding) }
 }
 
 /// The pool that ports belong to which are held already, whoever granted them: one that would grant them, else one that has
@@ -201,13 +282,20 @@ fn against(pool: &Pool, asker: Asker<'_>, wish: Named) -> Option<Reason> {
 /// How near a pool came to granting: the later the check, the nearer.
 fn rank(reason: &Reason) -> u8 {
     match reason {
-        Reason::NoPool(_) => 0,
         Reason::Deleting => 1,
         Reason::NotAdmitted => 2,
         Reason::DynamicOnly => 3,
         Reason::OutOfRange(_) => 4,
         Reason::Reserved(..) => 5,
         Reason::Quota { .. } => 6,
+        // But for the first, not said of ports that are named.
+        Reason::NoPool(_)
+        | Reason::NoSuchPool
+        | Reason::StaticOnly
+        | Reason::NodeAddressesOnly
+        | Reason::NoProtocol(_)
+        | Reason::NoneFinds
+        | Reason::Full { .. } => 0,
     }
 }
 

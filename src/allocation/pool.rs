@@ -16,6 +16,7 @@ use crate::api::crd::nat_pool::NamespaceGrant;
 use crate::api::crd::nat_pool::NatPoolSpec;
 use crate::api::crd::nat_pool::PoolPorts;
 use crate::api::crd::nat_pool::ServiceAccountGrant;
+use crate::api::crd::shared::LabelSelector;
 use crate::model::address::ExternalAddress;
 use crate::model::mapping::Address;
 use crate::model::port::Port;
@@ -42,6 +43,8 @@ pub struct Pool {
     pub priority: i32,
     /// How many ports a namespace may hold.
     pub ports_per_namespace: Option<u32>,
+    /// The nodes that carry its addresses; `None` for every node.
+    pub nodes: Option<LabelSelector>,
     /// Whether it grants nothing any more and waits for its claims to end.
     pub is_deleting: bool,
     has_node_addresses: bool,
@@ -154,6 +157,7 @@ impl Pool {
             name: name.to_owned(),
             cooldown: SignedDuration::from_secs(spec.cooldown_seconds.into()),
             priority: spec.priority,
+            nodes: spec.nodes.as_ref().map(|nodes| nodes.selector.clone()),
             is_deleting: false,
             has_node_addresses: spec.node_addresses,
             ports_per_namespace: spec.quota.as_ref().and_then(|quota| quota.ports_per_namespace),
@@ -181,6 +185,16 @@ impl Pool {
                 .iter()
                 .any(|network| network.contains(&address.ip()) && is_usable(network, address.ip())),
         }
+    }
+
+    /// Whether it has addresses beside nodes' own.
+    pub fn has_addresses(&self) -> bool {
+        !self.networks.is_empty()
+    }
+
+    /// Whether ports of a protocol can be claimed.
+    pub fn has_protocol(&self, protocol: Protocol) -> bool {
+        self.protocols.contains(&protocol)
     }
 
     /// The pool's addresses in their order, as many as are worth a search.

@@ -12,6 +12,7 @@ use crate::allocation::key::ClaimKey;
 use crate::allocation::key::PortBlock;
 use crate::allocation::pool::Pool;
 use crate::model::address::ExternalAddress;
+use crate::model::address::Family;
 use crate::model::port::Port;
 use crate::model::port::PortRange;
 use crate::model::port::Protocol;
@@ -21,7 +22,7 @@ use crate::model::port::Protocol;
 pub struct Wanted {
     /// The protocols that need the same number.
     pub protocols: Vec<Protocol>,
-    /// What tells this port from others of its holder, as `<pod>/<protocol>/<pod port>`.
+    /// What tells this port from others of its holder, as `<protocols>/<pod port>`.
     pub slot: String,
 }
 
@@ -34,21 +35,26 @@ pub struct Found {
     pub port: Port,
 }
 
-/// Likely free ports for everything that is wanted, in that order and all on one address; `None` when no address of the pool
-/// has so many. `holder` is whose ports they are, `attempt` how often it has tried.
+/// Likely free ports for everything that is wanted, in that order and all on one address that may serve; `None` when none of
+/// the pool has so many. `holder` is whose ports they are, `attempt` how often it has tried. In a pool of both families IPv4
+/// addresses are searched first.
 pub fn find(
     pool: &Pool,
     holder: &str,
     wanted: &[Wanted],
     attempt: u32,
+    may_serve: impl Fn(ExternalAddress) -> bool,
     is_taken: impl Fn(ClaimKey) -> bool,
 ) -> Option<Vec<Found>> {
-    let addresses = pool.addresses();
-    let count = addresses.len();
-    let first = place(&[holder], count);
-    (0..count).find_map(|offset| {
-        let address = addresses[(first + offset) % count];
-        on_address(pool, address, holder, wanted, attempt, &is_taken)
+    let (v4, v6): (Vec<_>, Vec<_>) = pool
+        .addresses()
+        .into_iter()
+        .filter(|address| may_serve(*address))
+        .partition(|address| address.family() == Family::V4);
+    [v4, v6].iter().find_map(|addresses| {
+        let (before, from) = addresses.split_at_checked(place(&[holder], addresses.len()))?;
+        let mut turn = from.iter().chain(before);
+        turn.find_map(|address| on_address(pool, *address, holder, wanted, attempt, &is_taken))
     })
 }
 
@@ -136,7 +142,9 @@ mod tests {
         loop {
             let wanted = [wanted(&[Protocol::Tcp], "tcp/80")];
             let holder = format!("games/lobby-{}", numbers.len());
-            let Some(found) = find(&pool, &holder, &wanted, 0, |key| taken.contains(&key)) else { break };
+            let Some(found) = find(&pool, &holder, &wanted, 0, |_| true, |key| taken.contains(&key)) else {
+                break;
+            };
             claim(&mut taken, &wanted, &found);
             numbers.push((found[0].address, found[0].port.get()));
         }
@@ -164,20 +172,25 @@ mod tests {
             [udp(100), udp(101), udp(102)].contains(&key)
         };
         for attempt in 0..50 {
-            let found = find(&pool, "voice/pbx", &wanted, attempt, is_taken).unwrap();
+            let found = find(&pool, "voice/pbx", &wanted, attempt, |_| true, is_taken).unwrap();
             assert!(found.iter().all(|one| one.address == pool.addresses()[1]), "{found:?}");
             let numbers: BTreeSet<_> = found.iter().map(|one| one.port).collect();
             assert_eq!(numbers.len(), 3);
         }
         let four: Vec<_> = (0..5).map(|port| self::wanted(&both, &port.to_string())).collect();
-        assert_eq!(find(&pool, "voice/pbx", &four, 0, |_| false), None, "no address has five ports");
+        assert_eq!(
+            find(&pool, "voice/pbx", &four, 0, |_| true, |_| false),
+            None,
+            "no address has five ports"
+        );
     }
 
     #[test]
     fn a_request_starts_where_it_started_before_and_others_elsewhere() {
         let pool = pool(json!({"addresses": ["203.0.113.0/28"], "ports": [{"first": 1024, "last": 65535}]}));
         let find = |holder: &str, attempt| {
-            find(&pool, holder, &[wanted(&[Protocol::Udp], "udp/7777")], attempt, |_| false).unwrap()[0]
+            find(&pool, holder, &[wanted(&[Protocol::Udp], "udp/7777")], attempt, |_| true, |_| false)
+                .unwrap()[0]
         };
         assert_eq!(find("games/lobby-0", 0), find("games/lobby-0", 0));
         assert_ne!(find("games/lobby-0", 0), find("games/lobby-0", 1));
@@ -203,7 +216,8 @@ mod tests {
                 let is_taken = |key: ClaimKey| old_news.contains(&key) || lost.contains(&key);
                 let holder = format!("games/lobby-{number}");
                 let found =
-                    find(&pool, &holder, &[wanted(&[Protocol::Tcp], "80")], attempt, is_taken).unwrap();
+                    find(&pool, &holder, &[wanted(&[Protocol::Tcp], "80")], attempt, |_| true, is_taken)
+                        .unwrap();
                 if claimed.insert(key(found[0].port)) {
                     break;
                 }

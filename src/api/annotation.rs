@@ -38,9 +38,9 @@ pub struct NatEntry {
     #[serde(default, rename = "srcIP", skip_serializing_if = "Option::is_none")]
     pub src_ip: Option<String>,
 
-    /// The external port that the outside connects to, 1-65535. The first one where `srcPortEnd` is given.
-    #[schemars(range(min = 1))]
-    pub src_port: u16,
+    /// The external port that the outside connects to, 1-65535, or `"auto"` for one that a pool finds. The first one where
+    /// `srcPortEnd` is given.
+    pub src_port: SourcePort,
 
     /// The last external port of a range, 1-65535. Default: `srcPort`, a single port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -65,6 +65,45 @@ pub struct NatEntry {
     /// Whether connections end when their source is taken off `allowedSources`. Default: false, they live on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub terminate_existing: Option<bool>,
+}
+
+/// The external port of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum SourcePort {
+    /// By number.
+    Number(u16),
+    /// By the word for one that is found.
+    Word(Automatic),
+}
+
+/// The word for a port that is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Automatic {
+    /// `"auto"`.
+    #[serde(rename = "auto")]
+    Auto,
+}
+
+impl JsonSchema for SourcePort {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "SourcePort".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        // Of a number the limits count, of a text the pattern.
+        schemars::json_schema!({
+            "type": ["integer", "string"],
+            "format": "uint16",
+            "minimum": 1,
+            "maximum": 65535,
+            "pattern": "^auto$",
+        })
+    }
 }
 
 /// The keys of an entry, in the order of the documentation.

@@ -14,6 +14,12 @@ pub const EXPOSE: &str = "pinhole.dev/expose";
 /// Input: whether pods that want the same port of their node's own address are kept on different nodes.
 pub const SPREAD: &str = "pinhole.dev/spread";
 
+/// Input: the NatPool that finds automatic ports for a pod.
+pub const POOL: &str = "pinhole.dev/pool";
+
+/// The scheduling gate of a pod whose automatic ports have yet to be found.
+pub const ENDPOINTS_GATE: &str = "pinhole.dev/endpoints";
+
 /// Output: the request as it was understood, with every default written out. Never read back.
 pub const EFFECTIVE: &str = "pinhole.dev/effective";
 
@@ -51,7 +57,7 @@ pub const MIRROR_POD: &str = "kubernetes.io/config.mirror";
 pub const HOSTNAME_LABEL: &str = "kubernetes.io/hostname";
 
 /// The annotation keys with a prefix of ours that mean something.
-pub const OURS: [&str; 5] = [NAT, EXPOSE, SPREAD, EFFECTIVE, ENDPOINTS];
+pub const OURS: [&str; 6] = [NAT, EXPOSE, SPREAD, POOL, EFFECTIVE, ENDPOINTS];
 
 /// The longest name of a label, without its prefix.
 const LONGEST_LABEL: usize = 63;

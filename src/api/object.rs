@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::Deserialize;
 use serde::Deserializer;
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::api::crd::pinhole::Pinhole;
@@ -188,6 +189,9 @@ pub struct Spec {
     /// Pod: `containers`, with nothing but their ports.
     #[serde(deserialize_with = "null_is_default")]
     pub containers: Vec<Container>,
+    /// Pod: `schedulingGates`, while it may not be scheduled.
+    #[serde(deserialize_with = "null_is_default")]
+    pub scheduling_gates: Vec<SchedulingGate>,
     /// Pod: `affinity`.
     pub affinity: Option<Affinity>,
     /// Workload: `replicas`.
@@ -223,6 +227,15 @@ pub struct ContainerPort {
     /// `protocol`; empty for TCP.
     #[serde(deserialize_with = "null_is_default")]
     pub protocol: String,
+}
+
+/// What keeps a pod from being scheduled until somebody takes it away.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SchedulingGate {
+    /// The name.
+    #[serde(deserialize_with = "null_is_default")]
+    pub name: String,
 }
 
 /// A pod template.
@@ -285,19 +298,19 @@ pub struct NodeSelector {
 }
 
 /// One term of a node selector: all of its expressions.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeSelectorTerm {
     /// `matchExpressions`, on labels.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub match_expressions: Vec<NodeSelectorRequirement>,
     /// `matchFields`, on fields of the node.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub match_fields: Vec<NodeSelectorRequirement>,
 }
 
 /// One expression of a node selector.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct NodeSelectorRequirement {
     /// The label or field.
@@ -307,7 +320,7 @@ pub struct NodeSelectorRequirement {
     #[serde(deserialize_with = "null_is_default")]
     pub operator: String,
     /// The values.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub values: Vec<String>,
 }
 

@@ -254,7 +254,8 @@ impl AgentFlags {
         } = self;
         let stop = shutdown::on_signal().context("signals cannot be listened for")?;
         let node_name = node_name.map_or_else(default_node_name, Ok)?;
-        let policy = Arc::new(Policy { disclose_holder, ..policy.into_policy() });
+        let policy =
+            Arc::new(Policy { disclose_holder, finds_ports: resources.has_claims(), ..policy.into_policy() });
         let settings = kernel.settings()?;
         let (dataplane, backend) = kernel.backend(&settings).await?;
         let dataplane = Arc::new(dataplane);

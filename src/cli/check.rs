@@ -160,6 +160,7 @@ fn judge_one<'a>(
         warnings,
         holders: holders.collect(),
         mappings: decision.mappings,
+        automatic: decision.automatic,
     })
 }
 

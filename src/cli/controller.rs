@@ -35,17 +35,21 @@ use crate::cli::watching::Kept;
 use crate::cli::watching::Pools;
 use crate::cluster::backends::KnownBackends;
 use crate::cluster::claim_store::ApiClaims;
+use crate::cluster::claim_store::ClaimStore;
 use crate::cluster::claim_watch;
 use crate::cluster::client;
 use crate::cluster::client::Source;
 use crate::cluster::events;
+use crate::cluster::events::Events;
 use crate::cluster::events::Speaker;
 use crate::cluster::informers::Informers;
 use crate::cluster::lease::Candidate;
 use crate::cluster::nat_pools::PoolWriter;
 use crate::cluster::pinhole_store::PinholeStore;
 use crate::cluster::pinhole_watch::KnownPinholes;
+use crate::cluster::pod_writer::PodWriter;
 use crate::controller::Controller;
+use crate::controller::allocate::Allocator;
 use crate::controller::keeper::PinholeKeeper;
 use crate::controller::plan::Times;
 use crate::controller::pools::PoolKeeper;
@@ -148,7 +152,7 @@ impl ControllerFlags {
         index.write().unwrap_or_else(PoisonError::into_inner).set_pools(Some(Arc::default()));
         let (pools_tx, pools_rx) = watch::channel(None);
         let tell = move |pools| drop(pools_tx.send_replace(Some(pools)));
-        let pools = Pools { client: client.clone(), tell: Box::new(tell), with_occupants: false };
+        let pools = Pools { client: client.clone(), tell: Box::new(tell), with_occupants: true };
         let keeper = PoolKeeper {
             writer: PoolWriter::new(client.clone()),
             pools_rx,
@@ -165,26 +169,25 @@ impl ControllerFlags {
         let kept =
             Kept { index: Arc::clone(&index), caches, startup: Arc::clone(&startup), metrics: watch_metrics };
         let watching = tokio::spawn(watching::keep(informers, Some(pools), kept));
-        let (events, event_rx) = events::channel();
-        tokio::spawn(events::write(client.clone(), speaker, event_rx, |_| {}));
         let release = SignedDuration::try_from(release_timeout).context("--release-timeout is too long")?;
-        let keeper = PinholeKeeper {
-            store: PinholeStore::new(client.clone()),
-            pinholes,
-            backends,
-            pods,
+        let store: Arc<dyn ClaimStore> = Arc::new(ApiClaims::new(client.clone()));
+        let allocator = Allocator {
+            store: Arc::clone(&store),
             claims: Arc::clone(&claims),
             claims_known: Arc::clone(&claims_known),
             index: Arc::clone(&index),
+            pods,
             startup: Arc::clone(&startup),
             policy,
             leading_rx: leading_rx.clone(),
-            events,
+            waiting: Arc::default(),
+            found: Arc::default(),
+            events: speaking(client.clone(), speaker),
             metrics: metrics.clone(),
         };
-        let keeping = tokio::spawn(keeper.run(stop.clone()));
+        let keeping = tokio::spawn(keep_pods(allocator, client, (pinholes, backends), stop.clone()));
         let controller = Controller {
-            store: Arc::new(ApiClaims::new(client)),
+            store,
             claims,
             index,
             claims_known,
@@ -201,7 +204,7 @@ impl ControllerFlags {
             ended = following => return Err(over(ended, "the watch on PortClaims")),
             ended = showing => return Err(over(ended, "the watch on Pinholes, or on what is behind them,")),
         }
-        keeping.await.context("keeping the Pinholes has failed")?;
+        keeping.await.context("keeping the Pinholes and finding ports has failed")?;
         running.await.context("giving the Lease back has failed")?;
         ended.cancel();
         info!("Ended");
@@ -227,6 +230,40 @@ fn over<T>(ended: Result<T, JoinError>, what: &str) -> anyhow::Error {
         Ok(_) => anyhow::anyhow!("{what} ended"),
         Err(error) => anyhow::Error::new(error).context(format!("{what} failed")),
     }
+}
+
+/// Finds ports for pods and keeps their Pinholes until it is stopped.
+async fn keep_pods(
+    allocator: Allocator,
+    client: Client,
+    (pinholes, backends): (Arc<KnownPinholes>, Arc<KnownBackends>),
+    stop: CancellationToken,
+) {
+    let keeper = PinholeKeeper {
+        store: PinholeStore::new(client.clone()),
+        pod_writer: PodWriter::new(client),
+        waiting: Arc::clone(&allocator.waiting),
+        found: Arc::clone(&allocator.found),
+        pinholes,
+        backends,
+        pods: Arc::clone(&allocator.pods),
+        claims: Arc::clone(&allocator.claims),
+        claims_known: Arc::clone(&allocator.claims_known),
+        index: Arc::clone(&allocator.index),
+        startup: Arc::clone(&allocator.startup),
+        policy: Arc::clone(&allocator.policy),
+        leading_rx: allocator.leading_rx.clone(),
+        events: allocator.events.clone(),
+        metrics: allocator.metrics.clone(),
+    };
+    tokio::join!(keeper.run(stop.clone()), allocator.run(stop));
+}
+
+/// Where to offer Events, which are written from then on.
+fn speaking(client: Client, speaker: Speaker) -> Events {
+    let (events, event_rx) = events::channel();
+    tokio::spawn(events::write(client, speaker, event_rx, |_| {}));
+    events
 }
 
 /// A restarted container has its pod's name again, and must not be taken for the one before it.

@@ -217,7 +217,7 @@ impl Webhook {
             limits,
         } = self;
         let stop = shutdown::on_signal().context("signals cannot be listened for")?;
-        let policy = Arc::new(Policy { disclose_holder, ..policy.into_policy() });
+        let policy = Arc::new(Policy { disclose_holder, finds_ports: claims, ..policy.into_policy() });
         let connection = client::connect(&kubeconfig.map_or(Source::Usual, Source::File)).await?;
         let mut registry = metrics::registry();
         let certificates = match tls.mode()? {

@@ -68,6 +68,8 @@ pub enum Reason {
     PortTaken,
     /// They cannot be served, or may not be.
     NotProgrammed,
+    /// No pool has one free.
+    NoFreePort,
 }
 
 impl Reason {
@@ -77,13 +79,14 @@ impl Reason {
             Self::Programmed => "Programmed",
             Self::PortTaken => "PortTaken",
             Self::NotProgrammed => "NotProgrammed",
+            Self::NoFreePort => "NoFreePort",
         }
     }
 
     const fn kind(self) -> &'static str {
         match self {
             Self::Programmed => "Normal",
-            Self::PortTaken | Self::NotProgrammed => "Warning",
+            Self::PortTaken | Self::NotProgrammed | Self::NoFreePort => "Warning",
         }
     }
 }
@@ -226,7 +229,7 @@ fn body(event: &PodEvent, speaker: &Speaker, now: Timestamp) -> Event {
 fn name(event: &PodEvent, now: Timestamp) -> String {
     let time = match event.reason {
         Reason::Programmed => now.as_nanosecond(),
-        Reason::PortTaken | Reason::NotProgrammed => 0,
+        Reason::PortTaken | Reason::NotProgrammed | Reason::NoFreePort => 0,
     };
     let said = format!("{} {} {} {time}", event.uid, event.reason.name(), event.note);
     let pod: String = event.pod.name.chars().take(LONGEST_NAME).collect();

@@ -14,6 +14,8 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream;
 use k8s_openapi::jiff::Timestamp;
+use serde_json::Value;
+use tokio::sync::Notify;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -34,13 +36,17 @@ use crate::cluster::events::Reason;
 use crate::cluster::pinhole_store::PinholeError;
 use crate::cluster::pinhole_store::PinholeStore;
 use crate::cluster::pinhole_watch::KnownPinholes;
+use crate::cluster::pod_writer::PodWriter;
+use crate::controller::automatic::Found;
 use crate::controller::pinholes;
 use crate::controller::pinholes::Plan;
 use crate::controller::pinholes::Stranger;
 use crate::controller::pinholes::Write;
 use crate::controller::standing::Known;
+use crate::controller::standing::Waiting;
 use crate::controller::written;
 use crate::controller::written::Trouble;
+use crate::model::holder::ObjectName;
 use crate::telemetry::metrics::controller::ControllerMetrics;
 use crate::telemetry::startup::Startup;
 
@@ -60,6 +66,12 @@ const MOST_IN_A_TURN: usize = 500;
 pub struct PinholeKeeper {
     /// Where Pinholes are stored.
     pub store: PinholeStore,
+    /// How pods are told which ports they have.
+    pub pod_writer: PodWriter,
+    /// Why no ports are found for pods, where that is so.
+    pub waiting: Arc<RwLock<Waiting>>,
+    /// Says that ports were found.
+    pub found: Arc<Notify>,
     /// The Pinholes that the watch has shown.
     pub pinholes: Arc<KnownPinholes>,
     /// What stands behind the Pinholes that users write.
@@ -92,6 +104,7 @@ impl PinholeKeeper {
             let pause = if self.turn(claim_store::now(), &mut told).await { SOON } else { PERIOD };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
+                () = self.found.notified() => {}
                 () = stop.cancelled() => return,
             }
         }
@@ -109,7 +122,15 @@ impl PinholeKeeper {
             let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
             let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
             let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
-            let known = Known { claims: &claims, index: &index, policy: &self.policy };
+            let waiting = self.waiting.read().unwrap_or_else(PoisonError::into_inner);
+            let found = Found::of(&claims);
+            let known = Known {
+                claims: &claims,
+                found: &found,
+                waiting: &waiting,
+                index: &index,
+                policy: &self.policy,
+            };
             self.pinholes.read(|pinholes| {
                 let of_users = |backends: &Backends| written::plan(pinholes, backends, &known, now);
                 let written = self.backends.read(written::need(pinholes), of_users);
@@ -132,6 +153,7 @@ impl PinholeKeeper {
     /// Whether it was written.
     async fn write(&self, write: Write) -> bool {
         let (what, result) = match &write {
+            Write::Announce { pod, patch } => return self.announce(pod, patch).await,
             Write::Apply(pinhole) => ("PinholeApplied", self.store.apply(pinhole).await),
             Write::Report(pinhole) => ("PinholeReported", self.store.report(pinhole).await),
             Write::Label { name, uid, labels } => {
@@ -153,6 +175,23 @@ impl PinholeKeeper {
             Err(error) => {
                 self.metrics.failed();
                 warn!("{error}; trying again");
+                false
+            }
+        }
+    }
+
+    /// Whether a pod was told.
+    async fn announce(&self, pod: &ObjectName, patch: &Value) -> bool {
+        match self.pod_writer.patch(pod, patch).await {
+            Ok(is_told) => {
+                if is_told {
+                    self.metrics.changed("PodTold");
+                }
+                is_told
+            }
+            Err(reason) => {
+                self.metrics.failed();
+                warn!("{reason}; trying again");
                 false
             }
         }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::jiff::Timestamp;
+use serde_json::Value;
 
 use crate::api::crd::condition::Condition;
 use crate::api::crd::condition::ConditionStatus;
@@ -26,13 +27,18 @@ use crate::api::keys;
 use crate::api::object::Object;
 use crate::cluster::asking_pods::AskingPods;
 use crate::cluster::pinhole_watch::Pinholes;
+use crate::controller::automatic;
 use crate::controller::standing;
+use crate::controller::standing::Granted;
 use crate::controller::standing::Known;
 use crate::controller::standing::Standing;
 use crate::controller::standing::Verdict;
+use crate::model::address::ExternalAddress;
+use crate::model::automatic::AutomaticPort;
 use crate::model::holder::ObjectName;
 use crate::model::mapping::Address;
 use crate::model::mapping::Mapping;
+use crate::model::port::PortRange;
 
 /// The most ports that one object shows.
 const MOST_PORTS: usize = 64;
@@ -65,6 +71,13 @@ pub enum Write {
         /// All labels of ours.
         labels: BTreeMap<String, String>,
     },
+    /// What a pod is told.
+    Announce {
+        /// The pod.
+        pod: ObjectName,
+        /// The change of it, as a merge patch of its present version.
+        patch: Value,
+    },
     /// It is over.
     Delete {
         /// Its name.
@@ -89,6 +102,11 @@ pub fn plan(pods: &AskingPods, pinholes: &Pinholes, known: &Known<'_>, now: Time
     for (name, pod) in pods {
         let Some(standing) = standing::stand(pod, known) else { continue };
         let stored = pinholes.get(name);
+        // A pod beside somebody else's object is not served.
+        if stored.is_none_or(is_ours) {
+            let announcement = automatic::announcement(pod, &standing, known.index);
+            plan.writes.extend(announcement.map(|patch| Write::Announce { pod: name.clone(), patch }));
+        }
         match stored {
             Some(stored) if !is_ours(stored) => {
                 plan.strangers.push(Stranger { pod: name.clone(), uid: pod.metadata.uid.clone() });
@@ -161,7 +179,12 @@ fn wanted(pod: &Object, standing: &Standing) -> Pinhole {
     }
     let spec = PinholeSpec {
         target: PinholeTarget { pod: Some(name.clone()), ..PinholeTarget::default() },
-        ports: ports.into_iter().map(port).collect(),
+        ports: ports
+            .into_iter()
+            .map(port)
+            .chain(standing.automatic.iter().map(|(port, _)| open_port(port)))
+            .take(MOST_PORTS)
+            .collect(),
         holder: Some(HolderReference::from(&standing.holder)),
         ..PinholeSpec::default()
     };
@@ -197,6 +220,16 @@ fn port(mapping: &Mapping) -> PinholePort {
     }
 }
 
+/// A port that is left to a pool: what was found stands in the status.
+fn open_port(port: &AutomaticPort) -> PinholePort {
+    PinholePort {
+        protocol: port.protocol.into(),
+        target_port: Some(TargetPort::Number(port.target.get())),
+        allowed_sources: port.allowed_sources().iter().map(ToString::to_string).collect(),
+        ..PinholePort::default()
+    }
+}
+
 /// What became of a pod's wishes.
 fn status(stored: &Pinhole, pod: &Object, standing: &Standing, now: Timestamp) -> PinholeStatus {
     let generation = stored.metadata.generation;
@@ -218,10 +251,10 @@ fn status(stored: &Pinhole, pod: &Object, standing: &Standing, now: Timestamp) -
     let addresses: Vec<_> = pod.status.pod_ips.iter().take(2).map(|found| found.ip.clone()).collect();
     PinholeStatus {
         observed_generation: generation,
-        external: in_short(&standing.wanted),
+        external: in_short(&standing.shown()),
         target: addresses.first().map_or_else(
             || format!("Pod {}", pod.metadata.name),
-            |address| standing.wanted.first().map_or_else(String::new, |first| leads_to(address, first)),
+            |address| standing.first_target().map_or_else(String::new, |ports| leads_to(address, ports)),
         ),
         node: node.unwrap_or_default().to_owned(),
         holder: format!("{} {}", standing.holder.kind, standing.holder.object.name),
@@ -271,6 +304,7 @@ pub(super) fn accepted(verdict: &Verdict) -> Said {
         Verdict::Waiting(message) => Said::new(ConditionStatus::Unknown, "Waiting", message),
         Verdict::Refused(message) => Said::new(ConditionStatus::False, "Refused", message),
         Verdict::Taken(message) => Said::new(ConditionStatus::False, "PortTaken", message),
+        Verdict::Full(message) => Said::new(ConditionStatus::False, "NoFreePort", message),
     }
 }
 
@@ -291,23 +325,28 @@ pub(super) fn programmed(nodes: &[NodeReport], node: &str, generation: Option<i6
 }
 
 /// `203.0.113.7:25/tcp +1`.
-pub(super) fn in_short(mappings: &[Mapping]) -> String {
-    match mappings {
+pub(super) fn in_short(shown: &[String]) -> String {
+    match shown {
         [] => String::new(),
-        [only] => only.to_string(),
+        [only] => only.clone(),
         [first, rest @ ..] => format!("{first} +{}", rest.len()),
     }
 }
 
-fn leads_to(address: &str, mapping: &Mapping) -> String {
-    let ports = mapping.target();
+fn leads_to(address: &str, ports: PortRange) -> String {
     if address.contains(':') { format!("[{address}]:{ports}") } else { format!("{address}:{ports}") }
 }
 
-pub(super) fn endpoint((mapping, pool): &(Mapping, Option<String>)) -> Option<Endpoint> {
+/// What was granted, if it is on a fixed address.
+pub(super) fn endpoint((mapping, pool): &Granted) -> Option<Endpoint> {
     let Address::Fixed(address) = mapping.address() else { return None };
+    Some(endpoint_at(mapping, address, pool.clone()))
+}
+
+/// A mapping at an address.
+pub(super) fn endpoint_at(mapping: &Mapping, address: ExternalAddress, pool: Option<String>) -> Endpoint {
     let external = mapping.external();
-    Some(Endpoint {
+    Endpoint {
         name: None,
         address: address.to_string(),
         advertised_address: None,
@@ -315,8 +354,8 @@ pub(super) fn endpoint((mapping, pool): &(Mapping, Option<String>)) -> Option<En
         port: external.first().get(),
         port_end: (!external.is_single()).then(|| external.last().get()),
         target_port: mapping.target().first().get(),
-        pool: pool.clone(),
-    })
+        pool,
+    }
 }
 
 #[cfg(test)]

@@ -24,6 +24,8 @@ use crate::allocation::pool::Cooldowns;
 use crate::allocation::pool::Pool;
 use crate::api::crd::port_claim::ClaimState;
 use crate::api::object::Kind;
+use crate::controller::automatic::Found;
+use crate::controller::automatic::Users;
 use crate::model::holder::Holder;
 
 /// How long claims take to their ends.
@@ -68,10 +70,15 @@ pub struct Missing {
 pub fn plan(claims: &BTreeMap<ClaimKey, StoredClaim>, index: &Index, times: &Times, now: Timestamp) -> Plan {
     let pools = index.pools().map_or(&[][..], |pools| pools);
     let cooldowns = Cooldowns::new(times.cooldown, pools);
+    let (users, found) = (Users::of(index), Found::of(claims));
     let change = |stored: &StoredClaim| {
         let claim = &stored.claim;
-        let lives = usage(claim, index, times, now)
-            .and_then(|usage| life::next(claim, &usage, cooldowns.of(claim), now));
+        let lives = if claim.slot.is_some() {
+            users.of_claim(claim, &found).map(|pod| Usage { pod, ..unused(claim, times, now) })
+        } else {
+            usage(claim, index, times, now)
+        };
+        let lives = lives.and_then(|usage| life::next(claim, &usage, cooldowns.of(claim), now));
         let change = lives.or_else(|| into_pool(claim, index, pools))?;
         Some(Planned { stored: stored.clone(), change })
     };
@@ -147,7 +154,10 @@ fn missing(claims: &BTreeMap<ClaimKey, StoredClaim>, index: &Index, now: Timesta
     let mut objects: BTreeMap<(Arc<str>, ObjectKey), Missing> = BTreeMap::new();
     for held in index.stored_holdings() {
         let Ok(holder) = index.holder(&held.object, held.controller.as_deref()) else { continue };
-        let is_its = |key: &ClaimKey| claims.get(key).is_some_and(|stored| stored.claim.holder == holder);
+        let is_its = |key: &ClaimKey| {
+            let is_its = |claim: &Claim| claim.holder == holder && claim.slot.is_none();
+            claims.get(key).is_some_and(|stored| is_its(&stored.claim))
+        };
         let unclaimed: Vec<_> = keys(held).into_iter().filter(|key| !is_its(key)).collect();
         if unclaimed.is_empty() {
             continue;

@@ -1,5 +1,7 @@
 //! How an annotated pod or a user's Pinhole stands: what it asks for, what of that its holder has claimed, and why not the rest. Pure.
 
+use std::collections::BTreeMap;
+
 use crate::admission;
 use crate::admission::Operation;
 use crate::admission::Request;
@@ -15,30 +17,46 @@ use crate::allocation::key::ClaimKey;
 use crate::api::crd::port_claim::ClaimState;
 use crate::api::object::Object;
 use crate::cluster::claim_watch::Claims;
+use crate::controller::automatic;
+use crate::controller::automatic::Found;
+use crate::model::automatic::AutomaticPort;
 use crate::model::holder::Holder;
 use crate::model::mapping::Address;
 use crate::model::mapping::Mapping;
+use crate::model::port::PortRange;
 
 /// What a standing is judged from.
 #[derive(Clone, Copy, Debug)]
 pub struct Known<'a> {
     /// Every claim.
     pub claims: &'a Claims,
+    /// Those that were made for ports that are left to pools.
+    pub found: &'a Found<'a>,
+    /// Why no port is found for a pod, by its UID, where that is so.
+    pub waiting: &'a Waiting,
     /// Owners, namespaces and nodes.
     pub index: &'a Index,
     /// What is allowed.
     pub policy: &'a Policy,
 }
 
+/// Why no port is found for pods, by their UIDs.
+pub type Waiting = BTreeMap<String, String>;
+
+/// What was granted, and by which pool.
+pub type Granted = (Mapping, Option<String>);
+
 /// How a pod stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// Who holds its ports.
     pub holder: Holder,
-    /// What it asks for, as far as that can be read.
+    /// What it asks for by name, as far as that can be read.
     pub wanted: Vec<Mapping>,
-    /// What of that has a fixed address and is claimed, and the pool that granted it.
-    pub granted: Vec<(Mapping, Option<String>)>,
+    /// What it leaves to a pool, and what was found. With what is wanted by name never empty.
+    pub automatic: Vec<(AutomaticPort, Option<Granted>)>,
+    /// What of all that has a fixed address and is claimed, and the pool that granted it.
+    pub granted: Vec<Granted>,
     /// Whether it has all.
     pub verdict: Verdict,
 }
@@ -54,11 +72,39 @@ pub enum Verdict {
     Refused(String),
     /// Another holder has some port, as this text says.
     Taken(String),
+    /// No pool has a port for it, as this text says.
+    Full(String),
+}
+
+impl Standing {
+    /// What has yet to be found.
+    pub fn open(&self) -> impl Iterator<Item = &AutomaticPort> {
+        self.automatic.iter().filter(|(_, found)| found.is_none()).map(|(port, _)| port)
+    }
+
+    /// What was found.
+    pub fn found(&self) -> impl Iterator<Item = &Mapping> {
+        self.automatic.iter().filter_map(|(_, found)| found.as_ref()).map(|(mapping, _)| mapping)
+    }
+
+    /// All that it asks for, as people read it.
+    pub fn shown(&self) -> Vec<String> {
+        let found = |(port, found): &(AutomaticPort, Option<Granted>)| {
+            found.as_ref().map_or_else(|| port.to_string(), |(mapping, _)| mapping.to_string())
+        };
+        self.wanted.iter().map(ToString::to_string).chain(self.automatic.iter().map(found)).collect()
+    }
+
+    /// The pod's ports behind the first of that.
+    pub fn first_target(&self) -> Option<PortRange> {
+        let open = || self.automatic.first().map(|(port, _)| PortRange::single(port.target));
+        self.wanted.first().map(Mapping::target).or_else(open)
+    }
 }
 
 /// How a pod or Pinhole stands; `None` for one that asks for nothing that could be read, has ended, or cannot be judged yet.
 pub fn stand(pod: &Object, known: &Known<'_>) -> Option<Standing> {
-    let Known { claims, index, policy } = *known;
+    let Known { claims, found, waiting, index, policy } = *known;
     let namespace = pod.metadata.namespace.as_str();
     let labels = index.namespace_labels(namespace);
     let is_new_namespace = !policy.namespaces.selector.is_empty() && labels.is_none();
@@ -74,7 +120,7 @@ pub fn stand(pod: &Object, known: &Known<'_>) -> Option<Standing> {
     let decision = admission::decide(&request, &World { policy, index });
     // What is wrong with an annotation of which nothing can be read, its pod's node says; of a Pinhole nobody else does.
     let is_unreadable = pod.pinhole.is_some() && !decision.is_granted();
-    if decision.mappings.is_empty() && !is_unreadable {
+    if !decision.asks() && !is_unreadable {
         return None;
     }
     let itself = ObjectKey::of(pod, namespace)?;
@@ -87,7 +133,8 @@ pub fn stand(pod: &Object, known: &Known<'_>) -> Option<Standing> {
         violations.partition(|violation| violation.rule == Rule::Pool);
     if !violations.is_empty() {
         let verdict = Verdict::Refused(violation::summary(&violations));
-        return Some(Standing { holder, wanted, granted: Vec::new(), verdict });
+        let automatic = decision.automatic.into_iter().map(|port| (port, None)).collect();
+        return Some(Standing { holder, wanted, automatic, granted: Vec::new(), verdict });
     }
     let mut granted = Vec::new();
     let mut taken = Vec::new();
@@ -106,29 +153,42 @@ pub fn stand(pod: &Object, known: &Known<'_>) -> Option<Standing> {
             missing.push(mapping.to_string());
         }
     }
+    let claimed_for = |port: AutomaticPort| {
+        let stored = found.usable(&holder, &automatic::slot(&pod.metadata, &port));
+        let found =
+            stored.and_then(|stored| Some((automatic::mapping(&port, stored)?, stored.claim.pool.clone())));
+        (port, found)
+    };
+    let automatic: Vec<_> = decision.automatic.into_iter().map(claimed_for).collect();
+    granted.extend(automatic.iter().filter_map(|(_, found)| found.clone()));
+    let open = automatic.iter().filter(|(_, found)| found.is_none());
+    missing.extend(open.map(|(port, _)| port.to_string()));
     let verdict = if !taken.is_empty() {
         Verdict::Taken(violation::summary(&taken))
     } else if missing.is_empty() {
         Verdict::Granted
     } else if !ungranted.is_empty() {
         Verdict::Refused(violation::summary(&ungranted))
+    } else if let Some(reason) = waiting.get(&pod.metadata.uid) {
+        Verdict::Full(format!("{}: {reason}", missing.join(", ")))
     } else {
         Verdict::Waiting(format!("{} is about to be claimed", missing.join(", ")))
     };
-    Some(Standing { holder, wanted, granted, verdict })
+    Some(Standing { holder, wanted, automatic, granted, verdict })
 }
 
 /// The claim of a holder that it can rely on.
 fn claimed<'a>(claims: &'a Claims, key: &ClaimKey, holder: &Holder) -> Option<&'a StoredClaim> {
     claims.get(key).filter(|stored| {
         stored.claim.holder == *holder
+            && stored.claim.slot.is_none()
             && matches!(stored.claim.state, ClaimState::Reserved | ClaimState::Bound)
     })
 }
 
 /// The first of these keys that somebody else has, or a part of it.
 fn others<'a>(claims: &'a Claims, keys: &[ClaimKey], holder: &Holder) -> Option<(ClaimKey, &'a StoredClaim)> {
-    let is_others = |stored: &&StoredClaim| stored.claim.holder != *holder;
+    let is_others = |stored: &&StoredClaim| stored.claim.holder != *holder || stored.claim.slot.is_some();
     keys.iter().find_map(|key| {
         let around = key.around();
         let at = std::iter::once(key).chain(&around).filter_map(|key| claims.get(key)).find(is_others);

@@ -136,7 +136,7 @@ impl Scene<'_> {
     fn serving(&self) -> Serving {
         let wanted = match self.standing.verdict {
             Verdict::Granted | Verdict::Waiting(_) => self.standing.wanted.iter().collect(),
-            Verdict::Refused(_) | Verdict::Taken(_) => {
+            Verdict::Refused(_) | Verdict::Taken(_) | Verdict::Full(_) => {
                 self.standing.granted.iter().map(|(mapping, _)| mapping).collect::<Vec<_>>()
             }
         };
@@ -185,7 +185,7 @@ impl Scene<'_> {
         }
         let status = PinholeStatus {
             observed_generation: generation,
-            external: in_short(&standing.wanted),
+            external: in_short(&standing.shown()),
             target: leads_to(spec),
             node: serving.nodes.iter().cloned().collect::<Vec<_>>().join(","),
             holder: format!("{} {}", standing.holder.kind, standing.holder.object.name),

@@ -324,7 +324,7 @@ impl Decider {
     /// itself is refused.
     fn decide_while_starting(&self, request: &Request, incomplete: Incomplete) -> Result<Decision, NotNow> {
         let decision = self.judge(request, &self.read_index());
-        let asks_nothing = decision.is_granted() && decision.mappings.is_empty();
+        let asks_nothing = decision.is_granted() && !decision.asks();
         let wrong_in_itself = !decision.is_granted() && decision.evidence.is_empty();
         if asks_nothing || wrong_in_itself { Ok(decision) } else { Err(NotNow::Starting(incomplete)) }
     }

@@ -250,7 +250,7 @@ struct Shown {
 }
 
 fn deny(uid: String, shown: Shown, namespace: &str, dry_run: bool, decision: Decision) -> Answer {
-    let Decision { violations, warnings, mappings: _, pools: _, evidence: _ } = decision;
+    let Decision { violations, warnings, mappings: _, automatic: _, pools: _, evidence: _ } = decision;
     let mut rules: Vec<&str> = violations.iter().map(|violation| violation.rule.name()).collect();
     let first = rules.first().copied().unwrap_or_default();
     rules.sort_unstable();

@@ -25,6 +25,7 @@ struct Namespace {
 #[derive(Debug)]
 struct Node {
     hostname: Option<String>,
+    labels: BTreeMap<String, String>,
     addresses: Vec<IpAddr>,
 }
 
@@ -54,6 +55,7 @@ impl Facts {
     pub(super) fn apply_node(&mut self, object: &Object) {
         let node = Node {
             hostname: object.metadata.labels.get(keys::HOSTNAME_LABEL).cloned(),
+            labels: object.metadata.labels.clone(),
             addresses: object
                 .status
                 .addresses
@@ -74,6 +76,10 @@ impl Facts {
 
     pub(super) fn is_node_address(&self, address: IpAddr) -> bool {
         self.nodes.values().any(|node| node.addresses.contains(&address))
+    }
+
+    pub(super) fn node_labels(&self, name: &str) -> Option<&BTreeMap<String, String>> {
+        self.nodes.get(name).map(|node| &node.labels)
     }
 
     pub(super) fn node_of_hostname(&self, hostname: &str) -> Option<Arc<str>> {

@@ -228,6 +228,18 @@ impl Table {
         }
     }
 
+    /// The node that has an address.
+    pub(super) fn node_of(&self, address: IpAddr) -> Option<&Arc<str>> {
+        self.nodes.get(&address)
+    }
+
+    /// The own addresses of a node.
+    pub(super) fn own_addresses(&self, node_name: &str) -> Vec<IpAddr> {
+        let known = self.by_source.get(&Source::NatNode(node_name.into()));
+        let addresses = known.iter().flat_map(|known| &known.addresses);
+        addresses.filter(|(_, is_own)| *is_own).map(|(address, _)| *address).collect()
+    }
+
     /// The node whose own address this is.
     fn owner(&self, address: IpAddr) -> Option<Arc<str>> {
         let node = self.nodes.get(&address)?;

@@ -85,11 +85,11 @@ fn a_wrong_entry_is_told_the_field_the_value_the_rule_and_what_to_do() {
         ),
         (
             r#"{"srcPort":"http","dstPort":80}"#,
-            ".srcPort: \"http\": is not a port; write a whole number from 1 to 65535",
+            ".srcPort: \"http\": is not a port; write a whole number from 1 to 65535, or \"auto\" for one that a pool finds",
         ),
         (
             r#"{"srcPort":80.5,"dstPort":80}"#,
-            ".srcPort: 80.5: is not a port; write a whole number from 1 to 65535",
+            ".srcPort: 80.5: is not a port; write a whole number from 1 to 65535, or \"auto\" for one that a pool finds",
         ),
         (r#"{"srcPort":null,"dstPort":80}"#, ".srcPort: null: is null; give a value, or leave the key out"),
         (
@@ -270,9 +270,14 @@ fn a_wrong_item_of_the_short_form_is_told_what_to_write() {
             "7000-7010:80-85",
             "[0]: 7000-7010:80-85: 7000-7010 has 11 ports and 80-85 has 6; both sides must be equally long, so write 7000-7010:80",
         ),
+        ("auto", "[0]: auto: leaves open which port of the pod is meant; write auto:9000"),
         (
-            "auto:9000/udp",
-            "[0]: auto:9000/udp: asks for an automatic port, which needs a pool of addresses; name the port",
+            "203.0.113.7:auto:80",
+            "[0]: 203.0.113.7:auto:80: leaves the port to a pool and names the address 203.0.113.7; leave the address to it too, or name the port",
+        ),
+        (
+            "auto:7000-7010",
+            "[0]: auto:7000-7010: \"7000-7010\" is not a port; write a number from 1 to 65535, as in auto:9000",
         ),
         (
             r#"{"entries":[]}"#,
@@ -413,7 +418,7 @@ proptest! {
 
     #[test]
     fn reading_the_normalised_form_gives_the_same_mappings(mapping in any_mapping()) {
-        let text = serde_json::to_string(&effective::annotation(std::slice::from_ref(&mapping))).unwrap();
+        let text = serde_json::to_string(&effective::annotation(std::slice::from_ref(&mapping), &[])).unwrap();
         let annotations = [(keys::NAT.to_owned(), text)].into();
         let wanted = wanted::read(&annotations, "", &Policy::default()).unwrap();
         prop_assert_eq!(wanted.mappings().cloned().collect::<Vec<_>>(), [mapping]);

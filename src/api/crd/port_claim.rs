@@ -108,7 +108,7 @@ pub struct PortClaimSpec {
     #[serde(default)]
     pub origin: ClaimOrigin,
 
-    /// For Dynamic: which port of the holder this is, as `<pod>/<protocol>/<pod port>`, so that the same one gets it again.
+    /// For Dynamic: which port of the holder this is, as `<UID of the pod>/<protocol>/<pod port>`. It is that pod's alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 280))]
     pub slot: Option<String>,

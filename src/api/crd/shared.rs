@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::api::object::NodeSelectorRequirement;
 use crate::model::holder::Holder;
 use crate::model::holder::ObjectName;
 use crate::model::port::Protocol;
@@ -159,7 +160,35 @@ pub enum SelectorOperator {
     DoesNotExist,
 }
 
+impl SelectorOperator {
+    /// The operator as it is written.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::In => "In",
+            Self::NotIn => "NotIn",
+            Self::Exists => "Exists",
+            Self::DoesNotExist => "DoesNotExist",
+        }
+    }
+}
+
 impl LabelSelector {
+    /// The same as requirements of a node selector.
+    pub fn requirements(&self) -> Vec<NodeSelectorRequirement> {
+        let Self { match_labels, match_expressions } = self;
+        let labels = match_labels.iter().map(|(key, value)| NodeSelectorRequirement {
+            key: key.clone(),
+            operator: "In".to_owned(),
+            values: vec![value.clone()],
+        });
+        let expressions = match_expressions.iter().map(|requirement| NodeSelectorRequirement {
+            key: requirement.key.clone(),
+            operator: requirement.operator.name().to_owned(),
+            values: requirement.values.clone(),
+        });
+        labels.chain(expressions).collect()
+    }
+
     /// Whether an object with these labels is selected.
     pub fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
         let Self { match_labels, match_expressions } = self;

@@ -42,6 +42,11 @@ pub(crate) struct ResourceFlags {
 }
 
 impl ResourceFlags {
+    /// Whether ports are served by what the controller grants.
+    pub(crate) const fn has_claims(self) -> bool {
+        self.claims
+    }
+
     /// Follows and writes the NatNode of this node, if that is wanted.
     pub(crate) fn nat_node(
         self,

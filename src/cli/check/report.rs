@@ -12,6 +12,7 @@ use crate::cli::manifest::Manifest;
 use crate::cli::manifest::Place;
 use crate::cli::manifest::Unreadable;
 use crate::cli::terminal::Palette;
+use crate::model::automatic::AutomaticPort;
 use crate::model::mapping::Mapping;
 
 /// Everything that was found.
@@ -42,6 +43,8 @@ pub(crate) struct Judged<'a> {
     pub(crate) holders: Vec<Holder<'a>>,
     /// What it asks for.
     pub(crate) mappings: Vec<Mapping>,
+    /// What it leaves to a pool.
+    pub(crate) automatic: Vec<AutomaticPort>,
 }
 
 impl Judged<'_> {
@@ -189,7 +192,7 @@ fn judged_json(judged: &Judged<'_>) -> Value {
         "namespace": metadata.namespace,
         "name": metadata.name,
         "granted": judged.is_granted(),
-        "entries": effective::annotation(&judged.mappings).entries,
+        "entries": effective::annotation(&judged.mappings, &judged.automatic).entries,
         "violations": violations.collect::<Vec<_>>(),
         "warnings": warnings.collect::<Vec<_>>(),
         "holders": holders.collect::<Vec<_>>(),

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::admission::policy::Policy;
 use crate::api::annotation::NatAnnotation;
+use crate::api::annotation::SourcePort;
 use crate::api::keys;
 use crate::api::object::Object;
 use crate::cli::demo::api_server::ApiServer;
@@ -289,8 +290,11 @@ async fn dataplane(settings: &Settings) -> anyhow::Result<Iptables> {
 async fn serve(pod: &Namespace, title: &str, wanted: &NatAnnotation) -> anyhow::Result<()> {
     for entry in &wanted.entries {
         let protocol = entry.proto.as_deref().unwrap_or_default().parse()?;
-        let last = entry.dst_port + (entry.src_port_end.unwrap_or(entry.src_port) - entry.src_port);
-        traffic::serve(pod, protocol, title, entry.dst_port..=last).await?;
+        let more = match (entry.src_port, entry.src_port_end) {
+            (SourcePort::Number(first), Some(last)) => last - first,
+            _ => 0,
+        };
+        traffic::serve(pod, protocol, title, entry.dst_port..=entry.dst_port + more).await?;
     }
     Ok(())
 }

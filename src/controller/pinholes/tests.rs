@@ -14,6 +14,8 @@ use crate::allocation::claim::StoredClaim;
 use crate::allocation::claim::Version;
 use crate::allocation::key::ClaimKey;
 use crate::cluster::claim_watch::Claims;
+use crate::controller::automatic::Found;
+use crate::controller::standing::Waiting;
 use crate::model::holder::Holder;
 
 struct Scene {
@@ -67,7 +69,14 @@ impl Scene {
     }
 
     fn plan(&self) -> Plan {
-        let known = Known { claims: &self.claims, index: &self.index, policy: &self.policy };
+        let (found, waiting) = (Found::of(&self.claims), Waiting::new());
+        let known = Known {
+            claims: &self.claims,
+            found: &found,
+            waiting: &waiting,
+            index: &self.index,
+            policy: &self.policy,
+        };
         plan(&self.pods, &self.pinholes, &known, self.now)
     }
 
@@ -118,6 +127,16 @@ impl Scene {
                 stored.status = pinhole.status.map(|status| PinholeStatus { nodes, ..status });
                 format!("report {name}")
             }
+            Write::Announce { pod, patch } => {
+                let text =
+                    patch["metadata"]["annotations"]["pinhole.dev/endpoints"].as_str().map(str::to_owned);
+                let annotations = &mut self.pods.get_mut(&pod).unwrap().metadata.annotations;
+                match text {
+                    Some(text) => drop(annotations.insert("pinhole.dev/endpoints".to_owned(), text)),
+                    None => drop(annotations.remove("pinhole.dev/endpoints")),
+                }
+                format!("tell {pod}")
+            }
             Write::Delete { name, uid } => {
                 let gone = self.pinholes.remove(&name).unwrap();
                 assert_eq!(gone.metadata.uid, Some(uid));
@@ -161,7 +180,7 @@ const KEY: &str = "v4-203-0-113-7-tcp-25";
 #[test]
 fn a_pod_with_its_claims_gets_one_object_that_comes_to_rest() {
     let mut scene = scene().with(pod("203.0.113.7:25,8080:80", json!({}))).claimed(KEY, "mx");
-    assert_eq!(scene.settle(), ["apply mail/mx", "report mail/mx"]);
+    assert_eq!(scene.settle(), ["tell mail/mx", "apply mail/mx", "report mail/mx"]);
     let expected = [
         "203.0.113.7:25/tcp +1",
         "10.244.1.9:25",
@@ -243,7 +262,7 @@ fn a_pod_that_is_not_there_yet_is_shown_as_far_as_it_is_known() {
         ["203.0.113.7:25/tcp", "Pod mx", "", "True Granted", "False Unscheduled the pod runs on no node yet"];
     assert_eq!(scene.columns(), expected);
     let mut scene = scene.with(pod(PORT, json!({})));
-    assert_eq!(scene.settle(), ["apply mail/mx", "report mail/mx"], "its node is a label");
+    assert_eq!(scene.settle(), ["tell mail/mx", "apply mail/mx", "report mail/mx"], "its node is a label");
     assert_eq!(scene.columns()[2], "node-1");
 }
 
@@ -281,7 +300,7 @@ fn an_object_goes_with_its_pod_and_before_the_next_pod_of_that_name_gets_its_own
         (
             "another pod",
             Some(json!({"metadata": {"uid": "uid-2"}})),
-            "delete mail/mx, apply mail/mx, report mail/mx",
+            "tell mail/mx, delete mail/mx, apply mail/mx, report mail/mx",
         ),
     ];
     for (name, changes, expected) in cases {

@@ -19,6 +19,8 @@ use crate::cluster::backends::LabelledPod;
 use crate::cluster::backends::NamedPort;
 use crate::cluster::backends::Slice;
 use crate::cluster::claim_watch::Claims;
+use crate::controller::automatic::Found;
+use crate::controller::standing::Waiting;
 use crate::model::holder::Holder;
 use crate::model::port::Protocol;
 
@@ -104,7 +106,14 @@ impl Scene {
     }
 
     fn plan(&self) -> Plan {
-        let known = Known { claims: &self.claims, index: &self.index, policy: &self.policy };
+        let (found, waiting) = (Found::of(&self.claims), Waiting::new());
+        let known = Known {
+            claims: &self.claims,
+            found: &found,
+            waiting: &waiting,
+            index: &self.index,
+            policy: &self.policy,
+        };
         plan(&self.pinholes, &self.backends, &known, Timestamp::UNIX_EPOCH)
     }
 

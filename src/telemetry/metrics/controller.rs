@@ -29,6 +29,7 @@ pub struct ControllerMetrics {
     claims: Family<StateLabels, Gauge>,
     changes: Family<ChangeLabels, Counter>,
     pools: Family<PoolLabels, Gauge>,
+    searches: Counter,
     failures: Counter,
 }
 
@@ -48,6 +49,11 @@ impl ControllerMetrics {
             "pool_ports",
             "Ports of each pool that can be claimed, are, are kept or no longer in it, as the leader sees them",
             metrics.pools.clone(),
+        );
+        registry.register(
+            "port_searches",
+            "Attempts to claim ports that were found for a pod; those that succeed are changes named Found",
+            metrics.searches.clone(),
         );
         registry.register(
             "failures",
@@ -88,6 +94,11 @@ impl ControllerMetrics {
     /// Counts a change.
     pub fn changed(&self, change: &'static str) {
         self.changes.get_or_create(&ChangeLabels { change }).inc();
+    }
+
+    /// Counts an attempt to claim ports that were found.
+    pub fn searched(&self) {
+        self.searches.inc();
     }
 
     /// Counts a failure.

@@ -1,0 +1,257 @@
+package api
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/pinhole-dev/pinhole/e2e/api/lab"
+)
+
+const endpoints = "pinhole.dev/endpoints"
+
+type endpoint struct {
+	Address, Protocol string
+	Port, TargetPort  int
+}
+
+type gatedPod struct {
+	Metadata struct {
+		Name, UID   string
+		Annotations map[string]string
+	}
+	Spec struct {
+		SchedulingGates []struct{ Name string }
+		Affinity        json.RawMessage
+	}
+}
+
+func (p gatedPod) told(t *testing.T) []endpoint {
+	t.Helper()
+	var told []endpoint
+	if text := p.Metadata.Annotations[endpoints]; text != "" {
+		if err := json.Unmarshal([]byte(text), &told); err != nil {
+			t.Error(err)
+		}
+	}
+	return told
+}
+
+// fromPool is a pod that leaves its ports to a pool.
+func fromPool(name, ports, pool string) object {
+	pod := asking(name, ports)
+	pod["metadata"].(object)["annotations"] = notes{"pinhole.dev/expose": ports, "pinhole.dev/pool": pool, endpoints: "forged"}
+	return pod
+}
+
+func (c clerk) gated(name string) gatedPod {
+	c.t.Helper()
+	var pod gatedPod
+	c.must(http.MethodGet, c.podsPath()+"/"+name, nil, &pod)
+	return pod
+}
+
+// letGo waits until a pod has its ports and may be scheduled.
+func (c clerk) letGo(name string) (pod gatedPod) {
+	c.t.Helper()
+	if err := lab.Poll(30*time.Second, func() error {
+		pod = c.gated(name)
+		if len(pod.Spec.SchedulingGates) != 0 || len(pod.told(c.t)) == 0 {
+			return fmt.Errorf("%s waits: %v, %s", name, pod.Spec.SchedulingGates, c.shown(name))
+		}
+		return nil
+	}); err != nil {
+		c.t.Fatal(err)
+	}
+	return pod
+}
+
+func TestAPodLearnsItsPortsBeforeItIsScheduled(t *testing.T) {
+	t.Parallel()
+	c := newClerk(t, "found")
+	c.must(http.MethodPost, poolsPath, natPool("found", object{
+		"addresses": []string{"198.51.100.40", "198.51.100.41"}, "ports": []object{{"first": 30000, "last": 30127}},
+		"namespaces": object{"names": []string{"found"}}, "nodes": object{"selector": object{"matchLabels": notes{"edge": "yes"}}},
+	}), nil)
+	if code, said := c.create("", fromPool("lobby", "auto:53,auto:53/udp,auto:9000/udp", "found")); code != http.StatusCreated {
+		t.Fatalf("HTTP %d: %s", code, said)
+	}
+	pod := c.letGo("lobby")
+	told := pod.told(t)
+	if len(told) != 3 || told[0].Address != told[2].Address || told[0].Port != told[1].Port || told[0].Port == told[2].Port {
+		t.Errorf("the pod was told %v", told)
+	}
+	if told[0].Port < 30016 {
+		t.Errorf("%d is of the static band", told[0].Port)
+	}
+	if !strings.Contains(string(pod.Spec.Affinity), `"key":"edge","operator":"In","values":["yes"]`) {
+		t.Errorf("the pod is not pinned to the nodes of the pool: %s", pod.Spec.Affinity)
+	}
+	claims := c.claims(told[0].Address)
+	for _, one := range told {
+		name := fmt.Sprintf("v4-%s-%s-%d", strings.ReplaceAll(one.Address, ".", "-"), strings.ToLower(one.Protocol), one.Port)
+		if claim := claims[name]; claim.Spec.PodUID != pod.Metadata.UID || claim.Spec.Pool != "found" {
+			t.Errorf("the claim %s is %v", name, claim)
+		}
+	}
+	c.eventuallyShown("lobby", fmt.Sprintf("lobby %s:%d/tcp +2", told[0].Address, told[0].Port))
+
+	// What somebody writes in their place is put right, and goes with the request.
+	c.must(http.MethodPatch, c.podsPath()+"/lobby", object{"metadata": object{"annotations": notes{endpoints: "forged"}}}, nil)
+	if err := lab.Poll(30*time.Second, func() error {
+		if now := c.gated("lobby").Metadata.Annotations[endpoints]; now != pod.Metadata.Annotations[endpoints] {
+			return fmt.Errorf("the pod is told %s", now)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	c.must(http.MethodPatch, c.podsPath()+"/lobby", object{"metadata": object{"annotations": object{"pinhole.dev/expose": nil}}}, nil)
+	if now, found := c.gated("lobby").Metadata.Annotations[endpoints]; found {
+		t.Errorf("a pod that asks for nothing is told %s", now)
+	}
+
+	// One that comes with its node has no gate, and is told nevertheless.
+	placed := fromPool("placed", "auto:80", "found")
+	placed["spec"].(object)["nodeName"] = "node-7"
+	if code, said := c.create("", placed); code != http.StatusCreated {
+		t.Fatalf("HTTP %d: %s", code, said)
+	}
+	c.letGo("placed")
+	if code, said := c.create("?dryRun=All", fromPool("nowhere", "auto:80", "nowhere")); code != http.StatusUnprocessableEntity ||
+		!strings.Contains(said, "is left to NatPool nowhere, which does not exist; this namespace may use") {
+		t.Errorf("HTTP %d: %s", code, said)
+	}
+}
+
+func TestAFullPoolKeepsPodsWaitingAndSaysSo(t *testing.T) {
+	t.Parallel()
+	c := newClerk(t, "full")
+	c.must(http.MethodPost, poolsPath, natPool("full", object{
+		"addresses": []string{"198.51.100.42"}, "ports": []object{{"first": 30000, "last": 30001}},
+		"namespaces": object{"names": []string{"full"}}, "cooldownSeconds": 1,
+	}), nil)
+	for _, name := range []string{"first", "second"} {
+		c.create("", fromPool(name, "auto:80", "full"))
+		c.letGo(name)
+	}
+	c.create("", fromPool("third", "auto:80", "full"))
+	c.eventuallyShown("third", "auto:80/tcp: waits for 1 free port on one address: no address of NatPool full has a free port")
+	if err := lab.Poll(30*time.Second, func() error {
+		if said, _ := c.kubectl("", "get", "events", "--field-selector=reason=NoFreePort"); !strings.Contains(said, "pod/third") {
+			return fmt.Errorf("the events are\n%s", said)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	if gates := c.gated("third").Spec.SchedulingGates; len(gates) != 1 {
+		t.Errorf("the pod has the gates %v", gates)
+	}
+	// A port that becomes free is the waiting pod's: a claim that nobody holds, as after its life is over.
+	freed := c.gated("first").told(t)[0]
+	c.must(http.MethodDelete, c.podsPath()+"/first", object{"gracePeriodSeconds": 0}, nil)
+	c.must(http.MethodDelete, fmt.Sprintf("/apis/pinhole.dev/v1alpha1/portclaims/v4-198-51-100-42-tcp-%d", freed.Port), nil, nil)
+	if got := c.letGo("third").told(t)[0]; got != freed {
+		t.Errorf("%v was freed and %v was found", freed, got)
+	}
+}
+
+func TestSixtyFourPodsAtOnceGetPortsOfTheirOwn(t *testing.T) {
+	c := newClerk(t, "rush")
+	c.must(http.MethodPost, poolsPath, natPool("rush", object{
+		"addresses": []string{"198.51.100.43"}, "ports": []object{{"first": 31000, "last": 31511}}, "namespaces": object{"names": []string{"rush"}},
+	}), nil)
+	const pods = 64
+	before := c.allocations()
+	var all sync.WaitGroup
+	for index := range pods {
+		all.Add(1)
+		go func() {
+			defer all.Done()
+			if code, said := c.create("", fromPool(fmt.Sprintf("match-%d", index), "auto:7777/udp", "rush")); code != http.StatusCreated {
+				t.Errorf("HTTP %d: %s", code, said)
+			}
+		}()
+	}
+	all.Wait()
+	owners := map[int]string{}
+	for index := range pods {
+		pod := c.letGo(fmt.Sprintf("match-%d", index))
+		told := pod.told(t)
+		if other, taken := owners[told[0].Port]; taken || len(told) != 1 {
+			t.Errorf("%s and %s have %v", pod.Metadata.Name, other, told)
+		}
+		owners[told[0].Port] = pod.Metadata.UID
+	}
+	claims := c.claims("198.51.100.43")
+	if len(claims) != pods {
+		t.Errorf("%d pods have %d claims", pods, len(claims))
+	}
+	for port, uid := range owners {
+		if claim := claims[fmt.Sprintf("v4-198-51-100-43-udp-%d", port)]; claim.Spec.PodUID != uid {
+			t.Errorf("the claim of port %d is %v", port, claim)
+		}
+	}
+	after := c.allocations()
+	searches, grants := after[0]-before[0], after[1]-before[1]
+	t.Logf("%v attempts for %v grants", searches, grants)
+	if grants < pods || 2*grants < searches {
+		t.Errorf("%v attempts for %v grants", searches, grants)
+	}
+}
+
+// allocations are the attempts to claim ports that were found, and those that succeeded, of all controllers.
+func (c clerk) allocations() [2]float64 {
+	c.t.Helper()
+	var sums [2]float64
+	for _, controller := range c.cluster.controllers {
+		text, err := controller.Metrics()
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		for index, name := range []string{"pinhole_controller_port_searches_total", `pinhole_controller_changes_total{change="Found"}`} {
+			for line := range strings.Lines(text) {
+				var value float64
+				if rest, found := strings.CutPrefix(line, name+" "); found {
+					if _, err := fmt.Sscan(rest, &value); err != nil {
+						c.t.Fatal(err)
+					}
+					sums[index] += value
+				}
+			}
+		}
+	}
+	return sums
+}
+
+func TestTheExampleOfAutomaticPortsWorks(t *testing.T) {
+	t.Parallel()
+	c := newClerk(t, "example-of-automatic-ports")
+	if said, applied := func() (string, bool) {
+		result, err := c.cluster.Kubectl("", "apply", "-f", "../../examples/claims/automatic-ports.yaml")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return result.Stdout + result.Stderr, result.Succeeded
+	}(); !applied {
+		t.Fatal(said)
+	}
+	c.namespace = "arena"
+	if err := lab.Poll(30*time.Second, func() error {
+		var pods struct{ Items []gatedPod }
+		c.must(http.MethodGet, c.podsPath(), nil, &pods)
+		told := slices.DeleteFunc(pods.Items, func(pod gatedPod) bool { return len(pod.told(t)) != 2 })
+		if len(told) != 2 {
+			return fmt.Errorf("%d of %d pods know their ports", len(told), len(pods.Items))
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+}

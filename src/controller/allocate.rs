@@ -1,0 +1,330 @@
+//! Finds ports for the pods that leave them to pools.
+//!
+//! Where a port is free is decided by the API server, as for everybody else: what is found here is claimed by creating the
+//! claim, and whoever comes second searches again. A claim names the pod, so a controller that ends at any step leaves
+//! nothing that the next one does not see: either the claim is there and counts, or it is not.
+//!
+//! One turn: observe (the watches' view), check (is it complete, do we lead), decide ([`automatic::choose`]), apply (the store
+//! of claims), report (Events, metrics, and the wish of the keeper of Pinholes to know).
+
+use std::collections::BTreeSet;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::RwLock;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream;
+use k8s_openapi::jiff::Timestamp;
+use tokio::sync::Notify;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+use tracing::info;
+use tracing::warn;
+
+use crate::admission::index::Index;
+use crate::admission::policy::Policy;
+use crate::allocation::acquire::Acquisition;
+use crate::allocation::acquire::Purpose;
+use crate::allocation::acquire::Verdict;
+use crate::allocation::claim::Claim;
+use crate::allocation::grant;
+use crate::allocation::grant::Refusal;
+use crate::allocation::key::ClaimKey;
+use crate::allocation::life;
+use crate::allocation::operation::Failure;
+use crate::allocation::operation::Operation;
+use crate::allocation::operation::Outcome;
+use crate::allocation::pool::Cooldowns;
+use crate::allocation::pool::Pool;
+use crate::api::object::Kind;
+use crate::api::object::Object;
+use crate::cluster::asking_pods::AskingPods;
+use crate::cluster::claim_store;
+use crate::cluster::claim_store::ClaimStore;
+use crate::cluster::claim_watch::Claims;
+use crate::cluster::events::Events;
+use crate::cluster::events::PodEvent;
+use crate::cluster::events::Reason;
+use crate::controller::automatic;
+use crate::controller::automatic::Found;
+use crate::controller::standing;
+use crate::controller::standing::Known;
+use crate::controller::standing::Waiting;
+use crate::model::holder::ObjectName;
+use crate::telemetry::metrics::controller::ControllerMetrics;
+use crate::telemetry::startup::Startup;
+
+/// How often a turn is taken: a pod waits for it before it is scheduled.
+const PERIOD: Duration = Duration::from_millis(200);
+
+/// Pods for which ports are claimed at a time.
+const PODS_AT_ONCE: usize = 8;
+
+/// The most pods of one turn, so that a turn ends soon and the next one sees what became of it.
+const MOST_IN_A_TURN: usize = 500;
+
+/// How often ports are searched for one pod in one turn.
+const MOST_ATTEMPTS: u32 = 8;
+
+/// How long the watch is given to show what was claimed, so that nothing is claimed twice.
+const SHOWING: Duration = Duration::from_secs(10);
+const SHOWING_STEP: Duration = Duration::from_millis(10);
+
+/// What the allocator works with.
+pub struct Allocator {
+    /// Where claims are stored.
+    pub store: Arc<dyn ClaimStore>,
+    /// The claims that the watch has shown.
+    pub claims: Arc<RwLock<Claims>>,
+    /// Whether the claims are complete.
+    pub claims_known: Arc<AtomicBool>,
+    /// Pools, owners, namespaces and nodes, and who leaves ports to pools.
+    pub index: Arc<RwLock<Index>>,
+    /// The pods that ask for ports.
+    pub pods: Arc<RwLock<AskingPods>>,
+    /// Whether pods and owners are complete.
+    pub startup: Arc<Startup>,
+    /// What is allowed.
+    pub policy: Arc<Policy>,
+    /// Whether this process leads.
+    pub leading_rx: watch::Receiver<bool>,
+    /// Where it is said why no ports are found for pods.
+    pub waiting: Arc<RwLock<Waiting>>,
+    /// Where it is said that ports were found.
+    pub found: Arc<Notify>,
+    /// Where a pod's owner is told.
+    pub events: Events,
+    /// What is counted.
+    pub metrics: ControllerMetrics,
+}
+
+/// What has been claimed in one turn, and what was found to be somebody else's, beside what the watch shows.
+#[derive(Default)]
+struct Turn {
+    taken: BTreeSet<ClaimKey>,
+    made: Vec<ClaimKey>,
+}
+
+/// How the search for one pod ended.
+enum End {
+    Claimed(Vec<ClaimKey>),
+    Nowhere(String),
+    Later(Failure),
+}
+
+impl Allocator {
+    /// Takes turns until it is stopped.
+    pub async fn run(self, stop: CancellationToken) {
+        loop {
+            self.turn(claim_store::now()).await;
+            tokio::select! {
+                () = tokio::time::sleep(PERIOD) => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// One turn.
+    async fn turn(&self, now: Timestamp) {
+        let is_complete = self.startup.is_complete() && self.claims_known.load(Ordering::Acquire);
+        if !*self.leading_rx.borrow() || !is_complete {
+            return;
+        }
+        let pods = self.unserved();
+        self.forget_all_but(&pods);
+        if pods.is_empty() {
+            return;
+        }
+        let turn = Mutex::new(Turn::default());
+        // What is over a quota shows only when all have claimed; one at a time is never too much by another's fault.
+        let at_once = if self.has_quota() { 1 } else { PODS_AT_ONCE };
+        let searches = stream::iter(pods.into_iter().take(MOST_IN_A_TURN));
+        searches.for_each_concurrent(at_once, |pod| self.search(pod, &turn, now)).await;
+        let Turn { made, .. } = turn.into_inner().unwrap_or_else(PoisonError::into_inner);
+        self.await_showing(&made).await;
+        self.found.notify_one();
+    }
+
+    /// The pods that have not all the ports that they leave to pools, the oldest first.
+    fn unserved(&self) -> Vec<Object> {
+        let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
+        let found = Found::of(&claims);
+        let finders = index.finders().filter(|finder| finder.object.kind == Kind::Pod);
+        let unserved = finders.filter_map(|finder| {
+            let pod = pods.get(&finder.object.name).filter(|pod| *pod.metadata.uid == **finder.uid)?;
+            let holder = index.holder(finder.object, finder.controller).ok()?;
+            let has = |port| found.usable(&holder, &automatic::slot(&pod.metadata, port)).is_some();
+            let is_served = finder.ports.iter().all(has) || pod.metadata.deletion_timestamp.is_some();
+            (!is_served).then(|| pod.clone())
+        });
+        let mut unserved: Vec<_> = unserved.collect();
+        let age = |pod: &Object| (pod.metadata.creation_timestamp.clone(), pod.metadata.uid.clone());
+        unserved.sort_by_cached_key(age);
+        unserved
+    }
+
+    fn has_quota(&self) -> bool {
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        index.pools().is_some_and(|pools| pools.iter().any(|pool| pool.ports_per_namespace.is_some()))
+    }
+
+    fn forget_all_but(&self, pods: &[Object]) {
+        let uids: HashSet<_> = pods.iter().map(|pod| pod.metadata.uid.as_str()).collect();
+        let mut waiting = self.waiting.write().unwrap_or_else(PoisonError::into_inner);
+        waiting.retain(|uid, _| uids.contains(uid.as_str()));
+    }
+
+    /// Finds ports for one pod, and tells what came of it.
+    async fn search(&self, pod: Object, turn: &Mutex<Turn>, now: Timestamp) {
+        let name = ObjectName::new(pod.metadata.namespace.as_str(), pod.metadata.name.as_str());
+        let uid = pod.metadata.uid.clone();
+        let Some(end) = self.claim(&pod, turn, now).await else { return };
+        match end {
+            End::Claimed(keys) => {
+                self.metrics.changed("Found");
+                let shown: Vec<_> = keys.iter().map(ToString::to_string).collect();
+                info!(pod = %name, claims = shown.join(" "), "Found ports");
+                self.waiting.write().unwrap_or_else(PoisonError::into_inner).remove(&uid);
+                turn.lock().unwrap_or_else(PoisonError::into_inner).made.extend(keys);
+            }
+            End::Nowhere(reason) => {
+                let mut waiting = self.waiting.write().unwrap_or_else(PoisonError::into_inner);
+                if waiting.insert(uid.clone(), reason.clone()).as_ref() != Some(&reason) {
+                    warn!(pod = %name, reason, "No port is found");
+                    let event = PodEvent {
+                        kind: Kind::Pod,
+                        pod: name,
+                        uid,
+                        reason: Reason::NoFreePort,
+                        note: reason,
+                    };
+                    drop(self.events.offer(event));
+                }
+            }
+            End::Later(failure) => {
+                self.metrics.failed();
+                warn!(pod = %name, "Ports cannot be claimed, trying again: {failure}");
+            }
+        }
+    }
+
+    /// Claims ports for one pod; `None` when it needs none, or cannot be judged yet.
+    async fn claim(&self, pod: &Object, turn: &Mutex<Turn>, now: Timestamp) -> Option<End> {
+        for attempt in 0..MOST_ATTEMPTS {
+            if !*self.leading_rx.borrow() {
+                return None;
+            }
+            let (wishes, cooldowns) = {
+                let mut turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+                let wishes = match self.choose(pod, &turn.taken, attempt, now)? {
+                    Ok(wishes) => wishes,
+                    Err(reason) => return Some(End::Nowhere(reason)),
+                };
+                // Nobody else of this turn tries them.
+                turn.taken.extend(wishes.iter().map(|wish| wish.key));
+                let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+                (wishes, Cooldowns::new(life::COOLDOWN, index.pools().map_or(&[][..], |pools| pools)))
+            };
+            let keys: Vec<_> = wishes.iter().map(|wish| wish.key).collect();
+            match self.over_quota(pod, &wishes).await {
+                Ok(None) => {}
+                Ok(Some(refusal)) => return Some(End::Nowhere(refusal.to_string())),
+                Err(failure) => return Some(End::Later(failure)),
+            }
+            self.metrics.searched();
+            let mut acquisition = Acquisition::new(wishes.clone(), Purpose::Reserve, now, cooldowns);
+            let mut verdict = claim_store::acquire(&*self.store, &mut acquisition).await;
+            // A webhook may have claimed something of the same namespace meanwhile.
+            if verdict == Verdict::Granted
+                && let Ok(Some(refusal)) = self.over_quota(pod, &wishes).await
+            {
+                acquisition
+                    .revoke(Verdict::NotNow(Failure { reason: refusal.to_string(), is_lasting: false }));
+                verdict = claim_store::acquire(&*self.store, &mut acquisition).await;
+            }
+            match verdict {
+                Verdict::Granted => return Some(End::Claimed(keys)),
+                Verdict::Held { wanted, by } => {
+                    debug!(claim = %wanted, by = %by.claim.holder, "Somebody else was first; searching again");
+                    let mut turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+                    turn.taken.insert(wanted);
+                }
+                Verdict::NotNow(failure) => return Some(End::Later(failure)),
+            }
+        }
+        let reason = format!("{MOST_ATTEMPTS} ports in a row were claimed by others a moment before");
+        Some(End::Later(Failure { reason, is_lasting: false }))
+    }
+
+    /// What to try next; `None` for a pod that needs nothing, or cannot be judged yet.
+    fn choose(
+        &self,
+        pod: &Object,
+        taken: &BTreeSet<ClaimKey>,
+        attempt: u32,
+        now: Timestamp,
+    ) -> Option<Result<Vec<Claim>, String>> {
+        let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        let (found, waiting) = (Found::of(&claims), Waiting::new());
+        let known =
+            Known { claims: &claims, found: &found, waiting: &waiting, index: &index, policy: &self.policy };
+        let standing = standing::stand(pod, &known)?;
+        standing.open().next()?;
+        if let standing::Verdict::Refused(reason) = standing.verdict {
+            return Some(Err(reason));
+        }
+        let chosen = automatic::choose(pod, &standing, &known, taken, attempt, now);
+        Some(chosen.map_err(|refusal| refusal.to_string()))
+    }
+
+    /// What is said of a pod whose namespace would hold more of a pool than it may. Nothing is read where no quota is set.
+    async fn over_quota(&self, pod: &Object, wishes: &[Claim]) -> Result<Option<Refusal>, Failure> {
+        let has_quota = |pool: &Pool| {
+            pool.ports_per_namespace.is_some()
+                && wishes.iter().any(|wish| wish.pool.as_ref() == Some(&pool.name))
+        };
+        let is_limited = {
+            let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+            index.pools().is_some_and(|pools| pools.iter().any(has_quota))
+        };
+        let Some(first) = wishes.first().filter(|_| is_limited) else { return Ok(None) };
+        let namespace = Arc::clone(&first.holder.object.namespace);
+        let held = match self.store.perform(Operation::ListOf(namespace)).await {
+            Outcome::Listed(held) => held,
+            Outcome::Failed(failure) => return Err(failure),
+            outcome => {
+                let reason =
+                    format!("the store of claims answered {outcome:?} to a list; please report this");
+                return Err(Failure { reason, is_lasting: true });
+            }
+        };
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        let pools = index.pools().map_or(&[][..], |pools| pools);
+        Ok(grant::over_quota(pools, automatic::asker(pod, &index), &held, wishes))
+    }
+
+    /// Waits until the watch has shown what was claimed: a turn that did not see it would claim again.
+    async fn await_showing(&self, made: &[ClaimKey]) {
+        let end = Instant::now() + SHOWING;
+        let is_shown = || {
+            let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
+            made.iter().all(|key| claims.contains_key(key))
+        };
+        while !is_shown() && Instant::now() < end {
+            tokio::time::sleep(SHOWING_STEP).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

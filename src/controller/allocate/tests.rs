@@ -1,0 +1,175 @@
+//! Turns of the allocator over a store in memory that others write to as well.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use super::*;
+use crate::allocation::claim::StoredClaim;
+use crate::allocation::memory::Memory;
+use crate::cluster::events;
+use crate::model::holder::Holder;
+
+struct Scene {
+    allocator: Allocator,
+    store: Arc<Mutex<Memory>>,
+    event_rx: tokio::sync::mpsc::Receiver<PodEvent>,
+}
+
+fn scene(pool: serde_json::Value) -> Scene {
+    let mut index = Index::new(Arc::new(Policy::default()));
+    let pool = Pool::read("games", &serde_json::from_value(pool).unwrap()).unwrap();
+    index.set_pools(Some([pool].into()));
+    let store = Arc::new(Mutex::new(Memory::default()));
+    let (events, event_rx) = events::channel();
+    let (_, leading_rx) = watch::channel(true);
+    let allocator = Allocator {
+        store: Arc::clone(&store) as Arc<dyn ClaimStore>,
+        claims: Arc::default(),
+        claims_known: Arc::new(AtomicBool::new(true)),
+        index: Arc::new(RwLock::new(index)),
+        pods: Arc::default(),
+        startup: Arc::new(Startup::complete()),
+        policy: Arc::new(Policy::default()),
+        leading_rx,
+        waiting: Arc::default(),
+        found: Arc::default(),
+        events,
+        metrics: ControllerMetrics::default(),
+    };
+    Scene { allocator, store, event_rx }
+}
+
+impl Scene {
+    fn asking(&self, name: &str, ports: &str) {
+        let pod = json!({"kind": "Pod", "metadata": {"namespace": "games", "name": name, "uid": format!("uid-{name}"),
+            "annotations": {"pinhole.dev/expose": ports}}});
+        let pod: Object = serde_json::from_value(pod).unwrap();
+        self.allocator.index.write().unwrap().apply(&pod);
+        self.allocator.pods.write().unwrap().insert(ObjectName::new("games", name), pod);
+    }
+
+    /// A turn, while the watch shows what is stored.
+    async fn turn(&self, sees: bool) {
+        let showing = async {
+            loop {
+                if sees {
+                    self.see();
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::select! {
+            () = self.allocator.turn(claim_store::now()) => {}
+            () = showing => {}
+        }
+    }
+
+    fn see(&self) {
+        let stored = self.stored();
+        *self.allocator.claims.write().unwrap() = stored;
+    }
+
+    fn stored(&self) -> Claims {
+        self.store.lock().unwrap().claims().map(|stored| (stored.claim.key, stored.clone())).collect()
+    }
+
+    /// How many claims each slot has.
+    fn slots(&self) -> BTreeMap<String, usize> {
+        let mut slots = BTreeMap::new();
+        for stored in self.stored().into_values() {
+            *slots.entry(stored.claim.slot.unwrap_or_default()).or_default() += 1;
+        }
+        slots
+    }
+}
+
+fn pool(last: u16) -> serde_json::Value {
+    json!({"addresses": ["192.0.2.1"], "ports": [{"first": 30001, "last": last, "staticBand": 0}], "namespaces": {"all": true}})
+}
+
+#[tokio::test]
+async fn many_pods_get_one_claim_for_each_port_and_the_next_turn_finds_nothing_to_do() {
+    let scene = scene(pool(30_128));
+    for number in 0..64 {
+        scene.asking(&format!("lobby-{number}"), "auto:53,auto:53/udp");
+    }
+    scene.turn(true).await;
+    let slots = scene.slots();
+    assert_eq!(slots.len(), 128);
+    assert!(slots.values().all(|count| *count == 1), "{slots:?}");
+    scene.turn(true).await;
+    assert_eq!(scene.slots(), slots);
+    let number = |stored: StoredClaim| {
+        let port = stored.claim.key.to_string().rsplit_once('-').unwrap().1.to_owned();
+        (stored.claim.pod_uid.unwrap(), port)
+    };
+    let numbers: BTreeSet<_> = scene.stored().into_values().map(number).collect();
+    assert_eq!(numbers.len(), 64, "TCP and UDP of a pod have one number");
+}
+
+#[tokio::test]
+async fn who_finds_a_port_that_somebody_took_unseen_searches_on() {
+    let scene = scene(pool(30_004));
+    // Three of four are taken, and the watch has not shown it.
+    for port in [30_001, 30_002, 30_004] {
+        let key = format!("v4-192-0-2-1-tcp-{port}").parse().unwrap();
+        let claim =
+            Claim::reserve(key, Holder::new("Pod", ObjectName::new("mail", "mx")), claim_store::now());
+        let claim = claim.into_state(crate::api::crd::port_claim::ClaimState::Bound, claim_store::now());
+        scene.store.lock().unwrap().perform(Operation::Create(claim));
+    }
+    scene.asking("lobby", "auto:80");
+    let before = scene.allocator.claims.read().unwrap().clone();
+    assert!(before.is_empty());
+    tokio::time::pause();
+    scene.turn(false).await;
+    assert_eq!(scene.slots().get("uid-lobby/tcp/80"), Some(&1));
+    assert!(scene.stored().keys().any(|key| key.to_string() == "v4-192-0-2-1-tcp-30003"));
+}
+
+#[tokio::test]
+async fn a_full_pool_is_said_once_in_an_event_and_for_as_long_as_it_is_so() {
+    let mut scene = scene(pool(30_002));
+    for name in ["a", "b", "c"] {
+        scene.asking(name, "auto:80");
+    }
+    for _ in 0..3 {
+        scene.turn(true).await;
+    }
+    let event = scene.event_rx.try_recv().unwrap();
+    assert_eq!(event.reason, Reason::NoFreePort);
+    assert!(event.note.contains("no address of NatPool games has a free port"), "{}", event.note);
+    assert!(scene.event_rx.try_recv().is_err());
+    let waiting = scene.allocator.waiting.read().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(waiting, [event.uid]);
+    let key = scene.stored().into_values().next().unwrap().version;
+    scene.store.lock().unwrap().perform(Operation::Delete(key));
+    scene.see();
+    scene.turn(true).await;
+    scene.turn(true).await;
+    assert_eq!(scene.slots().len(), 2);
+}
+
+#[tokio::test]
+async fn a_namespace_gets_no_more_than_its_quota() {
+    let mut spec = pool(30_100);
+    spec["quota"] = json!({"portsPerNamespace": 2});
+    let mut scene = scene(spec);
+    for name in ["a", "b", "c"] {
+        scene.asking(name, "auto:80");
+    }
+    scene.turn(true).await;
+    assert_eq!(scene.slots().len(), 2);
+    let note = scene.event_rx.try_recv().unwrap().note;
+    assert!(note.starts_with("needs 1 more of NatPool games, of which this namespace holds 2"), "{note}");
+}
+
+#[tokio::test]
+async fn who_does_not_lead_claims_nothing() {
+    let mut scene = scene(pool(30_100));
+    scene.allocator.leading_rx = watch::channel(false).1;
+    scene.asking("a", "auto:80");
+    scene.turn(true).await;
+    assert!(scene.stored().is_empty());
+}

@@ -1,0 +1,351 @@
+//! Ports that pods leave to pools: which claim is which pod's, what is to be claimed for one that has none, and what a pod is
+//! told of it. Pure.
+//!
+//! # Guarantees
+//! - A port that was found is its pod's alone: a claim names the pod in its slot, and nobody else finds it by that.
+//! - All ports that are found for a pod are on one address, and those that lead to one port of it have one number.
+//! - A pod is let go to the scheduler only when all its ports are claimed, in the same write that tells it which.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::jiff::Timestamp;
+use serde_json::Value;
+use serde_json::json;
+
+use crate::admission::index::Index;
+use crate::admission::policy::Policy;
+use crate::admission::subject::Subject;
+use crate::allocation::claim::Claim;
+use crate::allocation::claim::StoredClaim;
+use crate::allocation::grant;
+use crate::allocation::grant::Reason;
+use crate::allocation::grant::Refusal;
+use crate::allocation::key::ClaimKey;
+use crate::allocation::key::Claimed;
+use crate::allocation::key::PortBlock;
+use crate::allocation::pool::Asker;
+use crate::allocation::pool::Pool;
+use crate::allocation::probe;
+use crate::allocation::probe::Wanted;
+use crate::api::crd::pinhole::Endpoint;
+use crate::api::crd::port_claim::ClaimOrigin;
+use crate::api::crd::port_claim::ClaimState;
+use crate::api::keys;
+use crate::api::object::Kind;
+use crate::api::object::Metadata;
+use crate::api::object::NodeSelectorRequirement;
+use crate::api::object::NodeSelectorTerm;
+use crate::api::object::Object;
+use crate::cluster::claim_watch::Claims;
+use crate::controller::pinholes;
+use crate::controller::standing::Known;
+use crate::controller::standing::Standing;
+use crate::controller::standing::Verdict;
+use crate::model::address::ExternalAddress;
+use crate::model::address::Family;
+use crate::model::automatic::AutomaticPort;
+use crate::model::holder::Holder;
+use crate::model::mapping::Address;
+use crate::model::mapping::Mapping;
+use crate::model::port::Port;
+
+/// The ServiceAccount of a pod that names none.
+const DEFAULT_ACCOUNT: &str = "default";
+
+/// The claims that were made for slots.
+#[derive(Debug, Default)]
+pub struct Found<'a> {
+    by_slot: HashMap<(&'a Holder, &'a str), &'a StoredClaim>,
+}
+
+impl<'a> Found<'a> {
+    /// What these claims say. Should there be two for one slot, because two controllers led for a moment, the first by its key
+    /// counts and the other is nobody's.
+    pub fn of(claims: &'a Claims) -> Self {
+        let mut by_slot = HashMap::new();
+        for stored in claims.values() {
+            if let Some(slot) = &stored.claim.slot {
+                by_slot.entry((&stored.claim.holder, slot.as_str())).or_insert(stored);
+            }
+        }
+        Self { by_slot }
+    }
+
+    /// The claim of a slot, whatever its state.
+    pub fn get(&self, holder: &Holder, slot: &str) -> Option<&'a StoredClaim> {
+        self.by_slot.get(&(holder, slot)).copied()
+    }
+
+    /// The claim of a slot that its holder can rely on.
+    pub fn usable(&self, holder: &Holder, slot: &str) -> Option<&'a StoredClaim> {
+        self.get(holder, slot)
+            .filter(|stored| matches!(stored.claim.state, ClaimState::Reserved | ClaimState::Bound))
+    }
+
+    /// Whether a claim is the one that counts for its slot.
+    fn counts(&self, claim: &Claim) -> bool {
+        let found = claim.slot.as_deref().and_then(|slot| self.get(&claim.holder, slot));
+        found.is_some_and(|found| found.claim.key == claim.key)
+    }
+}
+
+/// The pods that slots belong to.
+#[derive(Debug, Default)]
+pub struct Users {
+    by_slot: HashMap<(Holder, String), Arc<str>>,
+    /// The namespaces of pods whose holder is not known yet.
+    unknown: BTreeSet<Arc<str>>,
+}
+
+impl Users {
+    /// The pods that leave ports to pools.
+    pub fn of(index: &Index) -> Self {
+        let mut users = Self::default();
+        for finder in index.finders().filter(|finder| finder.object.kind == Kind::Pod) {
+            let Ok(holder) = index.holder(finder.object, finder.controller) else {
+                users.unknown.insert(Arc::clone(&finder.object.name.namespace));
+                continue;
+            };
+            for port in finder.ports {
+                users.by_slot.insert((holder.clone(), port.slot(finder.uid)), Arc::clone(finder.uid));
+            }
+        }
+        users
+    }
+
+    /// The UID of the pod that a found port leads to, `Some(None)` for nobody's; `None` where nobody can say yet.
+    pub fn of_claim(&self, claim: &Claim, found: &Found<'_>) -> Option<Option<Arc<str>>> {
+        if self.unknown.contains(&claim.holder.object.namespace) {
+            return None;
+        }
+        let slot = claim.slot.clone().filter(|_| found.counts(claim));
+        Some(slot.and_then(|slot| self.by_slot.get(&(claim.holder.clone(), slot)).cloned()))
+    }
+}
+
+/// What tells a pod's ports from those of others of its holder.
+pub fn slot(pod: &Metadata, port: &AutomaticPort) -> String {
+    port.slot(&pod.uid)
+}
+
+/// The mapping that a claim gives to a port.
+pub fn mapping(port: &AutomaticPort, stored: &StoredClaim) -> Option<Mapping> {
+    let Claimed::Ports(_, block) = stored.claim.key.claimed() else { return None };
+    port.at(stored.claim.key.address(), block.range().first())
+}
+
+/// The claims to try next for a pod whose ports have yet to be found. `taken` is what was found to be somebody's since the
+/// watch last showed anything, `attempt` how often it was tried.
+pub fn choose(
+    pod: &Object,
+    standing: &Standing,
+    known: &Known<'_>,
+    taken: &BTreeSet<ClaimKey>,
+    attempt: u32,
+    now: Timestamp,
+) -> Result<Vec<Claim>, Refusal> {
+    let Known { claims, index, policy, .. } = *known;
+    let pools = index.pools().map_or(&[][..], |pools| pools);
+    let asker = asker(pod, index);
+    let open: Vec<_> = standing.open().collect();
+    let protocols = open.iter().map(|port| port.protocol).collect();
+    let named = pod.metadata.annotations.get(keys::POOL).map(String::as_str);
+    let finding = grant::finding(pools, asker, &protocols, named)?;
+    let wish = |port: &AutomaticPort, key: ClaimKey, pool: Option<String>| Claim {
+        pool,
+        origin: ClaimOrigin::Dynamic,
+        slot: Some(slot(&pod.metadata, port)),
+        pod_uid: Some(pod.metadata.uid.as_str().into()),
+        ..Claim::reserve(key, standing.holder.clone(), now)
+    };
+    let mut groups: BTreeMap<Port, Vec<&AutomaticPort>> = BTreeMap::new();
+    for port in &open {
+        groups.entry(port.target).or_default().push(port);
+    }
+    let wanted: Vec<_> = groups.values().map(|ports| group(ports)).collect();
+    let found_before = standing.found().find_map(|mapping| match mapping.address() {
+        Address::Fixed(address) => Some(address),
+        Address::Node => None,
+    });
+    let node = Subject::of(pod).and_then(|subject| subject.pinned_node());
+    let node = node.map(|pinned| index.node_name(pinned));
+    let is_taken = |key: ClaimKey| {
+        taken.contains(&key)
+            || claims.contains_key(&key)
+            || key.around().iter().any(|wider| claims.contains_key(wider))
+            || is_somebody_elses(key, index, policy)
+    };
+    for pool in &finding {
+        let may_serve = |address: ExternalAddress| {
+            found_before.is_none_or(|before| before == address)
+                && node.as_deref().is_none_or(|node| serves(pool, address, node, index))
+        };
+        let seed = format!("{}/{}", pod.metadata.namespace, pod.metadata.uid);
+        let Some(found) = probe::find(pool, &seed, &wanted, attempt, may_serve, is_taken) else { continue };
+        let chosen = groups.values().zip(found).flat_map(|(ports, found)| {
+            let key = move |port: &AutomaticPort| {
+                ClaimKey::ports(found.address, port.protocol, PortBlock::single(found.port))
+            };
+            ports.iter().map(move |port| wish(port, key(port), Some(pool.name.clone())))
+        });
+        return Ok(chosen.collect());
+    }
+    Err(Refusal {
+        pool: None,
+        reason: Reason::Full {
+            pools: finding.iter().map(|pool| pool.name.clone()).collect(),
+            wanted: wanted.len(),
+            node: node.as_deref().map(str::to_owned),
+        },
+        usable: grant::usable(pools, asker),
+    })
+}
+
+/// Whose pod it is, as pools see it.
+pub fn asker<'a>(pod: &'a Object, index: &'a Index) -> Asker<'a> {
+    let namespace = pod.metadata.namespace.as_str();
+    let account = pod.spec.service_account_name.as_str();
+    Asker {
+        namespace,
+        labels: index.namespace_labels(namespace),
+        service_account: if account.is_empty() { DEFAULT_ACCOUNT } else { account },
+    }
+}
+
+/// The ports of a pod that need one number.
+fn group(ports: &[&AutomaticPort]) -> Wanted {
+    let protocols: Vec<_> = ports.iter().map(|port| port.protocol).collect();
+    let names: Vec<_> = protocols.iter().map(|protocol| protocol.name()).collect();
+    let target = ports.first().map_or_else(String::new, |port| port.target.to_string());
+    Wanted { slot: format!("{}/{target}", names.join("+")), protocols }
+}
+
+/// Whether a port is one that nobody is granted, or that something has which never asks for it.
+fn is_somebody_elses(key: ClaimKey, index: &Index, policy: &Policy) -> bool {
+    let Claimed::Ports(protocol, block) = key.claimed() else { return true };
+    let (address, ports) = (key.address(), block.range());
+    let is_protected = || {
+        (index.is_node_address(address) || index.node_of_address(address).is_some())
+            && policy.protected_ports.first_match(protocol, ports).is_some()
+    };
+    policy.restricted_ports.first_match(protocol, ports).is_some()
+        || is_protected()
+        || index.occupant_of_address(address, protocol, ports).is_some()
+}
+
+/// Whether a pod on this node can be served at an address of the pool, as far as is known.
+fn serves(pool: &Pool, address: ExternalAddress, node: &str, index: &Index) -> bool {
+    match index.node_of_address(address) {
+        Some(owner) => **owner == *node,
+        None => pool
+            .nodes
+            .as_ref()
+            .is_none_or(|selector| index.node_labels(node).is_none_or(|labels| selector.selects(labels))),
+    }
+}
+
+/// What a pod is to be told, and whether it is let go to the scheduler; `None` when it is as it should be.
+pub fn announcement(pod: &Object, standing: &Standing, index: &Index) -> Option<Value> {
+    let text = text(pod, standing, index);
+    let is_told = pod.metadata.annotations.get(keys::ENDPOINTS) == text.as_ref();
+    let gates = &pod.spec.scheduling_gates;
+    let is_gated = gates.iter().any(|gate| gate.name == keys::ENDPOINTS_GATE);
+    let is_let_go = is_gated && standing.open().next().is_none();
+    if (is_told && !is_let_go) || pod.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
+    let mut patch = json!({"metadata": {
+        "uid": pod.metadata.uid,
+        "resourceVersion": pod.metadata.resource_version,
+        "annotations": {keys::ENDPOINTS: text},
+    }});
+    if is_let_go {
+        let others: Vec<_> = gates.iter().filter(|gate| gate.name != keys::ENDPOINTS_GATE).collect();
+        patch["spec"] = json!({"schedulingGates": others});
+        if let Some(terms) = pinned(pod, standing, index) {
+            let required = json!({"nodeSelectorTerms": terms});
+            patch["spec"]["affinity"] =
+                json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}});
+        }
+    }
+    Some(patch)
+}
+
+/// The external endpoints of a pod as JSON; `None` for none.
+fn text(pod: &Object, standing: &Standing, index: &Index) -> Option<String> {
+    let without_pool = |endpoint: Endpoint| Endpoint { pool: None, ..endpoint };
+    let granted = standing.granted.iter().filter_map(pinholes::endpoint).map(without_pool);
+    let is_refused = matches!(standing.verdict, Verdict::Refused(_));
+    let node = pod.spec.node_name.as_deref().filter(|_| !is_refused);
+    let own = node.map(|node| index.own_addresses(node)).unwrap_or_default();
+    let families: BTreeSet<_> = pod
+        .status
+        .pod_ips
+        .iter()
+        .filter_map(|found| found.ip.parse::<IpAddr>().ok())
+        .map(Family::of)
+        .collect();
+    let own: Vec<_> = own
+        .into_iter()
+        .filter(|address| families.is_empty() || families.contains(&Family::of(*address)))
+        .filter_map(|address| ExternalAddress::new(address).ok())
+        .collect();
+    let on_node = standing.wanted.iter().filter(|mapping| mapping.address() == Address::Node);
+    let on_node = on_node.flat_map(|mapping| {
+        let at = |address: &ExternalAddress| pinholes::endpoint_at(mapping, *address, None);
+        own.iter().map(at).collect::<Vec<_>>()
+    });
+    let endpoints: Vec<_> = granted.chain(on_node).collect();
+    (!endpoints.is_empty()).then(|| serde_json::to_string(&endpoints).ok()).flatten()
+}
+
+/// The required node terms of a pod whose found address lives on certain nodes only; `None` where it may run anywhere.
+fn pinned(pod: &Object, standing: &Standing, index: &Index) -> Option<Vec<NodeSelectorTerm>> {
+    let (address, pool) = standing.automatic.iter().find_map(|(_, found)| {
+        let (mapping, pool) = found.as_ref()?;
+        let Address::Fixed(address) = mapping.address() else { return None };
+        Some((address, pool.as_deref()?))
+    })?;
+    let pool = index.pools()?.iter().find(|known| known.name == pool)?;
+    // A gateway outside of the cluster is no place for a pod.
+    let node = index.node_of_address(address).filter(|node| index.node_labels(node).is_some());
+    let addition = match (node, &pool.nodes) {
+        (Some(node), _) => {
+            let field = NodeSelectorRequirement {
+                key: "metadata.name".to_owned(),
+                operator: "In".to_owned(),
+                values: vec![node.to_string()],
+            };
+            NodeSelectorTerm { match_fields: vec![field], ..NodeSelectorTerm::default() }
+        }
+        (None, Some(selector)) => {
+            NodeSelectorTerm { match_expressions: selector.requirements(), ..NodeSelectorTerm::default() }
+        }
+        (None, None) => return None,
+    };
+    let present = pod.spec.affinity.as_ref().map(|affinity| &affinity.node_affinity.required);
+    let present = present.map_or(&[][..], |required| &required.node_selector_terms);
+    if present.is_empty() {
+        return Some(vec![addition]);
+    }
+    // Terms are alternatives: what must hold is added to each.
+    let with_addition = |term: &NodeSelectorTerm| {
+        let mut term = term.clone();
+        for (present, more) in [
+            (&mut term.match_expressions, &addition.match_expressions),
+            (&mut term.match_fields, &addition.match_fields),
+        ] {
+            let missing: Vec<_> = more.iter().filter(|one| !present.contains(one)).cloned().collect();
+            present.extend(missing);
+        }
+        term
+    };
+    Some(present.iter().map(with_addition).collect())
+}
+
+#[cfg(test)]
+mod tests;
