@@ -66,6 +66,8 @@ type scene struct {
 	*lab.Cluster
 	webhook    *lab.Replica
 	controller *lab.Controller
+	// How many stages were measured: each has an address of its own, because ports cool down.
+	stages int
 }
 
 func measure(stages string, pinholes int) (string, error) {
@@ -210,7 +212,7 @@ func (s *scene) stage(count int) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	claimed, err := latencies(samples, create("claimed", fmt.Sprintf("198.19.%d.9:%%d", count/1000%250)))
+	claimed, err := latencies(samples, create("claimed", fmt.Sprintf("198.19.%d.9:%%d", 1+s.stages)))
 	if err != nil {
 		return "", err
 	}
@@ -222,6 +224,7 @@ func (s *scene) stage(count int) (string, error) {
 			}
 		}
 	}
+	s.stages++
 	webhook, controller, server := s.webhook.Resident(), s.controller.Resident(), s.APIServer(0).Resident()
 	s.webhook.Kill()
 	s.controller.Kill()
@@ -267,7 +270,7 @@ func (s scene) servePinholes(count int, report *strings.Builder) error {
 	var programmed int
 	if err := lab.Poll(20*time.Minute, func() error {
 		entries, err := agent.Entries()
-		if programmed = strings.Count(entries, `"programmed"`); err == nil && programmed != count {
+		if programmed = strings.Count(entries, `"pod":`); err == nil && programmed != count {
 			err = fmt.Errorf("%d of %d entries are programmed", programmed, count)
 		}
 		return err
