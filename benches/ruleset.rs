@@ -26,7 +26,7 @@ use pinhole::model::port::Port;
 use pinhole::model::port::PortRange;
 use pinhole::model::port::Protocol;
 use pinhole::ruleset::Ruleset;
-use pinhole::ruleset::desired;
+use pinhole::ruleset::desired::desired;
 use pinhole::ruleset::diff::diff;
 use pinhole::ruleset::endpoint::Endpoint;
 use pinhole::ruleset::node::NodeFacts;

@@ -6,7 +6,7 @@ use pinhole::dataplane::Dataplane;
 use pinhole::dataplane::drift::Watcher;
 use pinhole::dataplane::settings::Firewall;
 use pinhole::ruleset::Ruleset;
-use pinhole::ruleset::desired;
+use pinhole::ruleset::desired::desired;
 use pinhole::ruleset::endpoint::Endpoint;
 use pinhole::ruleset::node::NodeFacts;
 

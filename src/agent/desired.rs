@@ -151,7 +151,7 @@ pub fn plan(known: &Known<'_>) -> Plan {
         }));
     }
     let elected = election::elect(&candidates, known.node, known.programmed);
-    let desired = ruleset::desired(&elected.endpoints, known.node);
+    let desired = ruleset::desired::desired(&elected.endpoints, known.node);
     plan.ruleset = desired.ruleset;
     plan.terminating = desired.terminating;
     plan.losers = elected.losers;

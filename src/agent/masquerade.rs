@@ -173,7 +173,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::ruleset::desired;
+    use crate::ruleset::desired::desired;
     use crate::ruleset::fixtures::node;
     use crate::ruleset::node::NodeFacts;
 

@@ -172,7 +172,7 @@ impl Render {
             .filter(|judged| judged.is_granted())
             .flat_map(|judged| endpoints(judged, &mut stand_ins))
             .collect();
-        let desired = ruleset::desired(&endpoints, &node);
+        let desired = ruleset::desired::desired(&endpoints, &node);
         for note in &stand_ins.notes {
             eprintln!("{}: {note}", palette.name("note"));
         }

@@ -25,10 +25,9 @@ use crate::model::holder::ObjectName;
 use crate::model::mapping::Mapping;
 use crate::model::port::Port;
 use crate::model::port::PortRange;
-use crate::ruleset::Lists;
 use crate::ruleset::Ruleset;
+use crate::ruleset::desired::places;
 use crate::ruleset::endpoint::Endpoint;
-use crate::ruleset::entries_of;
 use crate::ruleset::entry::Key;
 use crate::ruleset::node::NodeFacts;
 use crate::ruleset::owner::Owner;
@@ -159,8 +158,8 @@ fn claims_of<'a>(pods: &[&'a Candidate], node: &NodeFacts, programmed: &Programm
             uid: pod.uid.clone(),
             ips: pod.ips.clone(),
         };
-        let entries = entries_of(&endpoint, owner, node, &mut Lists::default()).unwrap_or_default();
-        let keys: Vec<_> = entries.into_iter().map(|(entry, _)| entry.key).collect();
+        let places = places(&endpoint, node).unwrap_or_default();
+        let keys: Vec<_> = places.into_iter().map(|(key, _)| key).collect();
         let served = keys.iter().any(|key| programmed.get(key).is_some_and(|found| *found == owner));
         let incumbency =
             keys.iter().map(|key| incumbency(key, &owners, programmed)).max().unwrap_or_default();

@@ -20,7 +20,7 @@ use crate::model::mapping::Mapping;
 use crate::model::port::PortRange;
 use crate::model::port::Protocol;
 use crate::ruleset::Ruleset;
-use crate::ruleset::desired;
+use crate::ruleset::desired::desired;
 use crate::ruleset::endpoint::Endpoint;
 use crate::ruleset::entry::Entry;
 use crate::ruleset::masquerade::Policy;

@@ -112,7 +112,7 @@ const fn link_local(family: Family) -> IpNet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ruleset::desired;
+    use crate::ruleset::desired::desired;
     use crate::ruleset::fixtures::net;
     use crate::ruleset::fixtures::node;
 

@@ -5,6 +5,7 @@
 //! - Two different lists have different names, even if somebody looks for two that do not: the name is a cryptographic
 //!   digest. A list that changes is therefore another list, and is never seen half changed.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::Deref;
@@ -12,6 +13,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use ring::digest;
+
+use crate::model::address::Family;
 
 /// Up to this many networks stand at each entry.
 pub const INLINE: usize = 16;
@@ -99,6 +102,35 @@ impl ListId {
 impl fmt::Display for ListId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|letter| write!(f, "{}", char::from(*letter)))
+    }
+}
+
+/// The lists of sources that were brought into their shortest form. Entries with the same one share it.
+#[derive(Default)]
+pub(super) struct Lists<'a>(BTreeMap<(Family, &'a [IpNet]), Option<Sources>>);
+
+impl<'a> Lists<'a> {
+    /// The list for one family; `None` lets nobody in.
+    pub(super) fn sources(&mut self, family: Family, allowed: &'a [IpNet]) -> Option<Sources> {
+        self.0.entry((family, allowed)).or_insert_with(|| sources_in(family, allowed)).clone()
+    }
+}
+
+/// The sources of one family in the shortest form, empty for everybody, `None` for nobody: a list that names only
+/// addresses of the other family lets nobody in.
+fn sources_in(family: Family, allowed: &[IpNet]) -> Option<Sources> {
+    if allowed.is_empty() {
+        return Some(Sources::default());
+    }
+    let nets: Vec<_> =
+        allowed.iter().filter(|net| Family::of(net.addr()) == family).map(IpNet::trunc).collect();
+    let mut nets = IpNet::aggregate(&nets);
+    nets.sort();
+    match nets.as_slice() {
+        [] => None,
+        // iptables does not keep a match on every address.
+        [only] if only.prefix_len() == 0 => Some(Sources::default()),
+        _ => Some(nets.into()),
     }
 }
 

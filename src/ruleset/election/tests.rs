@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::mapping::Address;
 use crate::model::port::Protocol;
-use crate::ruleset::desired;
+use crate::ruleset::desired::desired;
 
 fn node() -> NodeFacts {
     NodeFacts {

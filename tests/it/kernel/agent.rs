@@ -27,7 +27,7 @@ use pinhole::dataplane::drift::Watcher;
 use pinhole::dataplane::settings::Firewall;
 use pinhole::dataplane::settings::Flavor;
 use pinhole::ruleset::brake::Brake;
-use pinhole::ruleset::desired;
+use pinhole::ruleset::desired::desired;
 use pinhole::telemetry::metrics;
 use pinhole::telemetry::metrics::agent::AgentMetrics;
 use pinhole::telemetry::readiness::Readiness;

@@ -34,7 +34,7 @@ use pinhole::model::mapping::Address;
 use pinhole::model::mapping::Mapping;
 use pinhole::model::port::PortRange;
 use pinhole::ruleset::Ruleset;
-use pinhole::ruleset::desired;
+use pinhole::ruleset::desired::desired;
 use pinhole::ruleset::endpoint::Endpoint;
 use pinhole::ruleset::node::NodeFacts;
 use tempfile::TempDir;

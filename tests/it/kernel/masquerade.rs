@@ -10,7 +10,7 @@
 use ipnet::IpNet;
 use pinhole::dataplane::Applied;
 use pinhole::dataplane::Dataplane;
-use pinhole::ruleset::desired;
+use pinhole::ruleset::desired::desired;
 use pinhole::ruleset::endpoint::Endpoint;
 use pinhole::ruleset::masquerade::Policy;
 use pinhole::ruleset::node::NodeFacts;

@@ -11,7 +11,7 @@ use pinhole::dataplane::settings::Firewall;
 use pinhole::dataplane::settings::Flavor;
 use pinhole::dataplane::settings::FlavorChoice;
 use pinhole::model::holder::ObjectName;
-use pinhole::ruleset::desired;
+use pinhole::ruleset::desired::desired;
 use pinhole::ruleset::endpoint::Endpoint;
 
 use crate::kernel::lab::A;

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use pinhole::dataplane::conntrack::Handover;
-use pinhole::ruleset::desired;
+use pinhole::ruleset::desired::desired;
 use pinhole::ruleset::node::NodeFacts;
 
 use crate::kernel::lab::A;

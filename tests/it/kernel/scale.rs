@@ -8,7 +8,7 @@ use pinhole::dataplane::Observed;
 use pinhole::dataplane::settings::Firewall;
 use pinhole::dataplane::settings::Flavor;
 use pinhole::ruleset::Ruleset;
-use pinhole::ruleset::desired;
+use pinhole::ruleset::desired::desired;
 use pinhole::ruleset::node::NodeFacts;
 
 use crate::kernel::lab::A;
