@@ -21,8 +21,10 @@ pub mod grants;
 pub mod listeners;
 pub mod masquerade;
 pub mod nat_node;
+pub mod node;
 pub mod report;
 pub mod statements;
+pub mod vigil;
 pub mod written;
 
 use std::collections::BTreeMap;
@@ -32,16 +34,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 use tracing::warn;
 
 use crate::admission::policy::Policy;
-use crate::agent::addresses::Addresses;
-use crate::agent::addresses::Filter;
-use crate::agent::addresses::Own;
 use crate::agent::brake::BrakeOverTime;
 use crate::agent::brake::Withheld;
 use crate::agent::desired::Known;
@@ -51,8 +49,9 @@ use crate::agent::grants::Grants;
 use crate::agent::masquerade::Masquerading;
 use crate::agent::nat_node::Desk;
 use crate::agent::nat_node::Situation;
+use crate::agent::node::Node;
 use crate::agent::report::Reporter;
-use crate::api::object::Object;
+use crate::agent::vigil::Vigil;
 use crate::cluster::claim_store;
 use crate::cluster::nat_nodes::Identity;
 use crate::cluster::node_pods::NodePods;
@@ -63,8 +62,6 @@ use crate::dataplane::Applied;
 use crate::dataplane::Dataplane;
 use crate::dataplane::KernelRefused;
 use crate::dataplane::Observed;
-use crate::dataplane::drift::Drift;
-use crate::dataplane::drift::Watcher;
 use crate::ruleset::Ruleset;
 use crate::ruleset::diff::Change;
 use crate::ruleset::diff::diff;
@@ -86,12 +83,6 @@ pub struct Config {
     pub node_name: String,
     /// What is allowed.
     pub policy: Arc<Policy>,
-    /// Which addresses may be served.
-    pub filter: Filter,
-    /// The addresses of this node's pods; empty to take them from the Node.
-    pub pod_cidrs: Vec<IpNet>,
-    /// Other destinations inside the cluster.
-    pub cluster_cidrs: Vec<IpNet>,
     /// How often the kernel is read and compared although nothing happened.
     pub resync: Duration,
     /// How often the node's addresses are looked at.
@@ -112,14 +103,14 @@ pub struct Granting {
 pub struct Parts<D> {
     /// The kernel.
     pub dataplane: Arc<D>,
-    /// Notices what others do to the rules; `None` leaves it to the resync.
-    pub drift: Option<Watcher>,
+    /// Notices what others do to the rules.
+    pub vigil: Vigil,
     /// The pods of the node.
     pub pods: Arc<NodePods>,
     /// What was granted; `None` where claims are off.
     pub granting: Option<Granting>,
-    /// Reads the node's addresses.
-    pub addresses: Box<dyn FnMut() -> io::Result<Addresses> + Send>,
+    /// The node.
+    pub node: Node,
     /// What pods leave the cluster with.
     pub masquerading: Masquerading,
     /// When mass removals are held back.
@@ -138,14 +129,10 @@ pub struct Parts<D> {
 pub struct Agent<D> {
     config: Config,
     parts: Parts<D>,
-    addresses: Option<Addresses>,
-    own: Own,
     /// The kernel as the last turn left it; `None` makes the next turn read it.
     observed: Option<Observed>,
     /// What the kernel refused when it was last read.
     refused: Vec<KernelRefused>,
-    /// Who changed the rules, as far as it is known.
-    drift: Option<Drift>,
     /// Whether the last turn read the kernel.
     has_read: bool,
     /// What the last turn wanted, to tell drift from change.
@@ -155,7 +142,6 @@ pub struct Agent<D> {
     withheld: Option<Withheld>,
     retry: Option<Duration>,
     resync_at: Instant,
-    warned_of_cidrs: bool,
     /// Where the node's NatNode is told of, and heard from.
     desk: Option<Desk>,
     situation: Situation,
@@ -178,18 +164,14 @@ impl<D: Dataplane> Agent<D> {
         Self {
             config,
             parts,
-            addresses: None,
-            own: Own::default(),
             observed: None,
             refused: Vec::new(),
-            drift: None,
             has_read: false,
             wanted: None,
             alive: BTreeMap::new(),
             withheld: None,
             retry: None,
             resync_at: Instant::now(),
-            warned_of_cidrs: false,
             desk: None,
             situation: Situation::default(),
         }
@@ -309,8 +291,8 @@ impl<D: Dataplane> Agent<D> {
         });
         desk.leave(Situation {
             identity,
-            addresses: self.addresses.clone().unwrap_or_default(),
-            own: self.own.clone(),
+            addresses: self.parts.node.addresses(),
+            own: self.parts.node.own().clone(),
             withheld: self.withheld.map(|withheld| withheld.removal),
             ..self.situation.clone()
         });
@@ -364,58 +346,17 @@ impl<D: Dataplane> Agent<D> {
         let Some(node) = self.parts.pods.read(|view| view.node.clone()) else {
             return Err(Trouble::NoNode(self.config.node_name.clone()));
         };
-        let pod_cidrs = self.pod_cidrs(&node);
-        let knows_cluster = !self.config.cluster_cidrs.is_empty();
+        let knows_cluster = self.parts.node.knows_cluster();
         let masquerade = self.parts.masquerading.wanted(&node.metadata.labels, knows_cluster);
-        let Config { filter, cluster_cidrs, .. } = &self.config;
-        Ok(NodeFacts {
-            addresses: self.addresses.iter().flat_map(Addresses::all).collect(),
-            node_v4: self.own.v4,
-            node_v6: self.own.v6,
-            include: filter.include.clone(),
-            exclude: filter.exclude.clone(),
-            pod_cidrs,
-            pods: self.parts.pods.read(|view| desired::addresses(&view.pods)),
-            cluster_cidrs: cluster_cidrs.clone(),
-            masquerade,
-        })
+        let pods = self.parts.pods.read(|view| desired::addresses(&view.pods));
+        Ok(self.parts.node.facts(&node, pods, masquerade))
     }
 
     /// Whether the addresses are others than before.
     fn refresh_addresses(&mut self) -> io::Result<bool> {
-        let found = (self.parts.addresses)()?;
-        if self.addresses.as_ref() == Some(&found) {
-            return Ok(false);
-        }
-        let own = addresses::choose(&found, &self.config.filter);
-        if own != self.own {
-            for warning in &own.warnings {
-                warn!("{warning}");
-            }
-            let shown = |address: Option<IpAddr>| address.map_or("none".to_owned(), |ip| ip.to_string());
-            let (v4, v6) = (shown(own.v4.map(IpAddr::V4)), shown(own.v6.map(IpAddr::V6)));
-            info!(v4, v6, "Serving entries that name no address (ifaceAuto) on these");
-        }
-        let own_addresses = own.v4.map(IpAddr::V4).into_iter().chain(own.v6.map(IpAddr::V6));
-        self.parts.pods.feed_addresses(own_addresses.collect());
-        self.addresses = Some(found);
-        self.own = own;
+        let Some(own) = self.parts.node.refresh()? else { return Ok(false) };
+        self.parts.pods.feed_addresses(own);
         Ok(true)
-    }
-
-    fn pod_cidrs(&mut self, node: &Object) -> Vec<IpNet> {
-        if !self.config.pod_cidrs.is_empty() {
-            return self.config.pod_cidrs.clone();
-        }
-        let cidrs: Vec<IpNet> = node.spec.pod_cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect();
-        if cidrs.is_empty() && !std::mem::replace(&mut self.warned_of_cidrs, true) {
-            warn!(
-                node = self.config.node_name,
-                "The Node has no podCIDRs, so traffic between pods cannot be told from traffic that leaves the \
-                 cluster; pass --pod-cidr and --cluster-cidr with the networks of pods"
-            );
-        }
-        cidrs
     }
 
     /// The rules in the kernel, and whether they were read just now.
@@ -434,7 +375,7 @@ impl<D: Dataplane> Agent<D> {
 
     /// What was put right although nothing that we know of had changed: somebody else had touched it.
     fn count_repairs(&mut self, differences: usize, wanted: &Ruleset, applied: &Applied) {
-        let by = self.drift.take().map_or_else(Vec::new, |drift| drift.by).join(", ");
+        let by = self.parts.vigil.take_culprits().join(", ");
         if self.wanted.as_ref() != Some(wanted) || applied.transactions.is_empty() {
             return;
         }
@@ -547,35 +488,18 @@ impl<D: Dataplane> Agent<D> {
 
     /// Takes the rules as they are now as those that nobody should change.
     async fn watch_from(&mut self, applied: &Applied) {
-        let Some(drift) = &self.parts.drift else { return };
         // Otherwise nothing is known that was not known before.
-        if applied.transactions.is_empty() && !self.has_read {
-            return;
-        }
-        if let Err(error) = drift.settle(&applied.observed).await {
-            self.cannot_watch(&error);
+        if !applied.transactions.is_empty() || self.has_read {
+            self.parts.vigil.begin(&applied.observed).await;
         }
     }
 
     /// Whether somebody else changed the rules. A turn that failed is made again anyway.
     async fn has_drifted(&mut self) -> bool {
-        let (Some(drift), Some(observed)) = (&self.parts.drift, &self.observed) else { return false };
-        match drift.look(observed).await {
-            Ok(found) => self.drift = found,
-            Err(error) => self.cannot_watch(&error),
+        match &self.observed {
+            Some(observed) => self.parts.vigil.has_drifted(observed).await,
+            None => false,
         }
-        self.drift.is_some()
-    }
-
-    /// Tells once that changes of others are found by the resync only.
-    fn cannot_watch(&mut self, error: &io::Error) {
-        self.parts.drift = None;
-        warn!(
-            %error,
-            resync = ?self.config.resync,
-            "The kernel does not tell when others change the node's rules, so that is found at the next resync only; the \
-             agent needs NET_ADMIN and NET_RAW"
-        );
     }
 
     /// Waits for a reason to make another turn.

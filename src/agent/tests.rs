@@ -15,9 +15,12 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::agent::addresses::Addresses;
+use crate::agent::node::Networks;
 use crate::api::crd::nat_node::NatNode;
 use crate::api::crd::nat_node::NatNodeSpec;
 use crate::api::object::Kind;
+use crate::api::object::Object;
 use crate::cluster::events;
 use crate::cluster::events::PodEvent;
 use crate::cluster::nat_nodes::Stored;
@@ -151,11 +154,11 @@ impl Bench {
         };
         let granting = settings.granted.map(|pinholes| (pinholes, Arc::<Reports>::default()));
         let parts = Parts {
-            drift: None,
+            vigil: Vigil::new(None, settings.resync),
             dataplane: Arc::clone(&kernel),
             pods: Arc::clone(&pods),
             granting: granting.clone().map(|(pinholes, reports)| Granting { pinholes, reports }),
-            addresses: Box::new(addresses),
+            node: Node::new(Networks::default(), addresses),
             masquerading: Masquerading::default(),
             brake: BrakeOverTime::new(settings.brake, settings.grace),
             flows: None,
@@ -166,9 +169,6 @@ impl Bench {
         let config = Config {
             node_name: "node-1".into(),
             policy,
-            filter: Filter::default(),
-            pod_cidrs: Vec::new(),
-            cluster_cidrs: Vec::new(),
             resync: settings.resync,
             address_check: Duration::from_millis(20),
             drift_check: Duration::from_secs(5),

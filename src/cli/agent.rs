@@ -27,7 +27,10 @@ use crate::agent::brake::BrakeOverTime;
 use crate::agent::entries;
 use crate::agent::flows::Flows;
 use crate::agent::nat_node;
+use crate::agent::node::Networks;
+use crate::agent::node::Node;
 use crate::agent::report::Reporter;
+use crate::agent::vigil::Vigil;
 use crate::cli::agent::resources::ResourceFlags;
 use crate::cli::duration;
 use crate::cli::hostname;
@@ -288,19 +291,15 @@ impl AgentFlags {
             (Some(events), Some(writing))
         };
         let (granting, following) = resources.granting(&connection, &node_name, &pods, is_dry_run).unzip();
-        let drift = Watcher::new(&dataplane, settings.clone());
+        let vigil = Vigil::new(Watcher::new(&dataplane, settings.clone()), resync);
         let flows = (!is_dry_run).then(Flows::default);
         if let Some(flows) = flows.clone() {
             tokio::spawn(flows.run(settings, kernel.udp_handover, metrics.clone()));
         }
         let masquerading = resources.masquerading(masquerade.into_policy(), &client);
-        let AddressFlags { include_net, exclude_net, pod_cidr, cluster_cidr } = addresses;
         let config = Config {
             node_name: node_name.clone(),
             policy,
-            filter: Filter { include: include_net, exclude: exclude_net },
-            pod_cidrs: pod_cidr,
-            cluster_cidrs: cluster_cidr,
             resync,
             address_check: ADDRESS_CHECK,
             drift_check: DRIFT_CHECK,
@@ -309,11 +308,11 @@ impl AgentFlags {
         let entries = entries::router(Arc::clone(&dataplane), reporter.refusals());
         tokio::spawn(http::serve(entries_listener, entries, ended.clone()));
         let parts = Parts {
-            drift,
+            vigil,
             dataplane,
             pods,
             granting,
-            addresses: Box::new(addresses::read),
+            node: Node::new(addresses.into_networks(), addresses::read),
             masquerading,
             brake: brake.into_brake(),
             flows,
@@ -359,12 +358,22 @@ impl AgentFlags {
     /// What the flags say to somebody who looks at a running agent.
     pub(crate) fn shape(self) -> Shape {
         let Self { http_address, entries_address, policy, addresses, disclose_holder, .. } = self;
-        let AddressFlags { include_net, exclude_net, .. } = addresses;
         Shape {
             policy: Policy { disclose_holder, ..policy.into_policy() },
-            filter: Filter { include: include_net, exclude: exclude_net },
+            filter: addresses.into_networks().filter,
             http_port: http_address.port(),
             entries_port: entries_address.port(),
+        }
+    }
+}
+
+impl AddressFlags {
+    fn into_networks(self) -> Networks {
+        let Self { include_net, exclude_net, pod_cidr, cluster_cidr } = self;
+        Networks {
+            filter: Filter { include: include_net, exclude: exclude_net },
+            pod_cidrs: pod_cidr,
+            cluster_cidrs: cluster_cidr,
         }
     }
 }

@@ -12,14 +12,16 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::policy::Policy;
+use crate::agent;
 use crate::agent::Agent;
 use crate::agent::Config;
 use crate::agent::Parts;
 use crate::agent::addresses;
-use crate::agent::addresses::Filter;
 use crate::agent::brake::BrakeOverTime;
 use crate::agent::masquerade::Masquerading;
+use crate::agent::node::Networks;
 use crate::agent::report::Reporter;
+use crate::agent::vigil::Vigil;
 use crate::api::object::Kind;
 use crate::api::object::Object;
 use crate::cli::demo::topology::NODE;
@@ -40,6 +42,9 @@ use crate::telemetry::readiness::Readiness;
 
 /// More than a turn of the agent takes on any machine.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Nobody else changes its rules.
+const RESYNC: Duration = Duration::from_mins(5);
 
 /// The node, with its agent at work.
 pub(crate) struct Node {
@@ -77,19 +82,16 @@ impl Node {
         let config = Config {
             node_name: NODE.to_owned(),
             policy,
-            filter: Filter::default(),
-            pod_cidrs: Vec::new(),
-            cluster_cidrs: Vec::new(),
-            resync: Duration::from_mins(5),
+            resync: RESYNC,
             address_check: Duration::from_secs(5),
             drift_check: Duration::from_secs(5),
         };
         let parts = Parts {
-            drift: None,
+            vigil: Vigil::new(None, RESYNC),
             dataplane: dataplane.clone(),
             pods: known,
             granting: None,
-            addresses: Box::new(addresses::read),
+            node: agent::node::Node::new(Networks::default(), addresses::read),
             masquerading: Masquerading::default(),
             brake: BrakeOverTime::new(Brake::default(), Duration::ZERO),
             flows: None,

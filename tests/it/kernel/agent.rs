@@ -13,7 +13,10 @@ use pinhole::agent::addresses::Filter;
 use pinhole::agent::brake::BrakeOverTime;
 use pinhole::agent::flows::Flows;
 use pinhole::agent::masquerade::Masquerading;
+use pinhole::agent::node::Networks;
+use pinhole::agent::node::Node;
 use pinhole::agent::report::Reporter;
+use pinhole::agent::vigil::Vigil;
 use pinhole::api::object::Kind;
 use pinhole::api::object::Object;
 use pinhole::cluster::node_pods::NodePods;
@@ -44,6 +47,7 @@ use crate::kernel::with_every_backend;
 
 const POD: Resource = Resource::Holder(Kind::Pod);
 const PATIENCE: Duration = Duration::from_secs(20);
+const RESYNC: Duration = Duration::from_mins(5);
 
 /// An agent that runs on the lab's node.
 struct Running {
@@ -64,12 +68,15 @@ impl Running {
         let metrics = AgentMetrics::register(&mut metrics::registry());
         let readiness = Readiness::new();
         let flows = Flows::default();
+        // The link to the client has a public address too, and the lowest.
+        let filter = Filter { include: Vec::new(), exclude: vec!["198.51.100.0/24".parse().unwrap()] };
+        let networks = Networks { filter, ..Networks::default() };
         let parts = Parts {
-            drift: Watcher::new(&kernel, lab.settings.clone()),
+            vigil: Vigil::new(Watcher::new(&kernel, lab.settings.clone()), RESYNC),
             dataplane: Arc::clone(&kernel),
             pods: Arc::clone(&known),
             granting: None,
-            addresses: Box::new(addresses::read),
+            node: Node::new(networks, addresses::read),
             masquerading: Masquerading::default(),
             brake: BrakeOverTime::new(Brake::default(), grace),
             flows: Some(flows.clone()),
@@ -80,11 +87,7 @@ impl Running {
         let config = Config {
             node_name: "node-1".into(),
             policy,
-            // The link to the client has a public address too, and the lowest.
-            filter: Filter { include: Vec::new(), exclude: vec!["198.51.100.0/24".parse().unwrap()] },
-            pod_cidrs: Vec::new(),
-            cluster_cidrs: Vec::new(),
-            resync: Duration::from_mins(5),
+            resync: RESYNC,
             address_check: Duration::from_secs(5),
             drift_check: Duration::from_millis(1500),
         };
