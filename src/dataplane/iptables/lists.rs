@@ -9,8 +9,6 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
-use ipnet::Ipv4Net;
-use ipnet::Ipv6Net;
 
 use crate::dataplane::iptables::names::Names;
 use crate::dataplane::iptables::rule::Action;
@@ -75,26 +73,13 @@ fn parts(nets: &[IpNet]) -> Vec<(IpNet, &[IpNet])> {
 
 /// The smallest network that has both.
 fn around(first: IpNet, last: IpNet) -> IpNet {
-    let shared = match (first, last) {
-        (IpNet::V4(first), IpNet::V4(last)) => {
-            let differing = first.addr().to_bits() ^ last.addr().to_bits();
-            let length = differing.leading_zeros().min(first.prefix_len().min(last.prefix_len()).into());
-            u8::try_from(length)
-                .ok()
-                .and_then(|length| Ipv4Net::new(first.addr(), length).ok())
-                .map(IpNet::V4)
-        }
-        (IpNet::V6(first), IpNet::V6(last)) => {
-            let differing = first.addr().to_bits() ^ last.addr().to_bits();
-            let length = differing.leading_zeros().min(first.prefix_len().min(last.prefix_len()).into());
-            u8::try_from(length)
-                .ok()
-                .and_then(|length| Ipv6Net::new(first.addr(), length).ok())
-                .map(IpNet::V6)
-        }
-        _ => None,
-    };
-    shared.unwrap_or(first).trunc()
+    let mut around = first.trunc();
+    while !around.contains(&last)
+        && let Some(wider) = around.supernet()
+    {
+        around = wider;
+    }
+    around
 }
 
 /// The list that a chain admits.
@@ -118,6 +103,7 @@ pub(super) fn read(nat: &Table, chain: &str) -> Sources {
 
 #[cfg(test)]
 mod tests {
+    use ipnet::Ipv4Net;
     use proptest::prelude::*;
 
     use super::*;
