@@ -123,27 +123,37 @@ func TestAPinholeThatAUserWroteIsNeverTakenOver(t *testing.T) {
 	}
 }
 
-// The sandbox is the agent's node, so this runs beside no other test with an agent.
-func TestAnAgentServesWhatIsGrantedAndSaysSoInThePinhole(t *testing.T) {
-	c := newClerk(t, "granted")
-	if err := lab.AddNodeAddress("192.0.2.75"); err != nil {
-		t.Fatal(err)
+// startAgent starts an agent of the node node-1, which has this address, and waits until it is ready. The sandbox is its node,
+// so whoever starts one runs beside no other test with an agent.
+func (c clerk) startAgent(address string, arguments ...string) *lab.Agent {
+	c.t.Helper()
+	if err := lab.AddNodeAddress(address); err != nil {
+		c.t.Fatal(err)
 	}
 	c.must(http.MethodPost, "/api/v1/nodes", object{"metadata": object{"name": "node-1"},
 		"spec": object{"podCIDR": "10.244.1.0/24", "podCIDRs": []string{"10.244.1.0/24"}}}, nil)
-	t.Cleanup(func() { c.must(http.MethodDelete, "/api/v1/nodes/node-1", nil, nil) })
-	agent, err := c.cluster.StartAgent("node-1", "--claims")
+	c.t.Cleanup(func() { c.must(http.MethodDelete, "/api/v1/nodes/node-1", nil, nil) })
+	agent, err := c.cluster.StartAgent("node-1", arguments...)
 	if err != nil {
-		t.Fatal(err)
+		c.t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(agent.LogTail())
+	c.t.Cleanup(func() {
+		if c.t.Failed() {
+			c.t.Log(agent.LogTail())
 		}
 		if err := agent.Stop(agentPatience); err != nil {
-			t.Error(err)
+			c.t.Error(err)
 		}
 	})
+	if err := agent.AwaitReady(); err != nil {
+		c.t.Fatal(err)
+	}
+	return agent
+}
+
+func TestAnAgentServesWhatIsGrantedAndSaysSoInThePinhole(t *testing.T) {
+	c := newClerk(t, "granted")
+	agent := c.startAgent("192.0.2.75", "--claims")
 	entries := func(expected bool) {
 		t.Helper()
 		if err := lab.Poll(controllerPatience, func() error {
@@ -155,9 +165,6 @@ func TestAnAgentServesWhatIsGrantedAndSaysSoInThePinhole(t *testing.T) {
 		}); err != nil {
 			t.Error(err)
 		}
-	}
-	if err := agent.AwaitReady(); err != nil {
-		t.Fatal(err)
 	}
 
 	pod := asking("mx", "192.0.2.75:2525:25")

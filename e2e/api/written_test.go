@@ -128,31 +128,10 @@ func TestAPinholeFollowsItsServiceAndKeepsWhatItsUserWrote(t *testing.T) {
 	}
 }
 
-// The sandbox is the agent's node, so this runs beside no other test with an agent.
 func TestAnAgentServesAPinholeThatAUserWrote(t *testing.T) {
 	c := newClerk(t, "served")
-	if err := lab.AddNodeAddress("192.0.2.83"); err != nil {
-		t.Fatal(err)
-	}
-	c.must(http.MethodPost, "/api/v1/nodes", object{"metadata": object{"name": "node-1"},
-		"spec": object{"podCIDR": "10.244.1.0/24", "podCIDRs": []string{"10.244.1.0/24"}}}, nil)
-	t.Cleanup(func() { c.must(http.MethodDelete, "/api/v1/nodes/node-1", nil, nil) })
-	agent, err := c.cluster.StartAgent("node-1", "--claims", "--nat-node")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(agent.LogTail())
-		}
-		if err := agent.Stop(agentPatience); err != nil {
-			t.Error(err)
-		}
-		c.must(http.MethodDelete, "/apis/pinhole.dev/v1alpha1/natnodes/node-1", nil, nil)
-	})
-	if err := agent.AwaitReady(); err != nil {
-		t.Fatal(err)
-	}
+	t.Cleanup(func() { c.must(http.MethodDelete, "/apis/pinhole.dev/v1alpha1/natnodes/node-1", nil, nil) })
+	agent := c.startAgent("192.0.2.83", "--claims", "--nat-node")
 	c.serves("web-1", "10.244.2.9", "node-2")
 	c.applied(leads("web", "192.0.2.83", "{port: 443, targetPort: https}"))
 	if said, programmed := c.kubectl("", "wait", "--for=condition=Programmed", "ph/web", "--timeout=30s"); !programmed {

@@ -217,6 +217,18 @@ func (s scene) onlyPod(selector string) pod {
 	return found[0]
 }
 
+// lastPod waits until a rollout has left one pod, and names it.
+func (s scene) lastPod(selector string) string {
+	s.t.Helper()
+	eventually(s.t, 60*time.Second, "only the newest pod is left", func() error {
+		if left := len(s.pods(selector)); left != 1 {
+			return fmt.Errorf("%d pods", left)
+		}
+		return nil
+	})
+	return s.onlyPod(selector).Metadata.Name
+}
+
 // serves publishes a port of the first worker for a pod named `web` there, and tells the worker's address once the client
 // outside gets an answer.
 func (s scene) serves(port int) (address string) {

@@ -1,7 +1,7 @@
 //! Ports that are left to pools to find.
 
 use super::*;
-use crate::admission::effective::mutate;
+use crate::admission::tests::mutation::mutated;
 use crate::allocation::pool::Pool;
 
 fn games() -> Cluster {
@@ -122,15 +122,6 @@ fn a_pod_of_a_template_that_was_admitted_is_not_blocked_by_pools_that_changed() 
     assert_granted(&cluster.create(of_it));
     let more = owned_by(exposing("lobby-0", "auto:9000/udp,auto:9001"), "StatefulSet", "lobby");
     assert!(!cluster.create(more).is_granted());
-}
-
-/// The object after the patch.
-fn mutated(operation: Operation, object: &Value) -> Value {
-    let mut patched = object.clone();
-    if let Some(patch) = mutate(&request(operation, Some(object.clone()), None), &Policy::default()) {
-        json_patch::patch(&mut patched, &patch).unwrap();
-    }
-    patched
 }
 
 #[test]

@@ -6,7 +6,7 @@ use super::*;
 use crate::admission::effective::mutate;
 
 /// The object after the patch, applied as RFC 6902 says by an implementation that is not ours.
-fn mutated(operation: Operation, object: &Value) -> Value {
+pub(super) fn mutated(operation: Operation, object: &Value) -> Value {
     let mut patched = object.clone();
     if let Some(patch) = mutate(&request(operation, Some(object.clone()), None), &Policy::default()) {
         json_patch::patch(&mut patched, &patch).unwrap();
