@@ -16,6 +16,7 @@ use crate::dataplane::condition::Condition;
 use crate::dataplane::iptables::layout::layout;
 use crate::dataplane::iptables::memory;
 use crate::dataplane::iptables::names::Names;
+use crate::dataplane::iptables::plan::Means;
 use crate::dataplane::iptables::plan::plan;
 use crate::dataplane::iptables::table::Tables;
 use crate::dataplane::nftables::layout::layout as layout_table;
@@ -133,7 +134,7 @@ pub fn transactions(
         Dialect::Iptables => {
             let (nothing, wanted) = (Tables::default(), layout(desired, family, settings));
             let tables = observed.tables.get(&family).unwrap_or(&nothing);
-            let plan = plan(tables, &wanted, Names(&settings.prefix))?;
+            let plan = plan(tables, &wanted, Names(&settings.prefix), Means::Rules)?;
             Some(Transaction { family, input: plan.text, chains: plan.chains, elements: 0 })
         }
     };

@@ -1,10 +1,11 @@
 //! Programs a node by iptables: own chains, one `iptables-restore --noflush` per family and change.
 //!
 //! The steps are pure and each has its module: [`mod@layout`] says which chains a [`Ruleset`] needs, [`parse`] and
-//! [`mod@decode`] read what is there, [`position`] judges where jumps stand, [`mod@plan`] writes the shortest text from one
-//! to the other. This file runs the programs and deals with their failures.
+//! [`mod@decode`] read what is there, [`position`] judges where jumps stand, `chain` finds the rules of a chain that differ, and
+//! [`mod@plan`] writes the shortest text from one to the other. This file runs the programs and deals with their failures.
 
 pub mod blockers;
+mod chain;
 pub mod decode;
 #[cfg(test)]
 mod fixtures;
@@ -37,6 +38,7 @@ use crate::dataplane::iptables::layout::Layout;
 use crate::dataplane::iptables::layout::layout;
 use crate::dataplane::iptables::names::Names;
 use crate::dataplane::iptables::parse::ParseError;
+use crate::dataplane::iptables::plan::Means;
 use crate::dataplane::iptables::plan::Plan;
 use crate::dataplane::iptables::plan::plan;
 use crate::dataplane::iptables::table::Tables;
@@ -203,6 +205,8 @@ impl isolation::Work for Way<'_, '_> {
     async fn reread(&mut self) -> Result<(), DataplaneError> {
         let Work { settings, flavor, family, .. } = self.work;
         self.work.tables = save(settings, flavor, family).await?;
+        // Something was refused. If it was a rule that should have been there, no rule is relied on from here on.
+        self.work.means = Means::Chains;
         self.look();
         Ok(())
     }
@@ -233,24 +237,33 @@ pub(crate) struct Work<'a> {
     pub(crate) transactions: Vec<Transaction>,
     /// Chains whose counters were read on the way.
     counted: Vec<String>,
+    means: Means,
 }
 
 impl<'a> Work<'a> {
     pub(crate) const fn new(settings: &'a Settings, flavor: Flavor, family: Family, tables: Tables) -> Self {
-        Self { settings, flavor, family, tables, transactions: Vec::new(), counted: Vec::new() }
+        Self {
+            settings,
+            flavor,
+            family,
+            tables,
+            transactions: Vec::new(),
+            counted: Vec::new(),
+            means: Means::Rules,
+        }
     }
 
     /// Makes one transaction, if anything is to be done, and more only when jumps came out wrong; false when they still
     /// do.
     pub(crate) async fn lay_out(&mut self, wanted: &Layout) -> Result<bool, DataplaneError> {
-        let Self { settings, flavor, family, .. } = *self;
+        let Self { settings, flavor, family, means, .. } = *self;
         let names = Names(&settings.prefix);
         for _ in 0..JUMP_ATTEMPTS {
-            let Some(mut next) = plan(&self.tables, wanted, names) else { return Ok(true) };
+            let Some(mut next) = plan(&self.tables, wanted, names, means) else { return Ok(true) };
             if !next.rewritten.is_empty() {
                 self.refresh_counters(&next).await?;
                 self.counted.append(&mut next.rewritten);
-                next = plan(&self.tables, wanted, names).unwrap_or(next);
+                next = plan(&self.tables, wanted, names, means).unwrap_or(next);
             }
             restore(settings, flavor, family, &next.text).await?;
             // A position counts rules of others, who may have changed them since.
@@ -262,7 +275,7 @@ impl<'a> Work<'a> {
             }
             self.tables = save(settings, flavor, family).await?;
         }
-        Ok(plan(&self.tables, wanted, names).is_none())
+        Ok(plan(&self.tables, wanted, names, means).is_none())
     }
 
     async fn refresh_counters(&mut self, plan: &Plan) -> Result<(), DataplaneError> {

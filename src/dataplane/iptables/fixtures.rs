@@ -5,6 +5,7 @@ use crate::dataplane::iptables::layout::layout;
 use crate::dataplane::iptables::memory;
 use crate::dataplane::iptables::names::Names;
 use crate::dataplane::iptables::parse::parse;
+use crate::dataplane::iptables::plan::Means;
 use crate::dataplane::iptables::plan::plan;
 use crate::dataplane::iptables::table::TableName;
 use crate::dataplane::iptables::table::Tables;
@@ -23,9 +24,8 @@ pub(crate) fn names_of(settings: &Settings) -> Names<'_> {
 /// Makes the changes that lead one family of a node to these rules, and returns their text.
 pub(crate) fn bring(tables: &mut Tables, ruleset: &Ruleset, family: Family) -> String {
     let settings = Settings::default();
-    let Some(plan) = plan(tables, &layout(ruleset, family, &settings), names_of(&settings)) else {
-        return String::new();
-    };
+    let wanted = layout(ruleset, family, &settings);
+    let Some(plan) = plan(tables, &wanted, names_of(&settings), Means::Rules) else { return String::new() };
     memory::restore(tables, &plan.text, names_of(&settings)).unwrap();
     plan.text
 }

@@ -3,6 +3,7 @@
 //! # Guarantees
 //! - Equal rules give no text at all.
 //! - A chain whose rules are as wanted is not mentioned, so its counters and the packets in it are not disturbed.
+//! - In a chain of which most rules stay, only the others are mentioned.
 //! - Counters of rules that stay survive the rewriting of their chain.
 //! - Rules of others are never named, except to put ours before or behind them.
 
@@ -11,6 +12,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use crate::dataplane::counters::Counters;
+use crate::dataplane::iptables::chain;
 use crate::dataplane::iptables::decode::is_current;
 use crate::dataplane::iptables::layout::Layout;
 use crate::dataplane::iptables::layout::SKELETON;
@@ -28,7 +30,7 @@ use crate::dataplane::iptables::table::Tables;
 pub struct Plan {
     /// Input for `iptables-restore --noflush --counters`.
     pub text: String,
-    /// Chains that are rewritten, added or removed.
+    /// Chains that are changed, added or removed.
     pub chains: usize,
     /// Jumps that are added, moved or removed.
     pub jumps: usize,
@@ -36,18 +38,37 @@ pub struct Plan {
     pub rewritten: Vec<String>,
 }
 
+/// How a chain is changed of which some rules stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Means {
+    /// By its rules that differ, each by what it says.
+    Rules,
+    /// By writing it anew, whatever is in it.
+    Chains,
+}
+
 /// How to get from `observed` to `wanted`; `None` when nothing is to be done.
-pub fn plan(observed: &Tables, wanted: &Layout, names: Names<'_>) -> Option<Plan> {
+pub fn plan(observed: &Tables, wanted: &Layout, names: Names<'_>, means: Means) -> Option<Plan> {
     let mut plan = Plan::default();
     // What has no skeleton has no version.
     let current = !wanted.filter.contains_key(&names.forward()) || is_current(observed, names, SKELETON);
     for name in TableName::ALL {
         let table = observed.get(name);
         let wanted = wanted.get(name);
-        let changed: Vec<_> =
-            wanted.iter().filter(|(chain, rules)| !current || !table.holds(chain, rules)).collect();
-        let edits = position::edits(name, table, wanted, names);
-        write(&mut plan, name, table, &Work { changed, stale: stale(table, names, wanted), edits }, names);
+        let mut work = Work { stale: stale(table, names, wanted), ..Work::default() };
+        for (chain, rules) in wanted {
+            if current && table.holds(chain, rules) {
+                continue;
+            }
+            let single =
+                (current && means == Means::Rules).then(|| chain::edits(chain, table.rules(chain), rules));
+            match single.flatten() {
+                Some(edits) => work.edited.push(edits),
+                None => work.rewritten.push((chain, rules)),
+            }
+        }
+        work.jumps = position::edits(name, table, wanted, names);
+        write(&mut plan, name, table, &work, names);
     }
     (!plan.text.is_empty()).then_some(plan)
 }
@@ -58,9 +79,9 @@ pub fn removal(observed: &Tables, names: Names<'_>) -> Option<Plan> {
     // NAT first: without it, the guards have nothing left to guard.
     for name in [TableName::Nat, TableName::Mangle, TableName::Filter] {
         let table = observed.get(name);
-        let edits = position::removals(table, names);
         let stale = stale(table, names, &BTreeMap::new());
-        write(&mut plan, name, table, &Work { changed: Vec::new(), stale, edits }, names);
+        let work = Work { stale, jumps: position::removals(table, names), ..Work::default() };
+        write(&mut plan, name, table, &work, names);
     }
     (!plan.text.is_empty()).then_some(plan)
 }
@@ -72,26 +93,29 @@ fn stale<'a>(table: &'a Table, names: Names<'_>, wanted: &BTreeMap<String, Vec<R
 }
 
 /// What is to be done in one table.
+#[derive(Default)]
 struct Work<'a> {
-    changed: Vec<(&'a String, &'a Vec<Rule>)>,
+    rewritten: Vec<(&'a String, &'a Vec<Rule>)>,
+    /// Chains of which single rules are changed.
+    edited: Vec<Vec<Edit>>,
     stale: Vec<&'a str>,
-    edits: Vec<Edit>,
+    jumps: Vec<Edit>,
 }
 
 fn write(plan: &mut Plan, name: TableName, table: &Table, work: &Work<'_>, names: Names<'_>) {
-    let Work { changed, stale, edits } = work;
-    if changed.is_empty() && stale.is_empty() && edits.is_empty() {
+    let Work { rewritten, edited, stale, jumps } = work;
+    if rewritten.is_empty() && edited.is_empty() && stale.is_empty() && jumps.is_empty() {
         return;
     }
-    plan.chains += changed.len() + stale.len();
-    plan.jumps += edits.len();
+    plan.chains += rewritten.len() + edited.len() + stale.len();
+    plan.jumps += jumps.len();
     let text = &mut plan.text;
     line(text, format_args!("*{}", name.name()));
     // A declaration empties the chain if it exists.
-    for chain in changed.iter().map(|(chain, _)| chain.as_str()).chain(stale.iter().copied()) {
+    for chain in rewritten.iter().map(|(chain, _)| chain.as_str()).chain(stale.iter().copied()) {
         line(text, format_args!(":{chain} - [0:0]"));
     }
-    for (chain, rules) in changed {
+    for (chain, rules) in rewritten {
         let saved = table.rules(chain);
         if name == TableName::Nat && !saved.is_empty() {
             plan.rewritten.push((*chain).clone());
@@ -107,7 +131,7 @@ fn write(plan: &mut Plan, name: TableName, table: &Table, work: &Work<'_>, names
             }
         }
     }
-    for edit in edits {
+    for edit in edited.iter().flatten().chain(jumps) {
         match edit {
             Edit::Delete { chain, rule } => line(text, format_args!("-D {chain} {rule}")),
             Edit::Insert { chain, position, rule } => {
@@ -116,7 +140,7 @@ fn write(plan: &mut Plan, name: TableName, table: &Table, work: &Work<'_>, names
             Edit::Append { chain, rule } => line(text, format_args!("-A {chain} {rule}")),
         }
     }
-    let used = used_by_others(table, edits, names);
+    let used = used_by_others(table, jumps, names);
     for chain in stale.iter().filter(|chain| !used.contains(*chain)) {
         line(text, format_args!("-X {chain}"));
     }
@@ -237,9 +261,6 @@ COMMIT
         let web = [endpoint("80/tcp", "web", &["10.244.1.9"])];
         let masquerading = NodeFacts { masquerade: Some(policy), ..v4_node() };
         let expected = "\
-*nat
-:PINHOLE-KEEP - [0:0]
-:PINHOLE-SNAT - [0:0]
 -A PINHOLE-KEEP -d 10.244.1.0/24 -j ACCEPT
 -A PINHOLE-KEEP -m connmark --mark 0x1000/0x1000 -m conntrack --ctstate DNAT -j RETURN
 -A PINHOLE-KEEP -d 10.244.0.0/16 -j ACCEPT
@@ -261,39 +282,36 @@ COMMIT
 -A PINHOLE-SNAT -s 172.16.0.0/12 -o wg0 -j ACCEPT
 -A PINHOLE-SNAT -o wg0 -j RETURN
 -A PINHOLE-SNAT -s 10.244.1.0/24 -m addrtype ! --dst-type LOCAL -j MASQUERADE --random-fully
-COMMIT
 ";
-        assert_eq!(bring(&mut serving(&web), &ruleset(&web, &masquerading), Family::V4), expected);
+        let text = bring(&mut Tables::default(), &ruleset(&web, &masquerading), Family::V4);
+        let is_told =
+            |line: &str| ["-A PINHOLE-KEEP", "-A PINHOLE-SNAT"].iter().any(|chain| line.starts_with(chain));
+        assert_eq!(text.split_inclusive('\n').filter(|line| is_told(line)).collect::<String>(), expected);
     }
 
     #[test]
-    fn one_more_port_rewrites_one_short_chain() {
+    fn one_more_port_adds_its_rules_where_they_belong() {
         let web = endpoint("80/tcp", "web", &["10.244.1.9"]);
         let more = endpoint("82/tcp", "web", &["10.244.1.9"]);
         let expected = "\
 *nat
-:PINHOLE-T-CB007107-001 - [0:0]
--A PINHOLE-T-CB007107-001 -p tcp -m tcp --dport 80 -j CONNMARK --set-xmark 0x1000/0x1000
--A PINHOLE-T-CB007107-001 -p tcp -m tcp --dport 82 -j CONNMARK --set-xmark 0x1000/0x1000
--A PINHOLE-T-CB007107-001 -p tcp -m tcp --dport 80 -m comment --comment default/web:3c8afc1a -j DNAT --to-destination 10.244.1.9:80
--A PINHOLE-T-CB007107-001 -p tcp -m tcp --dport 82 -m comment --comment default/web:3c8afc1a -j DNAT --to-destination 10.244.1.9:82
+-I PINHOLE-T-CB007107-001 2 -p tcp -m tcp --dport 82 -j CONNMARK --set-xmark 0x1000/0x1000
+-I PINHOLE-T-CB007107-001 4 -p tcp -m tcp --dport 82 -m comment --comment default/web:3c8afc1a -j DNAT --to-destination 10.244.1.9:82
 COMMIT
 ";
         assert_eq!(change(std::slice::from_ref(&web), &[web.clone(), more]), expected);
     }
 
     #[test]
-    fn a_port_far_from_the_others_adds_a_chain_and_rewrites_the_one_above() {
+    fn a_port_far_from_the_others_adds_a_chain_and_a_jump_to_it() {
         let web = endpoint("80/tcp", "web", &["10.244.1.9"]);
         let more = endpoint("443/tcp", "web", &["10.244.1.9"]);
         let expected = "\
 *nat
-:PINHOLE-T-CB007107 - [0:0]
 :PINHOLE-T-CB007107-006 - [0:0]
--A PINHOLE-T-CB007107 -p tcp -m tcp --dport 64:127 -j PINHOLE-T-CB007107-001
--A PINHOLE-T-CB007107 -p tcp -m tcp --dport 384:447 -j PINHOLE-T-CB007107-006
 -A PINHOLE-T-CB007107-006 -p tcp -m tcp --dport 443 -j CONNMARK --set-xmark 0x1000/0x1000
 -A PINHOLE-T-CB007107-006 -p tcp -m tcp --dport 443 -m comment --comment default/web:3c8afc1a -j DNAT --to-destination 10.244.1.9:443
+-I PINHOLE-T-CB007107 2 -p tcp -m tcp --dport 384:447 -j PINHOLE-T-CB007107-006
 COMMIT
 ";
         assert_eq!(change(std::slice::from_ref(&web), &[web.clone(), more]), expected);
@@ -305,16 +323,10 @@ COMMIT
         let expected = "\
 *nat
 :PINHOLE-DNAT - [0:0]
-:PINHOLE-SNAT - [0:0]
 :PINHOLE-E-0AF40100 - [0:0]
 :PINHOLE-T-CB007107 - [0:0]
 :PINHOLE-T-CB007107-001 - [0:0]
--A PINHOLE-SNAT -m mark --mark 0x4000/0x4000 -j RETURN
--A PINHOLE-SNAT -s 10.244.1.0/24 -m connmark --mark 0x1000/0x1000 -m conntrack --ctstate DNAT -j MASQUERADE --random-fully
--A PINHOLE-SNAT -d 10.244.1.0/24 -j RETURN
--A PINHOLE-SNAT -m connmark --mark 0x1000/0x1000 -m conntrack --ctstate DNAT -j MASQUERADE --random-fully
--A PINHOLE-SNAT -d 10.244.0.0/16 -j RETURN
--A PINHOLE-SNAT -d 224.0.0.0/4 -j RETURN
+-D PINHOLE-SNAT -s 10.244.1.0/26 -j PINHOLE-E-0AF40100
 -X PINHOLE-E-0AF40100
 -X PINHOLE-T-CB007107
 -X PINHOLE-T-CB007107-001

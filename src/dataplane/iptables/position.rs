@@ -36,19 +36,19 @@ struct Hook {
     place: Place,
 }
 
-/// A change of a built-in chain.
+/// A change of one rule in a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Edit {
     /// Takes out the first rule that reads like this.
     Delete {
-        /// The built-in chain.
+        /// The chain.
         chain: String,
         /// The rule as it was printed.
         rule: String,
     },
     /// Puts a rule in, counted from 1.
     Insert {
-        /// The built-in chain.
+        /// The chain.
         chain: String,
         /// The position that the rule will have.
         position: usize,
@@ -57,7 +57,7 @@ pub enum Edit {
     },
     /// Puts a rule last.
     Append {
-        /// The built-in chain.
+        /// The chain.
         chain: String,
         /// The rule.
         rule: String,

@@ -1,0 +1,92 @@
+//! Changes single rules of a chain of ours, so that the others stay as they are: their counters go on without being read, and
+//! the kernel is told no more than what is new.
+//!
+//! Rules are taken out by what they say, not by where they stand: when somebody else changed the chain meanwhile, the kernel
+//! refuses the change instead of taking out another rule.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+
+use crate::dataplane::iptables::position::Edit;
+use crate::dataplane::iptables::rule::Rule;
+use crate::dataplane::iptables::table::SavedRule;
+
+/// The changes that lead from the rules that are there to those that should be; `None` when writing the chain anew is no
+/// longer, or when a rule is there that tells no place: one of others, or one that is there twice.
+pub(crate) fn edits(chain: &str, saved: &[SavedRule], wanted: &[Rule]) -> Option<Vec<Edit>> {
+    let places: BTreeMap<&Rule, usize> = wanted.iter().zip(0..).collect();
+    let mut seen = BTreeSet::new();
+    let mut kept = BTreeSet::new();
+    let mut edits = Vec::new();
+    for saved in saved {
+        let rule = saved.rule.as_ref()?;
+        if !seen.insert(rule) {
+            return None;
+        }
+        // Two layouts have the rules that they share in the same order, so what comes too early is what does not belong there.
+        match places.get(rule) {
+            Some(place) if kept.last().is_none_or(|last| last < place) => drop(kept.insert(*place)),
+            _ => edits.push(Edit::Delete { chain: chain.to_owned(), rule: rule.to_string() }),
+        }
+    }
+    let missing = wanted.iter().enumerate().filter(|(place, _)| !kept.contains(place));
+    edits.extend(missing.map(|(place, rule)| Edit::Insert {
+        chain: chain.to_owned(),
+        position: place + 1,
+        rule: rule.to_string(),
+    }));
+    (edits.len() < wanted.len()).then_some(edits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::counters::Counters;
+    use crate::dataplane::iptables::parse::saved_rule;
+
+    fn rules(ports: &[u16]) -> Vec<SavedRule> {
+        let rule = |port: &u16| {
+            let text = format!("-p tcp -m tcp --dport {port} -j CONNMARK --set-xmark 0x1000/0x1000");
+            saved_rule(Counters::default(), &text, true)
+        };
+        ports.iter().map(rule).collect()
+    }
+
+    /// `-80` for what is taken out, `+81@2` for what is put in and where.
+    fn told(saved: &[SavedRule], wanted: &[u16]) -> Option<String> {
+        let wanted: Vec<_> = rules(wanted).into_iter().filter_map(|saved| saved.rule).collect();
+        let port = |rule: &str| rule.split(' ').nth(5).unwrap_or_default().to_owned();
+        let words = edits("C", saved, &wanted)?.into_iter().map(|edit| match edit {
+            Edit::Delete { rule, .. } => format!("-{}", port(&rule)),
+            Edit::Insert { position, rule, .. } => format!("+{}@{position}", port(&rule)),
+            Edit::Append { .. } => "nothing is appended".to_owned(),
+        });
+        Some(words.collect::<Vec<_>>().join(" "))
+    }
+
+    #[test]
+    fn only_what_differs_is_taken_out_or_put_in() {
+        for (saved, wanted, expected) in [
+            (&[80, 81][..], &[80, 81][..], Some("")),
+            (&[80, 81], &[80, 81, 82], Some("+82@3")),
+            (&[81, 82], &[80, 81, 82], Some("+80@1")),
+            (&[80, 81, 83], &[80, 82, 83], Some("-81 +82@2")),
+            (&[80, 81, 82, 83], &[80, 82, 83, 84, 85], Some("-81 +84@4 +85@5")),
+            (&[82, 80, 81, 83, 84], &[80, 81, 82, 83, 84], Some("-80 -81 +80@1 +81@2")),
+            (&[80, 81, 82, 83], &[80, 83, 84, 85], None),
+            (&[80, 81, 82], &[80], None),
+            (&[], &[80], None),
+        ] {
+            assert_eq!(told(&rules(saved), wanted).as_deref(), expected, "{saved:?} to {wanted:?}");
+        }
+    }
+
+    #[test]
+    fn a_chain_with_a_rule_that_tells_no_place_is_written_anew() {
+        let foreign = saved_rule(Counters::default(), "-p tcp -m string --string x --algo bm -j DROP", true);
+        assert_eq!(foreign.rule, None);
+        let wanted = [80, 81, 82, 83];
+        assert_eq!(told(&[rules(&[80, 81, 82]), vec![foreign]].concat(), &wanted), None);
+        assert_eq!(told(&rules(&[80, 81, 80, 82]), &wanted), None);
+    }
+}
