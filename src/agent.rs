@@ -211,17 +211,7 @@ impl<D: Dataplane> Agent<D> {
         let node = self.observe_node()?;
         let (observed, is_fresh) = self.observe_kernel().await?;
         self.has_read = is_fresh;
-        let grants = self.parts.granting.as_ref().map(|granting| granting.pinholes.read(Grants::of));
-        let plan = self.parts.pods.read(|view| {
-            desired::plan(&Known {
-                pods: &view.pods,
-                index: &view.index,
-                policy: &self.config.policy,
-                node: &node,
-                programmed: &observed.ruleset,
-                grants: grants.as_ref(),
-            })
-        });
+        let (plan, grants) = self.plan(&node, &observed.ruleset);
         let now = Instant::now().into_std();
         let planned = self.parts.masquerading.settle(plan.ruleset.clone(), &observed.ruleset);
         if self.is_resumed() {
@@ -272,13 +262,32 @@ impl<D: Dataplane> Agent<D> {
         is_paused
     }
 
-    /// A turn of a paused node: only looks.
+    /// What the node should serve, and what of it is granted.
+    fn plan(&self, node: &NodeFacts, programmed: &Ruleset) -> (Plan, Option<Grants>) {
+        let grants = self.parts.granting.as_ref().map(|granting| granting.pinholes.read(Grants::of));
+        let plan = self.parts.pods.read(|view| {
+            desired::plan(&Known {
+                pods: &view.pods,
+                index: &view.index,
+                policy: &self.config.policy,
+                node,
+                programmed,
+                grants: grants.as_ref(),
+            })
+        });
+        (plan, grants)
+    }
+
+    /// A turn of a paused node: only looks, and says what it sees.
     async fn rest(&mut self) -> Result<(), Trouble> {
-        self.refresh_addresses()?;
+        let node = self.observe_node()?;
         let (observed, _) = self.observe_kernel().await?;
         self.situation.entries = serving(&observed.ruleset);
+        let (plan, grants) = self.plan(&node, &observed.ruleset);
+        let applied = Applied { observed, ..Applied::default() };
+        self.state(&plan, &applied, grants.as_ref());
         self.retry = None;
-        self.observed = Some(observed);
+        self.observed = Some(applied.observed);
         Ok(())
     }
 
@@ -302,8 +311,14 @@ impl<D: Dataplane> Agent<D> {
     fn state(&self, plan: &Plan, applied: &Applied, grants: Option<&Grants>) {
         let (Some(granting), Some(grants)) = (&self.parts.granting, grants) else { return };
         let Config { node_name, policy, .. } = &self.config;
-        let seen =
-            statements::Seen { node_name, plan, applied, grants, disclose_holder: policy.disclose_holder };
+        let seen = statements::Seen {
+            node_name,
+            plan,
+            applied,
+            grants,
+            disclose_holder: policy.disclose_holder,
+            is_paused: self.situation.is_paused,
+        };
         granting.reports.offer(granting.pinholes.read(|pinholes| statements::news(pinholes, &seen)));
     }
 

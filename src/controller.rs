@@ -14,6 +14,7 @@ pub mod keeper;
 pub mod pinholes;
 pub mod plan;
 pub mod pools;
+pub mod releasing;
 pub mod self_test;
 pub mod standing;
 pub mod written;
@@ -47,6 +48,7 @@ use crate::api::crd::port_claim::ClaimState;
 use crate::cluster::claim_store;
 use crate::cluster::claim_store::ClaimStore;
 use crate::cluster::claim_watch::Claims;
+use crate::cluster::pinhole_watch::KnownPinholes;
 use crate::controller::plan::Missing;
 use crate::controller::plan::Planned;
 use crate::controller::plan::Times;
@@ -75,6 +77,8 @@ pub struct Controller {
     pub index: Arc<RwLock<Index>>,
     /// Whether the claims are complete.
     pub claims_known: Arc<AtomicBool>,
+    /// The Pinholes that the watch has shown, which tell what nodes may have in their kernels.
+    pub pinholes: Arc<KnownPinholes>,
     /// Whether pods and templates are complete.
     pub startup: Arc<Startup>,
     /// Whether this process leads.
@@ -102,7 +106,9 @@ impl Controller {
     /// One turn. `told` remembers who was told that its port is somebody else's.
     async fn turn(&self, now: Timestamp, told: &mut HashSet<String>) {
         let leads = *self.leading_rx.borrow();
-        let is_complete = self.startup.is_complete() && self.claims_known.load(Ordering::Acquire);
+        let is_complete = self.startup.is_complete()
+            && self.claims_known.load(Ordering::Acquire)
+            && self.pinholes.is_complete();
         self.metrics.leads(leads);
         if !leads || !is_complete {
             return;
@@ -111,7 +117,7 @@ impl Controller {
             let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
             let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
             self.metrics.claims(count(&claims));
-            plan::plan(&claims, &index, &self.times, now)
+            self.pinholes.read(|pinholes| plan::plan(&claims, &index, pinholes, &self.times, now))
         };
         let changes = stream::iter(plan.changes.into_iter().take(MOST_IN_A_TURN));
         changes.for_each_concurrent(WRITES_AT_ONCE, |planned| self.change(planned)).await;

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pinhole-dev/pinhole/e2e/api/lab"
 )
@@ -153,7 +154,7 @@ func (c clerk) startAgent(address string, arguments ...string) *lab.Agent {
 
 func TestAnAgentServesWhatIsGrantedAndSaysSoInThePinhole(t *testing.T) {
 	c := newClerk(t, "granted")
-	agent := c.startAgent("192.0.2.75", "--claims")
+	agent := c.startAgent("192.0.2.75", "--claims", "--nat-node")
 	entries := func(expected bool) {
 		t.Helper()
 		if err := lab.Poll(controllerPatience, func() error {
@@ -186,9 +187,49 @@ func TestAnAgentServesWhatIsGrantedAndSaysSoInThePinhole(t *testing.T) {
 	c.eventuallyShown("mx", "True Programmed")
 	entries(true)
 
+	// Its port is nobody else's before the node has let go of it, and with its namespace deleted as well.
+	pause := func(paused bool) {
+		t.Helper()
+		if said, patched := c.kubectl("", "patch", "natnode", "node-1", "--type=merge", "-p", fmt.Sprintf(`{"spec":{"paused":%t}}`, paused)); !patched {
+			t.Fatal(said)
+		}
+	}
+	const claim = "v4-192-0-2-75-tcp-2525"
+	uid := ""
+	if err := lab.Poll(controllerPatience, func() error {
+		if uid = c.claims("192.0.2.75")[claim].Spec.PodUID; uid == "" {
+			return fmt.Errorf("the claim leads to no pod")
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	pause(true)
+	if said, paused := c.kubectl("", "wait", "--for=condition=Paused", "natnode/node-1", "--timeout=30s"); !paused {
+		t.Fatal(said)
+	}
 	c.must(http.MethodDelete, c.podsPath()+"/mx", object{"gracePeriodSeconds": 0}, nil)
+	c.eventuallyShown("mx", "False Releasing")
+	c.must(http.MethodDelete, "/api/v1/namespaces/granted", nil, nil)
+	time.Sleep(5 * time.Second)
+	c.eventuallyShown("mx", "False Releasing")
+	entries(true)
+	if now := c.claims("192.0.2.75")[claim].Spec; now.PodUID != uid || uid == "" {
+		t.Errorf("the claim of pod %q leads to %q and is %s", uid, now.PodUID, now.State)
+	}
+	pause(false)
+	released := time.Now()
 	entries(false)
 	c.eventuallyShown("mx", "NotFound")
+	if err := lab.Poll(controllerPatience, func() error {
+		if now := c.claims("192.0.2.75")[claim].Spec; now.PodUID != "" {
+			return fmt.Errorf("the claim still leads to a pod: %v", now)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	t.Logf("released %s after the node was no longer paused", time.Since(released).Round(100*time.Millisecond))
 
 	events, err := c.cluster.Audit()
 	if err != nil {

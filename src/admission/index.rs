@@ -5,7 +5,7 @@
 //! A pod's or template's own annotation is the only truth; keys that we wrote ourselves are never read back. What
 //! asks for no port is dropped on arrival, except the owner references that lead from a pod to its holder.
 
-mod facts;
+pub mod facts;
 mod holdings;
 pub mod occupants;
 mod owners;
@@ -37,6 +37,7 @@ use crate::model::port::PortRange;
 use crate::model::port::Protocol;
 
 use self::facts::Facts;
+use self::facts::Presence;
 use self::holdings::Holdings;
 use self::occupants::Occupant;
 use self::occupants::Occupants;
@@ -411,6 +412,11 @@ impl Index {
     /// Whether an address is a node's own.
     pub fn is_node_address(&self, address: ExternalAddress) -> bool {
         self.facts.is_node_address(address.ip())
+    }
+
+    /// Whether the node of this name can be asked anything.
+    pub fn presence(&self, node_name: &str) -> Presence {
+        self.facts.presence(node_name)
     }
 
     /// The name of the node that a pod's spec pins it to.

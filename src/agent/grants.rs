@@ -15,6 +15,7 @@ use crate::agent::written::Written;
 use crate::api::crd::condition::ConditionStatus;
 use crate::api::crd::pinhole::Endpoint;
 use crate::api::crd::pinhole::Pinhole;
+use crate::api::crd::pinhole::PinholeStatus;
 use crate::cluster::pinhole_watch::Pinholes;
 use crate::model::address::ExternalAddress;
 use crate::model::automatic::AutomaticPort;
@@ -104,15 +105,20 @@ impl Grants {
 
 /// The UID of the pod that a Pinhole belongs to; its own where a user wrote it.
 pub fn subject_uid(pinhole: &Pinhole) -> Option<&str> {
-    if pinhole.spec.target.pod.is_none() {
-        return pinhole.metadata.uid.as_deref();
-    }
-    let mut owners = pinhole.metadata.owner_references.iter().flatten();
-    owners.find(|owner| owner.kind == "Pod").map(|owner| owner.uid.as_str())
+    let target = &pinhole.spec.target;
+    if target.pod.is_some() { target.pod_uid.as_deref() } else { pinhole.metadata.uid.as_deref() }
 }
 
 fn grant(pinhole: &Pinhole) -> Grant {
-    let Some(status) = &pinhole.status else { return Grant::default() };
+    // The controller suspends the Pinhole of a pod that is gone. A user who suspends one keeps its ports, closed.
+    if pinhole.spec.suspended && pinhole.spec.target.pod.is_some() {
+        return Grant { is_decided: true, ..Grant::default() };
+    }
+    // Of an object that follows a pod's name, an older status may speak of another pod.
+    let is_current = |status: &&PinholeStatus| {
+        pinhole.spec.target.pod.is_none() || status.observed_generation == pinhole.metadata.generation
+    };
+    let Some(status) = pinhole.status.as_ref().filter(is_current) else { return Grant::default() };
     let accepted = status.conditions.iter().find(|condition| condition.type_ == "Accepted");
     let decision = accepted.filter(|condition| condition.status != ConditionStatus::Unknown);
     let target = |endpoint: &Endpoint| Some((granted(endpoint)?, Port::new(endpoint.target_port)?));

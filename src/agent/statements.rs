@@ -1,6 +1,7 @@
 //! What a node says in the status of each Pinhole that it serves: whether the kernel answers for it, and if not, why.
 //!
-//! A report names the generation that it is about only when nothing of an older one is left in the kernel.
+//! A report names the generation that it is about only when the controller has said what is granted of it, and nothing else is
+//! left in the kernel: it is on such a report that a port may become somebody else's.
 
 use std::collections::BTreeMap;
 
@@ -33,19 +34,28 @@ pub struct Seen<'a> {
     pub grants: &'a Grants,
     /// Whether a report may name a holder in another namespace.
     pub disclose_holder: bool,
+    /// Whether an operator wants nothing to be changed on the node.
+    pub is_paused: bool,
 }
 
 /// The reports that differ from what the Pinholes say already.
 pub fn news(pinholes: &Pinholes, seen: &Seen<'_>) -> Vec<Report> {
     let wanted = by_owner(&seen.plan.ruleset);
-    let present = by_owner(&seen.applied.observed.ruleset);
+    let wanted_of_name = by_pod(&seen.plan.ruleset);
+    let present = by_pod(&seen.applied.observed.ruleset);
     let report = |(name, pinhole): (&ObjectName, &Pinhole)| {
         let uid = grants::subject_uid(pinhole)?;
         let owner = Owner::new(name, uid);
         let wanted = wanted.get(&owner).map_or(&[][..], Vec::as_slice);
-        let present = present.get(&owner).map_or(&[][..], Vec::as_slice);
-        let said = say(&owner, uid, wanted, present, seen);
-        let report = said.into_report(seen.node_name, pinhole.metadata.generation);
+        // Those of whoever had the name before, too; but a pod and a user's Pinhole may have one name at the same time.
+        let present = present.get(owner.pod()).map_or(&[][..], Vec::as_slice);
+        let all = wanted_of_name.get(owner.pod()).map_or(&[][..], Vec::as_slice);
+        let leftover: Vec<_> = present.iter().copied().filter(|entry| !all.contains(entry)).collect();
+        let said = say(&owner, uid, wanted, present, &leftover, seen);
+        let generation = pinhole.metadata.generation;
+        let is_decided =
+            pinhole.status.as_ref().is_some_and(|status| status.observed_generation == generation);
+        let report = said.into_report(seen.node_name, generation.filter(|_| is_decided));
         let stored = pinhole.status.iter().flat_map(|status| &status.nodes);
         let is_news = !stored.into_iter().any(|stored| *stored == report);
         let uid = pinhole.metadata.uid.clone()?;
@@ -78,10 +88,16 @@ impl Said {
     }
 }
 
-fn say(owner: &Owner, uid: &str, wanted: &[&Entry], present: &[&Entry], seen: &Seen<'_>) -> Said {
-    let Seen { node_name, plan, applied, grants, disclose_holder } = *seen;
+fn say(
+    owner: &Owner,
+    uid: &str,
+    wanted: &[&Entry],
+    present: &[&Entry],
+    leftover: &[&Entry],
+    seen: &Seen<'_>,
+) -> Said {
+    let Seen { node_name, plan, applied, grants, disclose_holder, is_paused } = *seen;
     let is_written = plan.pinholes.contains(uid);
-    let leftover: Vec<_> = present.iter().filter(|entry| !wanted.contains(entry)).collect();
     if !leftover.is_empty() {
         let listed = list(leftover.iter().map(|entry| entry.key));
         let message = format!("{listed} is still in the kernel of {node_name}");
@@ -111,7 +127,11 @@ fn say(owner: &Owner, uid: &str, wanted: &[&Entry], present: &[&Entry], seen: &S
     }
     if !wanted.iter().all(|entry| present.contains(entry)) {
         let failures: Vec<_> = applied.failures.iter().map(ToString::to_string).collect();
-        return Said::no("Failed", failures.join("; "));
+        return if is_paused {
+            Said::no("Paused", format!("an operator has paused {node_name}"))
+        } else {
+            Said::no("Failed", failures.join("; "))
+        };
     }
     if wanted.iter().all(|entry| entry.target.is_none()) {
         return if is_written {
@@ -127,6 +147,14 @@ fn by_owner(ruleset: &Ruleset) -> BTreeMap<&Owner, Vec<&Entry>> {
     let mut found: BTreeMap<&Owner, Vec<&Entry>> = BTreeMap::new();
     for entry in ruleset.entries() {
         found.entry(&entry.owner).or_default().push(entry);
+    }
+    found
+}
+
+fn by_pod(ruleset: &Ruleset) -> BTreeMap<&str, Vec<&Entry>> {
+    let mut found: BTreeMap<&str, Vec<&Entry>> = BTreeMap::new();
+    for entry in ruleset.entries() {
+        found.entry(entry.owner.pod()).or_default().push(entry);
     }
     found
 }

@@ -60,11 +60,19 @@ pub fn next(claim: &Claim, usage: &Usage, cooldown: SignedDuration, now: Timesta
     let is_over =
         |since: Timestamp, time: SignedDuration| since.checked_add(time).is_ok_and(|end| end <= now);
     let is_settled = is_over(claim.renewed, GRACE);
-    let change = |state| Some(update(Claim { pod_uid: None, ..claim.clone() }.into_state(state, now)));
+    // The pod that it led to stays in it, for whoever asks its nodes, until they have confirmed.
+    let pod_uid = claim.pod_uid.clone().filter(|_| usage.is_served);
+    let change = |state| Some(update(Claim { pod_uid, ..claim.clone() }.into_state(state, now)));
     match claim.state {
-        ClaimState::Reserved | ClaimState::Bound if !is_settled => None,
-        // Its pod came and went without being seen, and a node may not have noticed the end.
-        ClaimState::Reserved if usage.is_served => change(ClaimState::Releasing),
+        ClaimState::Reserved | ClaimState::Bound if !is_settled => {
+            if usage.is_served {
+                None
+            } else {
+                idle(claim, now)
+            }
+        }
+        // Its pod came and went without being seen, or a grant showed late, and a node may not have noticed the end.
+        ClaimState::Reserved | ClaimState::Cooldown if usage.is_served => change(ClaimState::Releasing),
         ClaimState::Reserved => Some(Change::Delete),
         ClaimState::Bound => match claim.retention.policy {
             RetentionPolicy::Retain if usage.holder_exists => idle(claim, now),
@@ -159,6 +167,7 @@ mod tests {
             ("a holder that comes back", &releasing, &pod(), 120, "Bound"),
             ("a port that cools down", &cooling, &unserved, 299, "same"),
             ("a port that has cooled down", &cooling, &unserved, 300, "gone"),
+            ("a port that cools down and turns out to be served", &cooling, &served(), 300, "Releasing"),
             ("a holder that comes back late", &cooling, &pod(), 299, "Bound"),
         ];
         for (name, claim, usage, second, expected) in cases {

@@ -36,6 +36,9 @@ pub const PORT_LABEL_PREFIX: &str = "pinhole.dev/port-";
 /// Output: what the label of each node starts with that serves a Pinhole; the node's agent selects by it.
 pub const NODE_LABEL_PREFIX: &str = "node.pinhole.dev/";
 
+/// The finalizer of a Pinhole that the controller wrote: it stays until no node has anything of it in its kernel.
+pub const RELEASE_FINALIZER: &str = "pinhole.dev/release";
+
 /// The label that the ReplicaSets of a Deployment and their pods have, whose value the ReplicaSet's name ends with.
 pub const POD_TEMPLATE_HASH: &str = "pod-template-hash";
 

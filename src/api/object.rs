@@ -203,6 +203,18 @@ pub struct Spec {
     /// Node: `podCIDRs`.
     #[serde(rename = "podCIDRs", deserialize_with = "null_is_default")]
     pub pod_cidrs: Vec<String>,
+    /// Node: `taints`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub taints: Vec<Taint>,
+}
+
+/// One of a node's `taints`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Taint {
+    /// `key`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub key: String,
 }
 
 /// A pod's container: only which ports of the node it has.

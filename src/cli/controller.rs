@@ -84,8 +84,8 @@ pub(crate) struct ControllerFlags {
     #[arg(long, value_name = "NAME", env = "PINHOLE_IDENTITY")]
     identity: Option<String>,
 
-    /// How long nodes have to take a released port out of their kernels, before its cooldown begins.
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration::parse,
+    /// How long to wait, with a released port, for a node that does not say that it has let go of it and is not known to be gone.
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration::parse,
           env = "PINHOLE_RELEASE_TIMEOUT")]
     release_timeout: Duration,
 
@@ -185,12 +185,14 @@ impl ControllerFlags {
             events: speaking(client.clone(), speaker),
             metrics: metrics.clone(),
         };
-        let keeping = tokio::spawn(keep_pods(allocator, client, (pinholes, backends), stop.clone()));
+        let shown = (Arc::clone(&pinholes), backends);
+        let keeping = tokio::spawn(keep_pods(allocator, client, shown, release, stop.clone()));
         let controller = Controller {
             store,
             claims,
             index,
             claims_known,
+            pinholes,
             startup,
             leading_rx,
             times: Times { release, cooldown: life::COOLDOWN },
@@ -237,6 +239,7 @@ async fn keep_pods(
     allocator: Allocator,
     client: Client,
     (pinholes, backends): (Arc<KnownPinholes>, Arc<KnownBackends>),
+    release_timeout: SignedDuration,
     stop: CancellationToken,
 ) {
     let keeper = PinholeKeeper {
@@ -252,6 +255,7 @@ async fn keep_pods(
         index: Arc::clone(&allocator.index),
         startup: Arc::clone(&allocator.startup),
         policy: Arc::clone(&allocator.policy),
+        release_timeout,
         leading_rx: allocator.leading_rx.clone(),
         events: allocator.events.clone(),
         metrics: allocator.metrics.clone(),
@@ -281,17 +285,4 @@ fn object_name(text: &str) -> Result<ObjectName, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cli::testing;
-
-    #[test]
-    fn a_lease_is_named_with_its_namespace() {
-        let flags = testing::parse::<ControllerFlags>(&["--lease=theirs/leader"]).unwrap();
-        assert_eq!(flags.lease, ObjectName::new("theirs", "leader"));
-        for wrong in ["leader", "/leader", "theirs/"] {
-            let error = testing::parse::<ControllerFlags>(&[&format!("--lease={wrong}")]).unwrap_err();
-            assert!(error.contains("pinhole-system/pinhole-controller"), "{error}");
-        }
-    }
-}
+mod tests;

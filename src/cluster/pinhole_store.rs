@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::Client;
 use kube::api::DeleteParams;
@@ -12,6 +13,7 @@ use serde_json::json;
 
 use crate::api::crd::pinhole::NodeReport;
 use crate::api::crd::pinhole::Pinhole;
+use crate::api::keys;
 use crate::cluster::trouble::describe;
 use crate::model::digest::fnv1a;
 use crate::model::holder::ObjectName;
@@ -49,7 +51,7 @@ impl PinholeStore {
         Self { client }
     }
 
-    /// Makes an object what it should be. One with a UID is changed only if it is still there.
+    /// Makes an object what it should be. One with a UID is changed only if it is still there, as it was seen.
     pub async fn apply(&self, pinhole: &Pinhole) -> Result<(), PinholeError> {
         let name = name(pinhole);
         let params = PatchParams::apply(CONTROLLER).force();
@@ -74,13 +76,17 @@ impl PinholeStore {
         applied.map(drop).map_err(|error| failed("labelling", name.clone(), &error))
     }
 
-    /// Writes the controller's part of a status.
+    /// Writes the controller's part of a status, if the object is still as it was seen.
     pub async fn report(&self, pinhole: &Pinhole) -> Result<(), PinholeError> {
         let name = name(pinhole);
         let body = json!({
             "apiVersion": "pinhole.dev/v1alpha1",
             "kind": "Pinhole",
-            "metadata": {"name": &*name.name, "uid": pinhole.metadata.uid},
+            "metadata": {
+                "name": &*name.name,
+                "uid": pinhole.metadata.uid,
+                "resourceVersion": pinhole.metadata.resource_version,
+            },
             "status": pinhole.status,
         });
         let params = PatchParams::apply(CONTROLLER).force();
@@ -106,12 +112,23 @@ impl PinholeStore {
         applied.map(drop).map_err(|error| failed("reporting on", name.clone(), &error))
     }
 
-    /// Deletes the object of this UID.
-    pub async fn delete(&self, name: &ObjectName, uid: &str) -> Result<(), PinholeError> {
-        let preconditions = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
+    /// Takes our finalizer off an object that is still as it was seen, and deletes it.
+    pub async fn delete(&self, pinhole: &Pinhole) -> Result<(), PinholeError> {
+        let name = name(pinhole);
+        let ObjectMeta { uid, resource_version, finalizers, .. } = pinhole.metadata.clone();
+        let mut theirs = finalizers.unwrap_or_default();
+        theirs.retain(|finalizer| finalizer != keys::RELEASE_FINALIZER);
+        let freed =
+            json!({"metadata": {"uid": uid, "resourceVersion": resource_version, "finalizers": theirs}});
+        let freed = self.api(&name).patch(&name.name, &PatchParams::default(), &Patch::Merge(freed)).await;
+        freed.map_err(|error| failed("letting go of", name.clone(), &error))?;
+        let preconditions = Preconditions { uid, resource_version: None };
         let params = DeleteParams::background().preconditions(preconditions);
-        let deleted = self.api(name).delete(&name.name, &params).await;
-        deleted.map(drop).map_err(|error| failed("deleting", name.clone(), &error))
+        match self.api(&name).delete(&name.name, &params).await {
+            // It was deleted before, and waited for the finalizer only.
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            deleted => deleted.map(drop).map_err(|error| failed("deleting", name, &error)),
+        }
     }
 
     fn api(&self, name: &ObjectName) -> Api<Pinhole> {

@@ -159,7 +159,6 @@ pub fn choose(
         pool,
         origin: ClaimOrigin::Dynamic,
         slot: Some(slot(&pod.metadata, port)),
-        pod_uid: Some(pod.metadata.uid.as_str().into()),
         ..Claim::reserve(key, standing.holder.clone(), now)
     };
     let mut groups: BTreeMap<Port, Vec<&AutomaticPort>> = BTreeMap::new();

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream;
+use k8s_openapi::jiff::SignedDuration;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 use tokio::sync::Notify;
@@ -88,6 +89,8 @@ pub struct PinholeKeeper {
     pub startup: Arc<Startup>,
     /// What is allowed.
     pub policy: Arc<Policy>,
+    /// How long a node that is not heard of is waited for with a released port.
+    pub release_timeout: SignedDuration,
     /// Whether this process leads.
     pub leading_rx: watch::Receiver<bool>,
     /// Where a pod's owner is told what has no other place.
@@ -134,7 +137,10 @@ impl PinholeKeeper {
             self.pinholes.read(|pinholes| {
                 let of_users = |backends: &Backends| written::plan(pinholes, backends, &known, now);
                 let written = self.backends.read(written::need(pinholes), of_users);
-                (pinholes::plan(&pods, pinholes, &known, now), written.unwrap_or_default())
+                (
+                    pinholes::plan(&pods, pinholes, &known, self.release_timeout, now),
+                    written.unwrap_or_default(),
+                )
             })
         };
         let changes = writes.into_iter().chain(written.writes);
@@ -159,7 +165,7 @@ impl PinholeKeeper {
             Write::Label { name, uid, labels } => {
                 ("PinholeLabelled", self.store.label(name, uid, labels).await)
             }
-            Write::Delete { name, uid } => ("PinholeDeleted", self.store.delete(name, uid).await),
+            Write::Delete(pinhole) => ("PinholeDeleted", self.store.delete(pinhole).await),
         };
         match result {
             Ok(()) => {

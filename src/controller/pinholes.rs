@@ -1,13 +1,17 @@
 //! The Pinholes of annotated pods: what is to be written, from what is known. Pure, so that a test can ask it anything.
 //!
 //! # Guarantees
-//! - A pod has at most one, with its name, owned by it. One of that name that somebody else wrote is never touched.
-//! - What a pod's predecessor of the same name left is gone before the pod's own is made.
+//! - A pod has at most one, with its name. One of that name that somebody else wrote is never touched.
+//! - It follows the name: a pod of the same name that comes after it gets the same object, so that what the first one had is
+//!   known until every node has let it go.
+//! - It goes when no node has anything of it any more, see [`releasing`].
 //! - Nothing is written that is stored already.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::SignedDuration;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
@@ -28,6 +32,8 @@ use crate::api::object::Object;
 use crate::cluster::asking_pods::AskingPods;
 use crate::cluster::pinhole_watch::Pinholes;
 use crate::controller::automatic;
+use crate::controller::releasing;
+use crate::controller::releasing::Patience;
 use crate::controller::standing;
 use crate::controller::standing::Granted;
 use crate::controller::standing::Known;
@@ -79,12 +85,7 @@ pub enum Write {
         patch: Value,
     },
     /// It is over.
-    Delete {
-        /// Its name.
-        name: ObjectName,
-        /// Its UID.
-        uid: String,
-    },
+    Delete(Box<Pinhole>),
 }
 
 /// A pod that has no Pinhole, because somebody else's has its name.
@@ -96,8 +97,17 @@ pub struct Stranger {
     pub uid: String,
 }
 
-/// What is to be written now.
-pub fn plan(pods: &AskingPods, pinholes: &Pinholes, known: &Known<'_>, now: Timestamp) -> Plan {
+/// What is to be written now. A node that is not heard of is waited for no longer than `timeout`.
+pub fn plan(
+    pods: &AskingPods,
+    pinholes: &Pinholes,
+    known: &Known<'_>,
+    timeout: SignedDuration,
+    now: Timestamp,
+) -> Plan {
+    let named: BTreeSet<_> =
+        known.claims.values().filter_map(|stored| stored.claim.pod_uid.as_deref()).collect();
+    let patience = Patience { index: known.index, named: &named, timeout, now };
     let mut plan = Plan::default();
     for (name, pod) in pods {
         let Some(standing) = standing::stand(pod, known) else { continue };
@@ -111,24 +121,13 @@ pub fn plan(pods: &AskingPods, pinholes: &Pinholes, known: &Known<'_>, now: Time
             Some(stored) if !is_ours(stored) => {
                 plan.strangers.push(Stranger { pod: name.clone(), uid: pod.metadata.uid.clone() });
             }
-            Some(stored) if is_of(stored, &pod.metadata.uid) => {
-                plan.writes.extend(update(stored, pod, &standing, now));
-            }
-            // The predecessor's goes first, below.
-            Some(_) => {}
+            Some(stored) => plan.writes.extend(update(stored, pod, &standing, &patience)),
             None => plan.writes.push(Write::Apply(Box::new(wanted(pod, &standing)))),
         }
     }
-    let is_over = |name: &ObjectName, stored: &Pinhole| {
-        let pod = pods.get(name).filter(|pod| is_of(stored, &pod.metadata.uid) && !pod.is_finished());
-        is_ours(stored) && stored.metadata.deletion_timestamp.is_none() && pod.is_none()
-    };
-    plan.writes.extend(pinholes.iter().filter(|(name, stored)| is_over(name, stored)).map(
-        |(name, stored)| Write::Delete {
-            name: name.clone(),
-            uid: stored.metadata.uid.clone().unwrap_or_default(),
-        },
-    ));
+    let is_over = |name: &ObjectName| pods.get(name).is_none_or(Object::is_finished);
+    let over = pinholes.iter().filter(|(name, stored)| is_ours(stored) && is_over(name));
+    plan.writes.extend(over.filter_map(|(_, stored)| end(stored, &patience)));
     plan
 }
 
@@ -137,34 +136,129 @@ pub(super) fn is_ours(pinhole: &Pinhole) -> bool {
     pinhole.spec.target.pod.is_some()
 }
 
-/// Whether it belongs to the pod of this UID.
-fn is_of(pinhole: &Pinhole, uid: &str) -> bool {
-    pinhole.metadata.owner_references.iter().flatten().any(|owner| owner.kind == "Pod" && owner.uid == uid)
+/// What differs between a stored object and what it should be.
+fn update(stored: &Pinhole, pod: &Object, standing: &Standing, patience: &Patience<'_>) -> Option<Write> {
+    let withdrawals = releasing::withdrawals(stored, &endpoints(standing));
+    let spec = PinholeSpec { withdrawals, ..wanted(pod, standing).spec };
+    write_spec(stored, spec, pod.spec.node_name.as_deref())
+        .or_else(|| write_status(stored, status(stored, pod, standing, patience)))
 }
 
-/// What differs between a stored object and what it should be.
-fn update(stored: &Pinhole, pod: &Object, standing: &Standing, now: Timestamp) -> Option<Write> {
-    if stored.metadata.deletion_timestamp.is_some() {
+/// What is left to do with the object of a pod that asks for nothing any more. First nothing of it is granted, then its nodes
+/// say that they have nothing of it, then it goes.
+fn end(stored: &Pinhole, patience: &Patience<'_>) -> Option<Write> {
+    let is_named = stored.spec.target.pod_uid.as_deref().is_some_and(|uid| patience.named.contains(uid));
+    let delete = || (!is_named).then(|| Write::Delete(Box::new(of(stored))));
+    if !releasing::is_anywhere(stored) {
+        return delete();
+    }
+    let spec = PinholeSpec { suspended: true, ..stored.spec.clone() };
+    let is_waiting = |status: &PinholeStatus| !status.releasing.is_empty();
+    write_spec(stored, spec, None)
+        .or_else(|| write_status(stored, ended(stored, patience)))
+        .or_else(|| if stored.status.as_ref().is_some_and(is_waiting) { None } else { delete() })
+}
+
+/// The status of an object whose pod asks for nothing any more.
+fn ended(stored: &Pinhole, patience: &Patience<'_>) -> PinholeStatus {
+    let known = stored.status.clone().unwrap_or_default();
+    let mut withdrawn = stored.clone();
+    let status = withdrawn.status.get_or_insert_default();
+    if known.observed_generation != stored.metadata.generation {
+        status.targets = releasing::targets(stored);
+        // An agent that found its kernel so before claims were on has what is asked for, granted or not.
+        let asked = stored.spec.ports.iter().filter_map(asked);
+        let missing: Vec<_> =
+            asked.filter(|port| !status.endpoints.iter().any(|known| known == port)).collect();
+        status.endpoints.extend(missing);
+    }
+    let releasing = releasing::releasing(&withdrawn, &[], None, patience);
+    let generation = stored.metadata.generation;
+    let nodes: BTreeSet<_> = releasing.iter().map(|old| old.node.as_str()).collect();
+    let waiting = format!("waiting for {} to let go", nodes.into_iter().collect::<Vec<_>>().join(", "));
+    let accepted = Said::new(
+        ConditionStatus::False,
+        "Ended",
+        "the pod is gone, has ended, or asks for nothing any more",
+    );
+    let programmed = if releasing.is_empty() {
+        Said { status: ConditionStatus::False, ..accepted.clone() }
+    } else {
+        Said::new(ConditionStatus::False, "Releasing", &waiting)
+    };
+    let mut conditions = known.conditions;
+    for (type_, said) in [("Accepted", accepted), ("Programmed", programmed)] {
+        said.into_condition(type_, generation, patience.now).set(&mut conditions);
+    }
+    PinholeStatus {
+        observed_generation: generation,
+        endpoints: Vec::new(),
+        targets: Vec::new(),
+        releasing,
+        conditions,
+        ..known
+    }
+}
+
+/// The endpoint that a port of a spec asks for; none for one of the node's own address.
+fn asked(port: &PinholePort) -> Option<Endpoint> {
+    let PinholePort { address, protocol, port, port_end, target_port, .. } = port;
+    let Some(TargetPort::Number(target_port)) = *target_port else { return None };
+    Some(Endpoint {
+        name: None,
+        address: address.clone()?,
+        advertised_address: None,
+        protocol: *protocol,
+        port: (*port)?,
+        port_end: *port_end,
+        target_port,
+        pool: None,
+    })
+}
+
+/// Makes spec, labels and finalizer of a stored object so, if they are not.
+fn write_spec(stored: &Pinhole, spec: PinholeSpec, node: Option<&str>) -> Option<Write> {
+    let labels = releasing::labels(stored.status.as_ref(), node);
+    let nodes = stored.metadata.labels.iter().flatten().map(|(label, _)| label);
+    let nodes: BTreeSet<_> =
+        nodes.filter(|label| label.starts_with(keys::NODE_LABEL_PREFIX)).cloned().collect();
+    // Nobody can put a finalizer on an object that is about to go.
+    let is_kept = stored.metadata.deletion_timestamp.is_some()
+        || stored.metadata.finalizers.iter().flatten().any(|name| name == keys::RELEASE_FINALIZER);
+    if spec == stored.spec && nodes == labels && is_kept {
         return None;
     }
-    let mut wanted = wanted(pod, standing);
-    let labels = |pinhole: &Pinhole| pinhole.metadata.labels.clone().unwrap_or_default();
-    let nodes = |pinhole: &Pinhole| {
-        let labels = labels(pinhole).into_keys();
-        labels.filter(|label| label.starts_with(keys::NODE_LABEL_PREFIX)).collect::<Vec<_>>()
-    };
-    wanted.metadata.uid.clone_from(&stored.metadata.uid);
-    if wanted.spec != stored.spec || nodes(&wanted) != nodes(stored) {
-        return Some(Write::Apply(Box::new(wanted)));
+    let mut written = with_metadata(Pinhole { spec, ..of(stored) }, labels);
+    if stored.metadata.deletion_timestamp.is_some() {
+        written.metadata.finalizers.clone_from(&stored.metadata.finalizers);
     }
-    let status = status(stored, pod, standing, now);
+    Some(Write::Apply(Box::new(written)))
+}
+
+/// Writes the controller's part of a status, if it is not stored.
+fn write_status(stored: &Pinhole, status: PinholeStatus) -> Option<Write> {
+    // What nodes say is theirs to write.
     (stored.status.as_ref() != Some(&status)).then(|| {
-        wanted.metadata.labels = None;
-        wanted.metadata.owner_references = None;
-        // What nodes say is theirs to write.
-        wanted.status = Some(PinholeStatus { nodes: Vec::new(), ..status });
-        Write::Report(Box::new(wanted))
+        let status = PinholeStatus { nodes: Vec::new(), ..status };
+        Write::Report(Box::new(Pinhole { status: Some(status), ..of(stored) }))
     })
+}
+
+/// What names a stored object and the version of it that a write rests on.
+fn of(stored: &Pinhole) -> Pinhole {
+    let mut named = Pinhole::new("", PinholeSpec::default());
+    let ObjectMeta { name, namespace, uid, resource_version, finalizers, .. } = stored.metadata.clone();
+    named.metadata =
+        ObjectMeta { name, namespace, uid, resource_version, finalizers, ..ObjectMeta::default() };
+    named
+}
+
+fn with_metadata(mut pinhole: Pinhole, node_labels: BTreeSet<String>) -> Pinhole {
+    let (manager, us) = keys::MANAGED_BY;
+    let labels = node_labels.into_iter().map(|label| (label, String::new()));
+    pinhole.metadata.labels = Some(labels.chain([(manager.to_owned(), us.to_owned())]).collect());
+    pinhole.metadata.finalizers = Some(vec![keys::RELEASE_FINALIZER.to_owned()]);
+    pinhole
 }
 
 /// The Pinhole of a pod.
@@ -178,7 +272,11 @@ fn wanted(pod: &Object, standing: &Standing) -> Pinhole {
         }
     }
     let spec = PinholeSpec {
-        target: PinholeTarget { pod: Some(name.clone()), ..PinholeTarget::default() },
+        target: PinholeTarget {
+            pod: Some(name.clone()),
+            pod_uid: Some(pod.metadata.uid.clone()),
+            ..PinholeTarget::default()
+        },
         ports: ports
             .into_iter()
             .map(port)
@@ -190,18 +288,7 @@ fn wanted(pod: &Object, standing: &Standing) -> Pinhole {
     };
     let mut pinhole = Pinhole::new(name, spec);
     pinhole.metadata.namespace = Some(pod.metadata.namespace.clone());
-    let (manager, us) = keys::MANAGED_BY;
-    let node = pod.spec.node_name.as_deref().map(|node| (keys::node_label(node), String::new()));
-    pinhole.metadata.labels = Some(node.into_iter().chain([(manager.to_owned(), us.to_owned())]).collect());
-    pinhole.metadata.owner_references = Some(vec![OwnerReference {
-        api_version: "v1".to_owned(),
-        kind: "Pod".to_owned(),
-        name: name.clone(),
-        uid: pod.metadata.uid.clone(),
-        controller: Some(true),
-        block_owner_deletion: None,
-    }]);
-    pinhole
+    with_metadata(pinhole, releasing::labels(None, pod.spec.node_name.as_deref()))
 }
 
 fn port(mapping: &Mapping) -> PinholePort {
@@ -230,8 +317,14 @@ fn open_port(port: &AutomaticPort) -> PinholePort {
     }
 }
 
+fn endpoints(standing: &Standing) -> Vec<Endpoint> {
+    standing.granted.iter().filter_map(endpoint).collect()
+}
+
 /// What became of a pod's wishes.
-fn status(stored: &Pinhole, pod: &Object, standing: &Standing, now: Timestamp) -> PinholeStatus {
+fn status(stored: &Pinhole, pod: &Object, standing: &Standing, patience: &Patience<'_>) -> PinholeStatus {
+    let endpoints = endpoints(standing);
+    let releasing = releasing::releasing(stored, &endpoints, pod.spec.node_name.as_deref(), patience);
     let generation = stored.metadata.generation;
     let known = stored.status.clone().unwrap_or_default();
     let node = pod.spec.node_name.as_deref();
@@ -246,9 +339,24 @@ fn status(stored: &Pinhole, pod: &Object, standing: &Standing, now: Timestamp) -
     let is_active = programmed.status == ConditionStatus::True;
     let mut conditions = known.conditions;
     for (type_, said) in [("Accepted", accepted), ("Programmed", programmed)] {
-        said.into_condition(type_, generation, now).set(&mut conditions);
+        said.into_condition(type_, generation, patience.now).set(&mut conditions);
     }
     let addresses: Vec<_> = pod.status.pod_ips.iter().take(2).map(|found| found.ip.clone()).collect();
+    let target = TargetReport {
+        pod: pod.metadata.name.clone(),
+        pod_uid: pod.metadata.uid.clone(),
+        addresses: addresses.clone(),
+        node: node.map(str::to_owned),
+        active: is_active,
+    };
+    let is_before =
+        |old: &TargetReport| old.pod_uid != target.pod_uid && patience.named.contains(old.pod_uid.as_str());
+    let before: Vec<_> = known
+        .targets
+        .into_iter()
+        .filter(is_before)
+        .map(|old| TargetReport { active: false, ..old })
+        .collect();
     PinholeStatus {
         observed_generation: generation,
         external: in_short(&standing.shown()),
@@ -258,14 +366,9 @@ fn status(stored: &Pinhole, pod: &Object, standing: &Standing, now: Timestamp) -
         ),
         node: node.unwrap_or_default().to_owned(),
         holder: format!("{} {}", standing.holder.kind, standing.holder.object.name),
-        endpoints: standing.granted.iter().filter_map(endpoint).collect(),
-        targets: vec![TargetReport {
-            pod: pod.metadata.name.clone(),
-            pod_uid: pod.metadata.uid.clone(),
-            addresses,
-            node: node.map(str::to_owned),
-            active: is_active,
-        }],
+        endpoints,
+        releasing,
+        targets: std::iter::once(target).chain(before).collect(),
         nodes: known.nodes,
         conditions,
     }

@@ -1,5 +1,6 @@
 //! What the controller is to do, from what is known: pure, so that a test can ask it anything.
 
+use std::cell::LazyCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -24,14 +25,16 @@ use crate::allocation::pool::Cooldowns;
 use crate::allocation::pool::Pool;
 use crate::api::crd::port_claim::ClaimState;
 use crate::api::object::Kind;
+use crate::cluster::pinhole_watch::Pinholes;
 use crate::controller::automatic::Found;
 use crate::controller::automatic::Users;
+use crate::controller::releasing::Serving;
 use crate::model::holder::Holder;
 
 /// How long claims take to their ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Times {
-    /// How long nodes have to take a released port out of their kernels.
+    /// How long a node that is not heard of is waited for with a released port.
     pub release: SignedDuration,
     /// How long a released port is kept from other holders after that.
     pub cooldown: SignedDuration,
@@ -67,18 +70,27 @@ pub struct Missing {
 }
 
 /// What is to be done now.
-pub fn plan(claims: &BTreeMap<ClaimKey, StoredClaim>, index: &Index, times: &Times, now: Timestamp) -> Plan {
+pub fn plan(
+    claims: &BTreeMap<ClaimKey, StoredClaim>,
+    index: &Index,
+    pinholes: &Pinholes,
+    times: &Times,
+    now: Timestamp,
+) -> Plan {
+    let serving = LazyCell::new(|| Serving::of(pinholes));
     let pools = index.pools().map_or(&[][..], |pools| pools);
     let cooldowns = Cooldowns::new(times.cooldown, pools);
     let (users, found) = (Users::of(index), Found::of(claims));
     let change = |stored: &StoredClaim| {
         let claim = &stored.claim;
-        let lives = if claim.slot.is_some() {
-            users.of_claim(claim, &found).map(|pod| Usage { pod, ..unused(claim, times, now) })
+        let usage = if claim.slot.is_some() {
+            users.of_claim(claim, &found).map(|pod| Usage { pod, ..Usage::default() })
         } else {
-            usage(claim, index, times, now)
+            usage(claim, index)
         };
-        let lives = lives.and_then(|usage| life::next(claim, &usage, cooldowns.of(claim), now));
+        let lives = usage
+            .map(|usage| if usage.is_used() { usage } else { unused(claim, &serving, times, now) })
+            .and_then(|usage| life::next(claim, &usage, cooldowns.of(claim), now));
         let change = lives.or_else(|| into_pool(claim, index, pools))?;
         Some(Planned { stored: stored.clone(), change })
     };
@@ -105,10 +117,10 @@ fn into_pool(claim: &Claim, index: &Index, pools: &[Pool]) -> Option<Change> {
 }
 
 /// What is known of a claim's use; `None` where an owner is not known yet, so that nobody can say.
-fn usage(claim: &Claim, index: &Index, times: &Times, now: Timestamp) -> Option<Usage> {
+fn usage(claim: &Claim, index: &Index) -> Option<Usage> {
     let Claimed::Ports(protocol, block) = claim.key.claimed() else {
         // Nothing that an annotation can say asks for a whole address.
-        return Some(unused(claim, times, now));
+        return Some(Usage::default());
     };
     let scope = Scope::Address(claim.key.address());
     let held = index.held(&scope, protocol, block.range());
@@ -128,15 +140,28 @@ fn usage(claim: &Claim, index: &Index, times: &Times, now: Timestamp) -> Option<
     Some(Usage {
         pod: pod.map(|held| held.uid.clone()),
         is_declared: users.iter().any(|held| held.object.kind != Kind::Pod),
-        ..unused(claim, times, now)
+        ..Usage::default()
     })
 }
 
-/// The use of a claim that nothing asks for. Agents do not confirm yet that they serve a port no more; they are given time.
-fn unused(claim: &Claim, times: &Times, now: Timestamp) -> Usage {
-    let released = claim.since.checked_add(times.release);
-    let is_served = claim.state == ClaimState::Releasing && released.is_ok_and(|released| now < released);
-    Usage { is_served, ..Usage::default() }
+/// The use of a claim that nothing asks for.
+fn unused(claim: &Claim, serving: &Serving<'_>, times: &Times, now: Timestamp) -> Usage {
+    // What users wrote records nothing yet of what it takes away, so their nodes are given the time of silent ones.
+    let is_written = *claim.holder.kind == *Kind::Pinhole.name();
+    let is_settled =
+        || !is_written && claim.pod_uid.as_deref().is_none_or(|uid| serving.is_settled(uid) == Some(true));
+    let may_be_served = match claim.state {
+        // It would be over at once, and what was granted of it may not show yet.
+        ClaimState::Reserved => serving.has_pods_of(&claim.holder) || !is_settled(),
+        ClaimState::Bound => !is_settled(),
+        // Where the Pinhole that would tell is gone, or its node does not answer, there is nothing but time to wait for.
+        ClaimState::Releasing => {
+            let is_over = claim.since.checked_add(times.release).is_ok_and(|released| released <= now);
+            !is_settled() && !is_over
+        }
+        ClaimState::Cooldown => false,
+    };
+    Usage { is_served: may_be_served || serving.has(&claim.key), ..Usage::default() }
 }
 
 /// The keys of what an object holds; none for a node's own address.

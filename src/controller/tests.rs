@@ -12,6 +12,7 @@ use crate::allocation::claim::Claim;
 use crate::allocation::memory::Memory;
 use crate::allocation::pool::Pool;
 use crate::api::object::Object;
+use crate::cluster::pinhole_watch::Pinholes;
 use crate::model::holder::Holder;
 use crate::model::holder::ObjectName;
 
@@ -26,11 +27,14 @@ struct Scene {
 fn scene() -> Scene {
     let store = Arc::new(Mutex::new(Memory::default()));
     let (leading_tx, leading_rx) = watch::channel(true);
+    let pinholes = KnownPinholes::default();
+    pinholes.replace(Pinholes::new());
     let controller = Controller {
         store: Arc::clone(&store) as Arc<dyn ClaimStore>,
         claims: Arc::default(),
         index: Arc::new(RwLock::new(Index::new(Arc::new(Policy::default())))),
         claims_known: Arc::new(AtomicBool::new(true)),
+        pinholes: Arc::new(pinholes),
         startup: Arc::new(Startup::complete()),
         leading_rx,
         times: Times { release: SignedDuration::from_secs(30), cooldown: SignedDuration::from_secs(120) },
@@ -97,11 +101,23 @@ async fn a_reservation_is_bound_to_its_pod_and_given_back_when_that_is_gone() {
     assert_eq!(scene.after(1).await, ["v4-203-0-113-7-tcp-25 Bound mx uid-mx"]);
     scene.deleted(&pod);
     assert_eq!(scene.after(118).await, ["v4-203-0-113-7-tcp-25 Bound mx uid-mx"], "its grace is not over");
-    assert_eq!(scene.after(1).await, ["v4-203-0-113-7-tcp-25 Releasing mx"]);
-    assert_eq!(scene.after(29).await, ["v4-203-0-113-7-tcp-25 Releasing mx"], "nodes still have time");
+    assert_eq!(scene.after(1).await, ["v4-203-0-113-7-tcp-25 Releasing mx uid-mx"]);
+    assert_eq!(
+        scene.after(29).await,
+        ["v4-203-0-113-7-tcp-25 Releasing mx uid-mx"],
+        "nothing tells which node serves it, so it has time"
+    );
     assert_eq!(scene.after(1).await, ["v4-203-0-113-7-tcp-25 Cooldown mx"]);
     assert_eq!(scene.after(119).await, ["v4-203-0-113-7-tcp-25 Cooldown mx"]);
     assert!(scene.after(1).await.is_empty());
+}
+
+#[tokio::test]
+async fn what_a_user_s_pinhole_gives_up_waits_for_all_of_the_time_of_silent_nodes() {
+    let mut scene = scene().reserved("Pinhole", "web", "v4-203-0-113-7-tcp-25");
+    assert_eq!(scene.after(120).await, ["v4-203-0-113-7-tcp-25 Releasing web"]);
+    assert_eq!(scene.after(29).await, ["v4-203-0-113-7-tcp-25 Releasing web"]);
+    assert_eq!(scene.after(1).await, ["v4-203-0-113-7-tcp-25 Cooldown web"]);
 }
 
 #[tokio::test]

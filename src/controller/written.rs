@@ -101,6 +101,7 @@ pub fn plan(pinholes: &Pinholes, backends: &Backends, known: &Known<'_>, now: Ti
             let mut written = Pinhole::new(&name.name, PinholeSpec::default());
             written.metadata.namespace = Some(name.namespace.to_string());
             written.metadata.uid.clone_from(&stored.metadata.uid);
+            written.metadata.resource_version.clone_from(&stored.metadata.resource_version);
             // What nodes say is theirs to write.
             written.status = Some(PinholeStatus { nodes: Vec::new(), ..status });
             plan.writes.push(Write::Report(Box::new(written)));
@@ -190,6 +191,7 @@ impl Scene<'_> {
             node: serving.nodes.iter().cloned().collect::<Vec<_>>().join(","),
             holder: format!("{} {}", standing.holder.kind, standing.holder.object.name),
             endpoints: self.endpoints(&resolved),
+            releasing: Vec::new(),
             targets: resolved.targets,
             nodes: known.nodes,
             conditions,

@@ -195,7 +195,7 @@ spec: {}
 ---
 apiVersion: pinhole.dev/v1alpha1
 kind: Pinhole
-metadata: {name: of-a-pod, namespace: default, labels: {app.kubernetes.io/managed-by: pinhole-controller}}
+metadata: {name: of-a-pod, namespace: default, labels: {app.kubernetes.io/managed-by: pinhole-controller}, finalizers: [pinhole.dev/release]}
 spec: {target: {service: web}, addresses: [192.0.2.1], ports: [{port: 80}]}
 ---
 apiVersion: pinhole.dev/v1alpha1

@@ -9,6 +9,9 @@ use crate::admission::index::is_older;
 use crate::api::keys;
 use crate::api::object::Object;
 
+/// The taint of a node that is known to be switched off.
+const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
+
 /// The labels of namespaces, the hostnames and addresses of nodes.
 #[derive(Debug, Default)]
 pub(super) struct Facts {
@@ -27,6 +30,18 @@ struct Node {
     hostname: Option<String>,
     labels: BTreeMap<String, String>,
     addresses: Vec<IpAddr>,
+    presence: Presence,
+}
+
+/// Whether a node can be asked anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// There is no such Node, or an operator has said by the taint `node.kubernetes.io/out-of-service` that it is switched off.
+    Gone,
+    /// Its kubelet is not heard of, or says that it is not well.
+    NotReady,
+    /// Its kubelet says that it is well.
+    Ready,
 }
 
 impl Facts {
@@ -62,6 +77,13 @@ impl Facts {
                 .iter()
                 .filter_map(|found| found.address.parse().ok())
                 .collect(),
+            presence: if object.spec.taints.iter().any(|taint| taint.key == OUT_OF_SERVICE) {
+                Presence::Gone
+            } else if object.has_condition("Ready") {
+                Presence::Ready
+            } else {
+                Presence::NotReady
+            },
         };
         self.nodes.insert(object.metadata.name.as_str().into(), node);
     }
@@ -72,6 +94,10 @@ impl Facts {
 
     pub(super) fn clear_nodes(&mut self) {
         self.nodes.clear();
+    }
+
+    pub(super) fn presence(&self, name: &str) -> Presence {
+        self.nodes.get(name).map_or(Presence::Gone, |node| node.presence)
     }
 
     pub(super) fn is_node_address(&self, address: IpAddr) -> bool {

@@ -21,10 +21,10 @@ fn pinhole(accepted: &str, ports: &[u16]) -> Pinholes {
         "apiVersion": "pinhole.dev/v1alpha1", "kind": "Pinhole",
         "metadata": {
             "namespace": "mail", "name": "pod-1", "uid": "pinhole-1", "generation": 3,
-            "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "pod-1", "uid": "uid-1"}],
         },
-        "spec": {"target": {"pod": "pod-1"}, "ports": [{"port": 25}]},
+        "spec": {"target": {"pod": "pod-1", "podUID": "uid-1"}, "ports": [{"port": 25}]},
         "status": {
+            "observedGeneration": 3,
             "endpoints": ports.iter().map(endpoint).collect::<Vec<_>>(),
             "conditions": [{
                 "type": "Accepted", "status": accepted, "reason": "Why", "message": "is claimed by somebody else",

@@ -15,6 +15,7 @@ fn written(changes: Value) -> Pinholes {
         "metadata": {"namespace": "shop", "name": "web", "uid": "pinhole-1", "generation": 3},
         "spec": {"target": {"service": "web"}, "addresses": ["203.0.113.7", "203.0.113.99"], "ports": [{"port": 443}]},
         "status": {
+            "observedGeneration": 3,
             "endpoints": [
                 {"address": "203.0.113.7", "protocol": "TCP", "port": 443, "targetPort": 8443},
                 {"address": "203.0.113.99", "protocol": "TCP", "port": 443, "targetPort": 8443},
@@ -57,6 +58,19 @@ async fn a_user_s_pinhole_is_served_on_the_addresses_that_the_node_has_and_follo
     bench.until_said("false NoTarget Some(3) there is no ready pod to lead to").await;
     bench.granted(Pinholes::new());
     bench.until("deleted", |bench| bench.kernel.count() == 0).await;
+}
+
+#[tokio::test]
+async fn a_pod_of_the_same_name_has_its_own_ports_and_is_not_taken_for_a_leftover() {
+    let mut namesake = pod(80);
+    namesake.metadata.namespace = "shop".to_owned();
+    namesake.metadata.name = "web".to_owned();
+    let known = KnownPinholes::default();
+    known.replace(written(json!({})));
+    let settings = Settings { granted: Some(Arc::new(known)), ..Settings::default() };
+    let bench = Bench::with_pods(settings, vec![namesake]);
+    bench.until("programmed", |bench| bench.kernel.count() == 2).await;
+    bench.until_said("true Programmed Some(3) ").await;
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! `Pinhole`: external ports that lead to a Service, to pods by label, or to one pod.
 
+use k8s_openapi::jiff::Timestamp;
 use kube::CustomResource;
 use kube::KubeSchema;
 use schemars::JsonSchema;
@@ -141,6 +142,11 @@ pub struct PinholeSpec {
     /// For a Pinhole that the controller wrote for a pod: who holds the ports. Absent in yours, which hold them themselves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holder: Option<HolderReference>,
+
+    /// How often a port was taken away that nothing else in here tells of, so that nodes can answer for what is granted now. Only in
+    /// what the controller writes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub withdrawals: Option<u32>,
 }
 
 /// Where connections lead: one of the three.
@@ -150,7 +156,9 @@ pub struct PinholeSpec {
     validation = Rule::new("[has(self.service), has(self.podSelector), has(self.pod)].filter(given, given).size() == 1")
         .message("target needs exactly one of service, podSelector and pod"),
     validation = Rule::new("!has(self.via) || has(self.service)")
-        .message("via goes with service")
+        .message("via goes with service"),
+    validation = Rule::new("!has(self.podUID) || has(self.pod)")
+        .message("podUID goes with pod")
 )]
 pub struct PinholeTarget {
     /// The name of a Service. It may come later.
@@ -169,6 +177,10 @@ pub struct PinholeTarget {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub pod: Option<String>,
+    /// The UID of that pod, so that one of the same name that follows it is not taken for it. Only in what the controller writes.
+    #[serde(default, rename = "podUID", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub pod_uid: Option<String>,
 }
 
 /// One external port or a range of them.
@@ -325,6 +337,11 @@ pub struct PinholeStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1024))]
     pub endpoints: Vec<Endpoint>,
+    /// What was granted before and a node may still have in its kernel. Nobody else gets it until the node has said that it is
+    /// gone, or is known to be gone itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024))]
+    pub releasing: Vec<Releasing>,
     /// The pods behind them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1024))]
@@ -365,6 +382,26 @@ pub struct Endpoint {
     /// The pool that granted it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
+}
+
+/// An external port or range that a node has yet to let go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Releasing {
+    /// The external address that packets arrive with.
+    pub address: String,
+    /// The protocol.
+    pub protocol: Transport,
+    /// The external port; the first of a range.
+    pub port: u16,
+    /// The last external port of a range.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port_end: Option<u16>,
+    /// The node.
+    pub node: String,
+    /// Since when it is waited for, in UTC.
+    #[schemars(with = "String", extend("format" = "date-time"))]
+    pub since: Timestamp,
 }
 
 /// A pod behind a pinhole.

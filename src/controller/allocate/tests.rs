@@ -102,7 +102,7 @@ async fn many_pods_get_one_claim_for_each_port_and_the_next_turn_finds_nothing_t
     assert_eq!(scene.slots(), slots);
     let number = |stored: StoredClaim| {
         let port = stored.claim.key.to_string().rsplit_once('-').unwrap().1.to_owned();
-        (stored.claim.pod_uid.unwrap(), port)
+        (stored.claim.slot.unwrap().split_once('/').unwrap().0.to_owned(), port)
     };
     let numbers: BTreeSet<_> = scene.stored().into_values().map(number).collect();
     assert_eq!(numbers.len(), 64, "TCP and UDP of a pod have one number");

@@ -6,6 +6,7 @@ use super::*;
 use crate::admission::index::occupants::Occupants;
 use crate::admission::index::occupants::Source;
 use crate::allocation::claim::Version;
+use crate::cluster::pinhole_watch::Pinholes;
 use crate::controller::plan;
 use crate::controller::plan::Times;
 use crate::controller::standing;
@@ -175,7 +176,7 @@ fn what_nobody_uses_any_more_is_given_back_and_of_two_for_one_slot_the_second() 
     let times = Times { release: SignedDuration::from_secs(30), cooldown: SignedDuration::from_secs(120) };
     let later = at().checked_add(SignedDuration::from_secs(121)).unwrap();
     let becomes = |scene: &Scene| -> BTreeMap<ClaimKey, String> {
-        let plan = plan::plan(&scene.claims, &scene.index, &times, later);
+        let plan = plan::plan(&scene.claims, &scene.index, &Pinholes::new(), &times, later);
         plan.changes
             .into_iter()
             .map(|planned| (planned.stored.claim.key, format!("{:?}", planned.change)))

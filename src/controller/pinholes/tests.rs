@@ -15,6 +15,7 @@ use crate::allocation::claim::Version;
 use crate::allocation::key::ClaimKey;
 use crate::cluster::claim_watch::Claims;
 use crate::controller::automatic::Found;
+use crate::controller::releasing::Serving;
 use crate::controller::standing::Waiting;
 use crate::model::holder::Holder;
 
@@ -60,6 +61,14 @@ impl Scene {
         self
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "literal JSON at every call")]
+    fn node(mut self, name: &str, changes: Value) -> Self {
+        let mut node = json!({"kind": "Node", "metadata": {"name": name}});
+        json_patch::merge(&mut node, &changes);
+        self.index.apply(&serde_json::from_value(node).unwrap());
+        self
+    }
+
     fn claimed(mut self, name: &str, by: &str) -> Self {
         let key: ClaimKey = name.parse().unwrap();
         let claim = Claim::reserve(key, Holder::new("Pod", ObjectName::new("mail", by)), self.now);
@@ -77,7 +86,7 @@ impl Scene {
             index: &self.index,
             policy: &self.policy,
         };
-        plan(&self.pods, &self.pinholes, &known, self.now)
+        plan(&self.pods, &self.pinholes, &known, TIMEOUT, self.now)
     }
 
     /// Takes turns until nothing is left to write, as an API server would store it; says what was written.
@@ -137,9 +146,10 @@ impl Scene {
                 }
                 format!("tell {pod}")
             }
-            Write::Delete { name, uid } => {
+            Write::Delete(pinhole) => {
+                let name = ObjectName::new("mail", pinhole.metadata.name.clone().unwrap());
                 let gone = self.pinholes.remove(&name).unwrap();
-                assert_eq!(gone.metadata.uid, Some(uid));
+                assert_eq!(gone.metadata.uid, pinhole.metadata.uid);
                 format!("delete {name}")
             }
         }
@@ -174,6 +184,8 @@ impl Scene {
     }
 }
 
+const TIMEOUT: SignedDuration = SignedDuration::from_secs(300);
+
 const PORT: &str = "203.0.113.7:25";
 const KEY: &str = "v4-203-0-113-7-tcp-25";
 
@@ -196,7 +208,7 @@ fn a_pod_with_its_claims_gets_one_object_that_comes_to_rest() {
     assert_eq!(
         serde_json::to_value(&stored.spec).unwrap(),
         json!({
-            "target": {"pod": "mx"},
+            "target": {"pod": "mx", "podUID": "uid-mx"},
             "ports": [
                 {"address": "203.0.113.7", "protocol": "TCP", "port": 25, "targetPort": 25},
                 {"protocol": "TCP", "port": 8080, "targetPort": 80},
@@ -210,8 +222,7 @@ fn a_pod_with_its_claims_gets_one_object_that_comes_to_rest() {
         stored.metadata.labels.unwrap().into_keys().collect::<Vec<_>>(),
         ["app.kubernetes.io/managed-by", "node.pinhole.dev/node-1"]
     );
-    let owner = &stored.metadata.owner_references.unwrap()[0];
-    assert_eq!((owner.kind.as_str(), owner.uid.as_str()), ("Pod", "uid-mx"));
+    assert_eq!(stored.metadata.finalizers, Some(vec!["pinhole.dev/release".to_owned()]));
     let endpoints = serde_json::to_value(&stored.status.unwrap().endpoints).unwrap();
     assert_eq!(
         endpoints,
@@ -292,24 +303,138 @@ fn nobody_else_s_object_is_touched_and_its_pod_is_told() {
 }
 
 #[test]
-fn an_object_goes_with_its_pod_and_before_the_next_pod_of_that_name_gets_its_own() {
-    let first = pod(PORT, json!({}));
-    let cases = [
-        ("a pod that is gone", None, "delete mail/mx"),
-        ("a pod that has ended", Some(json!({"status": {"phase": "Failed"}})), "delete mail/mx"),
-        (
-            "another pod",
-            Some(json!({"metadata": {"uid": "uid-2"}})),
-            "tell mail/mx, delete mail/mx, apply mail/mx, report mail/mx",
-        ),
-    ];
-    for (name, changes, expected) in cases {
-        let mut scene = scene().with(first.clone()).claimed(KEY, "mx");
+fn an_object_goes_once_the_node_of_its_pod_has_let_go_of_what_it_granted() {
+    for (name, ended) in [("gone", None), ("ended", Some(json!({"status": {"phase": "Failed"}})))] {
+        let mut scene = scene().node("node-1", json!({})).with(pod(PORT, json!({}))).claimed(KEY, "mx");
         scene.settle();
         scene.pods.clear();
-        if let Some(changes) = changes {
+        if let Some(changes) = ended {
             scene = scene.with(pod(PORT, changes));
         }
-        assert_eq!(scene.settle().join(", "), expected, "{name}");
+        scene.reported(true, "Programmed");
+        assert_eq!(scene.settle(), ["apply mail/mx", "report mail/mx"], "{name}");
+        assert_eq!(scene.columns()[4], "False Releasing waiting for node-1 to let go", "{name}");
+        assert!(scene.mx().spec.suspended && scene.mx().status.as_ref().unwrap().endpoints.is_empty());
+        scene.reported(false, "Released");
+        assert_eq!(scene.settle(), ["report mail/mx", "apply mail/mx", "delete mail/mx"], "{name}");
     }
+}
+
+#[test]
+fn a_pod_that_no_node_has_leaves_nothing_to_wait_for() {
+    let unscheduled = json!({"spec": {"nodeName": null}, "status": {"podIPs": []}});
+    let mut scene = scene().with(pod(PORT, unscheduled)).claimed(KEY, "mx");
+    scene.settle();
+    scene.pods.clear();
+    assert_eq!(scene.settle(), ["delete mail/mx"]);
+}
+
+#[test]
+fn a_node_is_not_waited_for_that_is_gone_and_one_that_is_silent_for_its_time_only() {
+    let silent = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+    let out_of_service = json!({"spec": {"taints": [{"key": "node.kubernetes.io/out-of-service"}]}});
+    let unready = json!({"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}});
+    let cases = [
+        ("gone", None, "Programmed", 0),
+        ("switched off", Some(out_of_service), "Removing", 0),
+        ("not ready", Some(unready), "Removing", 300),
+        ("silent", Some(silent.clone()), "Programmed", 300),
+        ("braked", Some(silent), "Removing", 9_999),
+    ];
+    for (name, node, reason, waits) in cases {
+        let mut scene = scene().with(pod(PORT, json!({}))).claimed(KEY, "mx");
+        if let Some(node) = node {
+            scene = scene.node("node-1", node);
+        }
+        scene.settle();
+        scene.pods.clear();
+        scene.reported(true, reason);
+        scene.mx().status.as_mut().unwrap().nodes[0].observed_generation = None;
+        let goes = |scene: &mut Scene| scene.settle().contains(&"delete mail/mx".to_owned());
+        if waits == 0 {
+            assert!(goes(&mut scene), "{name}");
+            continue;
+        }
+        assert!(!goes(&mut scene), "{name}");
+        for (seconds, is_over) in [(waits - 10, false), (10, waits == 300)] {
+            scene.now = scene.now.checked_add(SignedDuration::from_secs(seconds)).unwrap();
+            assert_eq!(goes(&mut scene), is_over, "{name} {seconds}");
+            if is_over {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn an_object_stays_while_a_claim_still_leads_to_its_pod() {
+    let mut scene = scene().with(pod(PORT, json!({}))).claimed(KEY, "mx");
+    scene.settle();
+    scene.pods.clear();
+    let key: ClaimKey = KEY.parse().unwrap();
+    scene.claims.get_mut(&key).unwrap().claim.pod_uid = Some("uid-mx".into());
+    assert!(!scene.settle().contains(&"delete mail/mx".to_owned()));
+    scene.claims.get_mut(&key).unwrap().claim.pod_uid = None;
+    assert_eq!(scene.settle(), ["delete mail/mx"]);
+}
+
+#[test]
+fn another_pod_of_the_name_gets_the_object_at_once_and_the_node_of_the_first_is_waited_for() {
+    let mut scene = scene().node("node-1", json!({})).node("node-2", json!({}));
+    scene = scene.with(pod(PORT, json!({}))).claimed(KEY, "mx");
+    scene.settle();
+    scene.reported(true, "Programmed");
+    scene.settle();
+    let other = json!({"metadata": {"uid": "uid-2"}, "spec": {"nodeName": "node-2"}});
+    let mut scene = scene.with(pod(PORT, other));
+    assert_eq!(scene.settle(), ["tell mail/mx", "apply mail/mx", "report mail/mx"]);
+    let labels = |scene: &mut Scene| {
+        let labels = scene.mx().metadata.labels.clone().unwrap().into_keys();
+        labels.filter(|label| label.starts_with("node.")).collect::<Vec<_>>()
+    };
+    let waits = |scene: &mut Scene| {
+        let releasing = scene.mx().status.clone().unwrap().releasing.into_iter();
+        releasing.map(|old| format!("{}:{} {}", old.address, old.port, old.node)).collect::<Vec<_>>()
+    };
+    assert_eq!(scene.mx().status.as_ref().unwrap().endpoints.len(), 1, "it is granted at once");
+    assert_eq!(labels(&mut scene), ["node.pinhole.dev/node-1", "node.pinhole.dev/node-2"]);
+    assert_eq!(waits(&mut scene), ["203.0.113.7:25 node-1"]);
+    scene.reported(false, "Released");
+    scene.settle();
+    assert_eq!(labels(&mut scene), ["node.pinhole.dev/node-2"]);
+    assert!(waits(&mut scene).is_empty());
+}
+
+#[test]
+fn a_port_that_is_asked_for_no_more_is_waited_for_and_the_others_are_not() {
+    let mut scene =
+        scene().node("node-1", json!({})).claimed(KEY, "mx").claimed("v4-203-0-113-7-tcp-26", "mx");
+    scene = scene.with(pod("203.0.113.7:25,203.0.113.7:26", json!({})));
+    scene.settle();
+    scene.reported(true, "Programmed");
+    let mut scene = scene.with(pod("203.0.113.7:26", json!({})));
+    scene.settle();
+    let (gone, kept): (ClaimKey, ClaimKey) = (KEY.parse().unwrap(), "v4-203-0-113-7-tcp-26".parse().unwrap());
+    assert_eq!(scene.mx().status.as_ref().unwrap().releasing.len(), 1);
+    assert!(Serving::of(&scene.pinholes).has(&gone));
+    scene.reported(true, "Programmed");
+    scene.settle();
+    let serving = Serving::of(&scene.pinholes);
+    assert!(!serving.has(&gone) && serving.has(&kept) && serving.is_settled("uid-mx") == Some(true));
+}
+
+#[test]
+fn a_claim_that_is_lost_is_waited_for_although_the_pod_asks_on() {
+    let mut scene = scene().node("node-1", json!({})).with(pod(PORT, json!({}))).claimed(KEY, "mx");
+    scene.settle();
+    scene.reported(true, "Programmed");
+    scene.settle();
+    let key: ClaimKey = KEY.parse().unwrap();
+    scene.claims.clear();
+    scene = scene.claimed(KEY, "thief");
+    assert_eq!(scene.settle(), ["tell mail/mx", "apply mail/mx", "report mail/mx"]);
+    assert!(Serving::of(&scene.pinholes).has(&key), "what the node said before is no answer");
+    scene.reported(false, "Released");
+    scene.settle();
+    assert!(!Serving::of(&scene.pinholes).has(&key));
 }
