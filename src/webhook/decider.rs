@@ -14,6 +14,8 @@
 //! Without claims, calls through two replicas at the same moment can both be granted; which of them is served is then
 //! decided on the node. Admission is the first line, not the last.
 
+mod claiming;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::PoisonError;
@@ -40,17 +42,10 @@ use crate::admission::index::ObjectKey;
 use crate::admission::index::occupants::Source;
 use crate::admission::policy::Policy;
 use crate::admission::reservation;
-use crate::admission::violation::Violation;
-use crate::allocation::acquire::Acquisition;
 use crate::allocation::acquire::Purpose;
 use crate::allocation::acquire::Verdict;
 use crate::allocation::claim::Claim;
-use crate::allocation::life;
 use crate::allocation::operation::Failure;
-use crate::allocation::operation::Operation as Store;
-use crate::allocation::operation::Outcome;
-use crate::allocation::pool::Cooldowns;
-use crate::allocation::pool::Pool;
 use crate::api::object::Kind;
 use crate::api::object::Object;
 use crate::cluster::claim_store;
@@ -60,6 +55,7 @@ use crate::cluster::evidence::LiveReadError;
 use crate::cluster::evidence::LiveReads;
 use crate::telemetry::startup::Incomplete;
 use crate::telemetry::startup::Startup;
+use crate::webhook::decider::claiming::Claiming;
 
 /// How often a decision is taken again after live reads. Each round can bring up owners not known before; a chain
 /// from pod to root is three long.
@@ -195,7 +191,7 @@ impl Decider {
             return Ok(self.judge(&Request { object, ..request.clone() }, &self.read_index()));
         }
         let decision = self.decide_by_view(request, dry_run).await?;
-        let Some(claims) = self.claims.as_deref().filter(|_| decision.is_granted()) else {
+        let Some(claims) = self.claims.as_ref().filter(|_| decision.is_granted()) else {
             return Ok(decision);
         };
         let reserved = self.reserve(claims, request, decision, dry_run).await;
@@ -211,7 +207,7 @@ impl Decider {
     /// Claims what a decision grants, all of it or nothing.
     async fn reserve(
         &self,
-        claims: &dyn ClaimStore,
+        claims: &Arc<dyn ClaimStore>,
         request: &Request,
         decision: Decision,
         dry_run: bool,
@@ -220,23 +216,18 @@ impl Decider {
         if wishes.is_empty() {
             return Ok(decision);
         }
-        if let Some(violation) = self.over_quota(claims, request, &wishes).await? {
+        let claiming = Claiming {
+            store: Arc::clone(claims),
+            policy: Arc::clone(&self.policy),
+            index: Arc::clone(&self.index),
+            request: request.clone(),
+            wishes,
+        };
+        if let Some(violation) = claiming.over_quota().await? {
             return Ok(Decision { violations: vec![violation], ..decision });
         }
         let purpose = if dry_run { Purpose::Look } else { Purpose::Reserve };
-        let pools = self.read_index().pools().cloned().unwrap_or_default();
-        let cooldowns = Cooldowns::new(life::COOLDOWN, &pools);
-        let mut acquisition = Acquisition::new(wishes.clone(), purpose, claim_store::now(), cooldowns);
-        let mut verdict = claim_store::acquire(claims, &mut acquisition).await;
-        // Of several at once each has stored its claims by now and sees the others': nobody goes on beyond the quota.
-        if verdict == Verdict::Granted
-            && !dry_run
-            && let Some(violation) = self.over_quota(claims, request, &wishes).await?
-        {
-            let reason = format!("{violation}; other requests of this namespace are under way");
-            acquisition.revoke(Verdict::NotNow(Failure { reason, is_lasting: false }));
-            verdict = claim_store::acquire(claims, &mut acquisition).await;
-        }
+        let verdict = claiming.claim(purpose).await?;
         match verdict {
             Verdict::Granted => Ok(decision),
             Verdict::Held { wanted, by } => {
@@ -245,30 +236,6 @@ impl Decider {
             }
             Verdict::NotNow(failure) => Err(NotNow::Claims(failure)),
         }
-    }
-
-    /// What is said of a request whose namespace would hold more of a pool than it may. Nothing is read where no quota is set.
-    async fn over_quota(
-        &self,
-        claims: &dyn ClaimStore,
-        request: &Request,
-        wishes: &[Claim],
-    ) -> Result<Option<Violation>, NotNow> {
-        let has_quota = |pool: &Pool| {
-            pool.ports_per_namespace.is_some()
-                && wishes.iter().any(|wish| wish.pool.as_ref() == Some(&pool.name))
-        };
-        let is_limited = self.read_index().pools().is_some_and(|pools| pools.iter().any(has_quota));
-        let Some(first) = wishes.first().filter(|_| is_limited) else { return Ok(None) };
-        let namespace = Arc::clone(&first.holder.object.namespace);
-        let held = match claims.perform(Store::ListOf(namespace)).await {
-            Outcome::Listed(held) => held,
-            Outcome::Failed(failure) => return Err(NotNow::Claims(failure)),
-            _ => return Err(NotNow::Unsettled),
-        };
-        let index = self.read_index();
-        let world = World { policy: &self.policy, index: &index };
-        Ok(admission::over_quota(request, &world, &held, wishes))
     }
 
     /// The claims that a decision needs. An owner that the watches have not shown yet is read live.

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::admission::Operation;
+use crate::allocation::pool::Pool;
 use crate::api::object::Object;
 use crate::webhook::testing::pod;
 use crate::webhook::testing::replica_set;

@@ -13,6 +13,8 @@ use crate::api::crd::port_claim::ClaimState;
 struct Claims {
     memory: Arc<Mutex<Memory>>,
     fails: Arc<AtomicBool>,
+    /// Where set, a claim is stored and its caller hears of it only later.
+    answers: Option<Arc<tokio::sync::Semaphore>>,
 }
 
 impl Claims {
@@ -28,7 +30,11 @@ impl ClaimStore for Claims {
                 let reason = "creating the PortClaim failed: connection refused".to_owned();
                 return Outcome::Failed(Failure { reason, is_lasting: false });
             }
-            self.memory.perform(operation).await
+            let outcome = self.memory.perform(operation).await;
+            if let Some(answers) = &self.answers {
+                drop(answers.acquire().await);
+            }
+            outcome
         }
         .boxed()
     }
@@ -57,6 +63,24 @@ async fn of_many_that_ask_three_replicas_at_once_exactly_one_is_granted() {
     let late = replicas[0].decide(&create(&pod("mail", "late", PORT)), false).await;
     let said = late.unwrap().violations[0].to_string();
     assert!(said.contains("203.0.113.7:25/tcp") && said.contains("Pod mail/web-"), "{said}");
+}
+
+#[tokio::test]
+async fn a_call_that_is_cut_off_takes_back_what_it_claimed() {
+    let answers = Arc::new(tokio::sync::Semaphore::new(0));
+    let claims = Claims { answers: Some(Arc::clone(&answers)), ..Claims::default() };
+    let decider = replica(&claims, &[]);
+    let request = create(&pod("mail", "first", PORT));
+    let cut_off = tokio::time::timeout(Duration::from_millis(50), decider.decide(&request, false)).await;
+    assert!(cut_off.is_err());
+    assert_eq!(claims.names().len(), 1, "it is stored, and its caller has not heard of it");
+    answers.add_permits(1);
+    let taken_back = async {
+        while !claims.names().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), taken_back).await.unwrap();
 }
 
 #[tokio::test]
