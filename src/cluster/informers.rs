@@ -155,7 +155,10 @@ fn feed(index: &mut Index, resource: Resource, news: &News) {
     }
 }
 
-/// Takes from an object what the index would not keep; `false` when that is everything.
+/// What besides requests is read of annotations: by the rules, and by the controller, of pods that ask for ports.
+const READ: [&str; 4] = [keys::MIRROR_POD, keys::SPREAD, keys::POOL, keys::ENDPOINTS];
+
+/// Takes from an object what nobody reads of it; `false` when that is everything.
 fn trim(object: &mut Object, policy: &Policy) -> bool {
     let Some(kind) = object.known_kind() else { return true };
     let asks = Subject::of(object)
@@ -169,8 +172,8 @@ fn trim(object: &mut Object, policy: &Policy) -> bool {
         object.spec = Spec::default();
         object.status = Status::default();
     }
-    let is_input = |key: &str| policy.input_keys().any(|input| input == key) || key == keys::MIRROR_POD;
-    object.metadata.annotations.retain(|key, _| is_input(key));
+    let is_read = |key: &str| policy.input_keys().any(|input| input == key) || READ.contains(&key);
+    object.metadata.annotations.retain(|key, _| is_read(key));
     object.metadata.labels.clear();
     asks || is_link || has_host_ports
 }
@@ -319,6 +322,22 @@ mod tests {
         for dropped in objects.iter().filter(|object| !kept.contains(&object.metadata.name.as_str())) {
             assert_eq!(fed(std::slice::from_ref(dropped)), nothing, "{}", dropped.metadata.name);
         }
+    }
+
+    #[test]
+    fn what_the_controller_reads_of_a_pod_outlives_trimming_and_the_rest_goes() {
+        let read = json!({"pinhole.dev/expose": "auto:80", "pinhole.dev/pool": "edge", "pinhole.dev/spread": "true",
+            "pinhole.dev/endpoints": "[]", "kubernetes.io/config.mirror": "x"});
+        let mut all = read.clone();
+        all["pinhole.dev/effective"] = json!("{}");
+        all["team"] = json!("mail");
+        let mut trimmed = pod("postfix", &all);
+        assert!(trim(&mut trimmed, &Policy::default()));
+        assert_eq!(trimmed.metadata.annotations, pod("postfix", &read).metadata.annotations);
+        assert_eq!(
+            (trimmed.spec.node_name.as_deref(), trimmed.status.phase.as_str()),
+            (Some("node-1"), "Running")
+        );
     }
 
     /// An API server that lists what it was given, page by page, and then has no news.

@@ -48,7 +48,8 @@ pub enum News {
     Failed(String),
 }
 
-/// Takes from an object of a list what is not needed; `false` leaves it out.
+/// Takes from an object what is not needed; `false` leaves it out of a list. A change is told all the same, for it may be the
+/// loss of what was needed.
 pub type Trim = Box<dyn FnMut(&mut Object) -> bool + Send>;
 
 /// A watch on one resource.
@@ -65,8 +66,8 @@ pub struct Watch {
 impl Watch {
     /// Watches a resource in all namespaces, or what a field selector such as `spec.nodeName=node-1` leaves of it.
     ///
-    /// A list can be as large as the cluster; `trim` is applied to each of its objects as it arrives, so that only
-    /// what matters is held until the list is complete.
+    /// A list can be as large as the cluster; `trim` is applied to each object as it arrives, so that only what matters is
+    /// held until the list is complete, and an object is the same whether it came in a list or as a change.
     pub fn new(connection: &Connection, resource: Resource, fields: Option<&str>, trim: Trim) -> Self {
         let mut config = watcher::Config::default().page_size(PAGE).timeout(WATCH_SECONDS);
         config.field_selector = fields.map(str::to_owned);
@@ -119,7 +120,12 @@ impl Watch {
                 }
             }
             Event::InitDone => return Some(News::Listed(std::mem::take(&mut self.listing))),
-            Event::Apply(seen) => return self.read(seen).map(News::Applied),
+            Event::Apply(seen) => {
+                return self.read(seen).map(|mut object| {
+                    (self.trim)(&mut object);
+                    News::Applied(object)
+                });
+            }
             Event::Delete(seen) => {
                 let object = seen.into_object(self.resource);
                 return Some(News::Deleted(object.unwrap_or_else(|undecodable| undecodable.object)));
@@ -170,7 +176,8 @@ mod tests {
     use crate::api::object::Kind;
 
     fn pod(name: &str) -> Value {
-        json!({"metadata": {"name": name, "namespace": "web", "uid": format!("uid-{name}"), "resourceVersion": "1"}})
+        json!({"metadata": {"name": name, "namespace": "web", "uid": format!("uid-{name}"), "resourceVersion": "1",
+            "labels": {"app": name}}})
     }
 
     fn seen(object: &Value) -> Seen {
@@ -178,7 +185,10 @@ mod tests {
     }
 
     fn watch(events: Vec<watcher::Result<Event<Seen>>>) -> Watch {
-        let keep = Box::new(|object: &mut Object| object.metadata.name != "dropped");
+        let keep = Box::new(|object: &mut Object| {
+            object.metadata.labels.clear();
+            object.metadata.name != "dropped"
+        });
         let events = stream::iter(events).boxed();
         Watch::over(events, Resource::Holder(Kind::Pod), "https://api.test".to_owned(), keep)
     }
@@ -197,7 +207,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_list_arrives_whole_and_trimmed_and_changes_follow_it() {
+    async fn a_list_arrives_whole_and_changes_follow_it_trimmed_alike() {
         let mut watch = watch(vec![
             Ok(Event::Init),
             Ok(Event::InitApply(seen(&pod("a")))),
@@ -208,13 +218,14 @@ mod tests {
             Ok(Event::Delete(seen(&pod("a")))),
         ]);
         let listed = watch.next().await;
-        assert!(matches!(listed, News::Listed(_)));
+        let News::Listed(objects) = &listed else { panic!("expected a list: {listed:?}") };
+        assert!(objects.iter().all(|object| object.metadata.labels.is_empty()), "{listed:?}");
         assert_eq!(names(&listed), ["a", "b"]);
         let applied = watch.next().await;
-        assert!(
-            matches!(applied, News::Applied(_)),
-            "a change may be the loss of what was kept: {applied:?}"
-        );
+        let News::Applied(object) = &applied else {
+            panic!("a change may be the loss of what was kept: {applied:?}")
+        };
+        assert!(object.metadata.labels.is_empty(), "{applied:?}");
         assert_eq!(names(&applied), ["dropped"]);
         let deleted = watch.next().await;
         assert!(matches!(deleted, News::Deleted(_)));
