@@ -154,6 +154,11 @@ impl Acquisition {
         Some(operation)
     }
 
+    /// What this request stored that was nobody's or somebody else's before.
+    pub fn made(&self) -> impl Iterator<Item = &Claim> {
+        self.made.iter().map(|stored| &stored.claim)
+    }
+
     /// Takes back what a granted request stored, for a reason that was found afterwards.
     pub fn revoke(&mut self, verdict: Verdict) {
         self.fail(verdict);

@@ -224,7 +224,16 @@ pub fn pool_of<'p>(pools: &'p [Pool], asker: Asker<'_>, held: Named) -> Option<&
     admitting.or_else(|| having().next()).or_else(|| of_address.first()).copied()
 }
 
-/// Whether a namespace would hold more of a pool than it may. `held` are its claims; those that are also in `wishes` count once.
+/// What of `wishes` its holder has not been granted yet. For the rest no quota counts: one that was lowered holds up no rollout.
+pub fn more(held: &[StoredClaim], wishes: &[Claim]) -> Vec<Claim> {
+    let is_had = |wish: &Claim| {
+        held.iter().any(|stored| stored.claim.key == wish.key && stored.claim.is_same_grant(wish))
+    };
+    wishes.iter().filter(|wish| !is_had(wish)).cloned().collect()
+}
+
+/// Whether a namespace would hold more of a pool than it may, with `wishes` that are new. `held` are its claims; those that are
+/// also in `wishes` count once.
 pub fn over_quota(
     pools: &[Pool],
     asker: Asker<'_>,
@@ -399,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_holds_no_more_than_its_quota_and_what_it_has_already_counts_once() {
+    fn a_namespace_gets_no_more_than_its_quota_and_keeps_what_it_has_when_that_is_lowered() {
         let holder = Holder::new("Pod", ObjectName::new("mail", "mx"));
         let claim = |name: &str| Claim {
             pool: Some("mail".to_owned()),
@@ -411,11 +420,20 @@ mod tests {
         };
         let held = [stored("v4-203-0-113-7-tcp-25"), stored("v4-203-0-113-7-tcp-26")];
         let asker = Asker { namespace: "mail", labels: None, service_account: "default" };
-        let over =
-            |wishes: &[Claim]| over_quota(&pools(), asker, &held, wishes).map(|refusal| refusal.to_string());
+        let over = |wishes: &[Claim]| {
+            over_quota(&pools(), asker, &held, &more(&held, wishes)).map(|refusal| refusal.to_string())
+        };
         let eight: Vec<_> = (30..38).map(|port| claim(&format!("v4-203-0-113-7-tcp-{port}"))).collect();
         assert_eq!(over(&eight), None);
         assert_eq!(over(&[&eight[..], &[claim("v4-203-0-113-7-tcp-25")]].concat()), None);
+        let mut lowered = pools();
+        for pool in &mut lowered {
+            pool.ports_per_namespace = Some(1);
+        }
+        let have = [claim("v4-203-0-113-7-tcp-25"), claim("v4-203-0-113-7-tcp-26")];
+        assert!(over_quota(&lowered, asker, &held, &more(&held, &have)).is_none());
+        let others = Claim { holder: Holder::new("Pod", ObjectName::new("mail", "imap")), ..have[0].clone() };
+        assert_eq!(more(&held, std::slice::from_ref(&others)), [others], "what another holder has");
         let said = over(&[&eight[..], &[claim("v4-203-0-113-7-tcp-40")]].concat()).unwrap();
         assert!(
             said.starts_with(

@@ -223,7 +223,7 @@ impl Decider {
             request: request.clone(),
             wishes,
         };
-        if let Some(violation) = claiming.over_quota().await? {
+        if let Some(violation) = claiming.over_quota(None).await? {
             return Ok(Decision { violations: vec![violation], ..decision });
         }
         let purpose = if dry_run { Purpose::Look } else { Purpose::Reserve };

@@ -17,6 +17,7 @@ use crate::allocation::acquire::Acquisition;
 use crate::allocation::acquire::Purpose;
 use crate::allocation::acquire::Verdict;
 use crate::allocation::claim::Claim;
+use crate::allocation::grant;
 use crate::allocation::life;
 use crate::allocation::operation::Failure;
 use crate::allocation::operation::Operation;
@@ -38,7 +39,8 @@ pub(super) struct Claiming {
 
 impl Claiming {
     /// What is said of a request whose namespace would hold more of a pool than it may. Nothing is read where no quota is set.
-    pub(super) async fn over_quota(&self) -> Result<Option<Violation>, NotNow> {
+    /// `made` is what it has stored; before that, it is compared with what is there.
+    pub(super) async fn over_quota(&self, made: Option<Vec<Claim>>) -> Result<Option<Violation>, NotNow> {
         let has_quota = |pool: &Pool| {
             pool.ports_per_namespace.is_some()
                 && self.wishes.iter().any(|wish| wish.pool.as_ref() == Some(&pool.name))
@@ -51,9 +53,10 @@ impl Claiming {
             Outcome::Failed(failure) => return Err(NotNow::Claims(failure)),
             _ => return Err(NotNow::Unsettled),
         };
+        let more = made.unwrap_or_else(|| grant::more(&held, &self.wishes));
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
         let world = World { policy: &self.policy, index: &index };
-        Ok(admission::over_quota(&self.request, &world, &held, &self.wishes))
+        Ok(admission::over_quota(&self.request, &world, &held, &more))
     }
 
     /// Gets all of them or none.
@@ -78,7 +81,7 @@ impl Claiming {
             return Ok(verdict);
         }
         // Of several at once each has stored its claims by now and sees the others': nobody goes on beyond the quota.
-        match self.over_quota().await {
+        match self.over_quota(Some(acquisition.made().cloned().collect())).await {
             Ok(None) => Ok(verdict),
             Ok(Some(violation)) => {
                 let reason = format!("{violation}; other requests of this namespace are under way");
