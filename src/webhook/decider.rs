@@ -84,6 +84,13 @@ pub(crate) enum NotNow {
     /// The ports could not be claimed.
     #[error("{0}; without its claims nothing is granted")]
     Claims(Failure),
+    /// Whose ports they would be depends on an object that is not there.
+    #[error(
+        "its owner {} {} does not exist, so nobody can tell whose ports these would be; create the owner first, or remove the \
+         ownerReference",
+        .0.kind.name(), .0.name
+    )]
+    NoOwner(ObjectKey),
     /// What a refusal rests on changes faster than it can be read.
     #[error("the holders of the requested ports keep changing; try again")]
     Unsettled,
@@ -95,6 +102,7 @@ impl NotNow {
         match self {
             Self::LiveRead(error) => error.is_lasting,
             Self::Claims(failure) => failure.is_lasting,
+            Self::NoOwner(_) => true,
             Self::Starting(_) | Self::Unsettled => false,
         }
     }
@@ -105,6 +113,7 @@ impl NotNow {
             Self::Starting(_) => "starting",
             Self::LiveRead(_) => "live-read",
             Self::Claims(_) => "claims",
+            Self::NoOwner(_) => "no-owner",
             Self::Unsettled => "unsettled",
         }
     }
@@ -247,9 +256,9 @@ impl Decider {
                 Err(owner) => owner,
             };
             let Some(live) = self.live.as_deref() else { return Err(NotNow::Unsettled) };
-            let (evidence, read) = self.read(live, Evidence::Object(owner)).await?;
+            let (evidence, read) = self.read(live, Evidence::Object(owner.clone())).await?;
             if matches!(read.found, Found::Nothing) {
-                return Err(NotNow::Unsettled);
+                return Err(NotNow::NoOwner(owner));
             }
             read.bring_into(&mut self.write_index(), &evidence);
         }

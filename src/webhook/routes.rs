@@ -205,7 +205,7 @@ impl Desk {
                 NotNow::Starting(_) => {
                     let _ = tokio::time::timeout_at(last_word, self.decider.started()).await;
                 }
-                NotNow::LiveRead(_) | NotNow::Claims(_) | NotNow::Unsettled => {
+                NotNow::LiveRead(_) | NotNow::Claims(_) | NotNow::NoOwner(_) | NotNow::Unsettled => {
                     tokio::time::sleep_until(last_word.min(Instant::now() + LOOK_AGAIN)).await;
                 }
             }

@@ -143,6 +143,22 @@ async fn the_pods_of_one_deployment_share_its_claim() {
 }
 
 #[tokio::test]
+async fn an_owner_that_does_not_exist_is_named() {
+    let claims = Claims::default();
+    let decider = replica(&claims, &[]);
+    let mut pod = pod("mail", "smtp-1-a", PORT);
+    pod.metadata.owner_references = replica_set("mail", "smtp-1", "Deployment", "smtp").as_owner();
+    let not_now = decider.decide(&create(&pod), false).await.unwrap_err();
+    assert_eq!(
+        not_now.to_string(),
+        "its owner ReplicaSet mail/smtp-1 does not exist, so nobody can tell whose ports these would be; create the owner first, \
+         or remove the ownerReference"
+    );
+    assert!(not_now.is_lasting());
+    assert_eq!(claims.names(), [""; 0]);
+}
+
+#[tokio::test]
 async fn without_its_claims_nothing_is_granted_and_nothing_stays_in_the_way() {
     let claims = Claims::default();
     let decider = replica(&claims, &[]);
