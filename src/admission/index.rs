@@ -507,11 +507,12 @@ impl Index {
     }
 }
 
-/// What of an object holds ports by being stored: nothing once it has ended, and nothing of a workload whose own controller
-/// holds them.
+/// What of an object holds ports by being stored: nothing once it has ended, nothing of a workload whose own controller holds
+/// them, and nothing of a mirror pod, which no rule judges and nobody serves.
 fn holding_subject(object: &Object) -> Option<Subject<'_>> {
     let subject = Subject::of(object)?;
-    let holds = !object.is_finished() && !subject.is_derived_workload() && !subject.spec.host_network;
+    let is_judged = !subject.is_derived_workload() && !subject.spec.host_network && !subject.is_mirror();
+    let holds = !object.is_finished() && is_judged;
     holds.then_some(subject)
 }
 

@@ -66,6 +66,8 @@ impl Owners {
         let named = ObjectKey {
             kind: match Kind::from_name(&reference.kind) {
                 Some(kind) if is_link(kind) => kind,
+                // These make no pods: whoever names one as its owner would share its ports without having a right to them.
+                Some(Kind::Pod | Kind::Pinhole) => return Ok(itself()),
                 _ => {
                     return Ok(Holder::new(
                         reference.kind.as_str(),

@@ -107,6 +107,23 @@ fn a_reference_to_an_owner_of_another_name_makes_nobody_a_holder() {
 }
 
 #[test]
+fn an_owner_that_makes_no_pods_shares_its_ports_with_none() {
+    for kind in ["Pod", "Pinhole"] {
+        let cluster = Cluster::new().store(owned_by(exposing("first", PORT), kind, "shop"));
+        assert!(!cluster.create(owned_by(exposing("second", PORT), kind, "shop")).is_granted(), "{kind}");
+    }
+}
+
+#[test]
+fn a_mirror_pod_holds_nothing_because_no_rule_judges_it() {
+    let mirror = with(
+        on_node(exposing("static-web", PORT), "node-1"),
+        &[("/metadata/annotations/kubernetes.io~1config.mirror", json!("x"))],
+    );
+    assert_granted(&Cluster::new().store(mirror).create(exposing("web", PORT)));
+}
+
+#[test]
 fn ranges_conflict_where_they_overlap_and_name_the_shared_ports() {
     let cluster = Cluster::new().store(exposing("game", "203.0.113.7:7000-7010/udp"));
     assert_refused(
