@@ -18,6 +18,7 @@ pub mod desired;
 pub mod entries;
 pub mod flows;
 pub mod grants;
+pub mod links;
 pub mod listeners;
 pub mod masquerade;
 pub mod nat_node;
@@ -46,6 +47,7 @@ use crate::agent::desired::Known;
 use crate::agent::desired::Plan;
 use crate::agent::flows::Flows;
 use crate::agent::grants::Grants;
+use crate::agent::links::Linking;
 use crate::agent::masquerade::Masquerading;
 use crate::agent::nat_node::Desk;
 use crate::agent::nat_node::Situation;
@@ -113,6 +115,8 @@ pub struct Parts<D> {
     pub node: Node,
     /// What pods leave the cluster with.
     pub masquerading: Masquerading,
+    /// By which links it reaches the outside.
+    pub linking: Linking,
     /// When mass removals are held back.
     pub brake: BrakeOverTime,
     /// Where changes are left for the connection table; `None` leaves connections alone.
@@ -227,6 +231,7 @@ impl<D: Dataplane> Agent<D> {
         if is_fresh {
             self.count_repairs(differences, &wanted, &applied);
             self.situation.blockers = self.parts.dataplane.conditions(&wanted).await;
+            self.situation.blockers.extend_from_slice(self.parts.linking.problems());
             self.parts.reporter.report_conditions(self.situation.blockers.clone());
         }
         self.take_stock(&wanted, &applied);
@@ -302,6 +307,7 @@ impl<D: Dataplane> Agent<D> {
             identity,
             addresses: self.parts.node.addresses(),
             own: self.parts.node.own().clone(),
+            links: self.parts.linking.shown(),
             withheld: self.withheld.map(|withheld| withheld.removal),
             ..self.situation.clone()
         });
@@ -338,6 +344,7 @@ impl<D: Dataplane> Agent<D> {
             let mut waiting: Vec<_> = self.parts.pods.waiting().into_iter().map(Resource::plural).collect();
             waiting.extend(self.desk.as_ref().filter(|desk| !desk.is_known()).map(|_| "natnodes"));
             waiting.extend((!self.parts.masquerading.is_known()).then_some("masqueradepolicies"));
+            waiting.extend((!self.parts.linking.is_known()).then_some("natpools"));
             if self.parts.granting.as_ref().is_some_and(|granting| !granting.pinholes.is_complete()) {
                 waiting.push("pinholes");
             }
@@ -350,6 +357,7 @@ impl<D: Dataplane> Agent<D> {
                 () = stop.cancelled() => return false,
                 () = self.parts.pods.changed() => {}
                 () = self.parts.masquerading.changed() => {}
+                () = self.parts.linking.changed() => {}
                 () = heard(self.desk.as_mut()) => {}
             }
         }
@@ -361,6 +369,11 @@ impl<D: Dataplane> Agent<D> {
         let Some(node) = self.parts.pods.read(|view| view.node.clone()) else {
             return Err(Trouble::NoNode(self.config.node_name.clone()));
         };
+        if self.parts.linking.settle(&node.metadata.labels) {
+            // The rules of before are not those of these links, and that is no drift.
+            self.resync_at = Instant::now();
+            self.wanted = None;
+        }
         let knows_cluster = self.parts.node.knows_cluster();
         let masquerade = self.parts.masquerading.wanted(&node.metadata.labels, knows_cluster);
         let pods = self.parts.pods.read(|view| desired::addresses(&view.pods));
@@ -530,6 +543,7 @@ impl<D: Dataplane> Agent<D> {
                 () = tokio::time::sleep_until(next) => return,
                 () = self.parts.pods.changed() => break,
                 () = self.parts.masquerading.changed() => break,
+                () = self.parts.linking.changed() => break,
                 () = heard(self.desk.as_mut()) => {
                     let is_paused = self.desk.as_ref().is_some_and(Desk::is_paused);
                     if self.situation.is_paused != is_paused || self.is_resumed() {

@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os/exec"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -24,6 +27,7 @@ type natNode struct {
 			Addresses   []string
 		}
 		Programmed struct{ Entries int }
+		Links      []struct{ Interface, Gateway, Mark, Pool string }
 		Conditions []struct{ Type, Status, Reason string }
 	}
 }
@@ -127,6 +131,99 @@ func TestAnAgentKeepsTheNatNodeOfItsNodeAndChangesNothingWhilePaused(t *testing.
 	awaits("it comes back", func(n natNode) bool { return n.is("Ready", "True") })
 	c.must(http.MethodDelete, c.podsPath()+"/smtp", object{"gracePeriodSeconds": 0}, nil)
 	awaits("nothing is programmed", func(n natNode) bool { return n.Status.Programmed.Entries == 0 })
+	if err := agent.Stop(agentPatience); err != nil {
+		t.Error(err)
+	}
+}
+
+// One after the other with the other tests of agents, whose node is the same.
+func TestAnAgentUsesTheLinksOfThePoolsThatSelectItsNodeWithoutARestart(t *testing.T) {
+	c := newClerk(t, "links")
+	const nodePath, path = "/api/v1/nodes/node-1", "/apis/pinhole.dev/v1alpha1/natnodes/node-1"
+	c.must(http.MethodPost, "/api/v1/nodes", object{"metadata": object{"name": "node-1", "labels": notes{"uplinks": "two"}}}, nil)
+	t.Cleanup(func() {
+		c.must(http.MethodDelete, nodePath, nil, nil)
+		c.must(http.MethodDelete, path, nil, nil)
+	})
+	if err := lab.AddNodeAddress("203.0.113.33"); err != nil {
+		t.Fatal(err)
+	}
+	pool := func(name, uplinks, interfaceName string) {
+		t.Helper()
+		c.must(http.MethodPost, poolsPath, natPool(name, object{
+			"addresses": []string{"198.51.100.200"}, "nodes": object{"selector": object{"matchLabels": notes{"uplinks": uplinks}}},
+			"links": []object{{"interface": interfaceName, "gateway": "192.0.2.1"}},
+		}), nil)
+	}
+	pool("uplinks-a", "two", "uplink-a")
+	pool("uplinks-b", "one", "uplink-b")
+	agent, err := c.cluster.StartAgent("node-1", "--claims", "--nat-node", "--firewall=nftables", "--link=interface=uplink-f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(agent.LogTail())
+		}
+	})
+	if err := agent.AwaitReady(); err != nil {
+		t.Fatal(err)
+	}
+	pod := asking("smtp", "203.0.113.33:2526:25")
+	pod["spec"].(object)["nodeName"] = "node-1"
+	if code, said := c.create("", pod); code != http.StatusCreated {
+		t.Fatalf("HTTP %d: %s", code, said)
+	}
+	c.must(http.MethodPatch, c.podsPath()+"/smtp/status", object{"status": object{
+		"phase": "Running", "podIP": "10.244.1.9", "podIPs": []object{{"ip": "10.244.1.9"}},
+		"conditions": []object{{"type": "ContainersReady", "status": "True"}},
+	}}, nil)
+	uses := func(interfaces ...string) natNode {
+		t.Helper()
+		var found natNode
+		err := lab.Poll(45*time.Second, func() error {
+			found = natNode{}
+			if err := c.cluster.Do(t.Context(), 0, http.MethodGet, path, nil, &found); err != nil {
+				return err
+			}
+			var told []string
+			for _, link := range found.Status.Links {
+				told = append(told, link.Interface)
+			}
+			listed, err := exec.Command("nft", "list", "chain", "ip", "PINHOLE", "c_links").CombinedOutput()
+			if err != nil {
+				return fmt.Errorf("%w: %s", err, listed)
+			}
+			var made []string
+			for _, rule := range strings.Split(string(listed), "\n") {
+				if _, rest, arrives := strings.Cut(rule, "iifname \""); arrives {
+					made = append(made, strings.Split(rest, "\"")[0])
+				}
+			}
+			if !slices.Equal(told, interfaces) || !slices.Equal(made, interfaces) {
+				return fmt.Errorf("the links should be %v; the NatNode tells %v, and the kernel has %v", interfaces, told, made)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return found
+	}
+	found := uses("uplink-f", "uplink-a")
+	if link := found.Status.Links[1]; link.Pool != "uplinks-a" || link.Gateway != "192.0.2.1" || link.Mark != "0x20/0x70" {
+		t.Errorf("the pool's link is told as %+v", link)
+	}
+	if !found.is("LinkUnusable", "True") {
+		t.Errorf("an interface that does not exist is not told: %+v", found.Status.Conditions)
+	}
+	c.must(http.MethodPatch, nodePath, object{"metadata": object{"labels": notes{"uplinks": "one"}}}, nil)
+	uses("uplink-f", "uplink-b")
+	c.must(http.MethodDelete, poolsPath+"/uplinks-b", nil, nil)
+	uses("uplink-f")
+
+	c.must(http.MethodDelete, poolsPath+"/uplinks-a", nil, nil)
+	c.must(http.MethodDelete, c.podsPath()+"/smtp", object{"gracePeriodSeconds": 0}, nil)
 	if err := agent.Stop(agentPatience); err != nil {
 		t.Error(err)
 	}

@@ -19,6 +19,7 @@ use crate::agent::addresses::Own;
 use crate::agent::listeners::Listeners;
 use crate::api::crd::condition::Condition;
 use crate::api::crd::condition::ConditionStatus;
+use crate::api::crd::nat_node::LinkInUse;
 use crate::api::crd::nat_node::NatNodeStatus;
 use crate::api::crd::nat_node::NodeAddress;
 use crate::api::crd::nat_node::PortInUse;
@@ -70,6 +71,8 @@ pub struct Situation {
     pub addresses: Addresses,
     /// Those that stand for "the node's own".
     pub own: Own,
+    /// The links by which it reaches the outside.
+    pub links: Vec<LinkInUse>,
     /// Entries in the kernel that lead somewhere.
     pub entries: usize,
     /// Entries that should be there and are not.
@@ -279,6 +282,7 @@ fn status(
         observed_generation: generation,
         address: shown.join(","),
         addresses: found.into_iter().take(MOST_ADDRESSES).map(address).collect(),
+        links: situation.links.clone(),
         ports_in_use: ports.to_vec(),
         backend: backend.name.clone(),
         backend_version: backend.version.clone(),

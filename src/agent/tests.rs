@@ -160,6 +160,7 @@ impl Bench {
             granting: granting.clone().map(|(pinholes, reports)| Granting { pinholes, reports }),
             node: Node::new(Networks::default(), addresses),
             masquerading: Masquerading::default(),
+            linking: Linking::default(),
             brake: BrakeOverTime::new(settings.brake, settings.grace),
             flows: None,
             reporter: Reporter::new("node-1".into(), true, metrics.clone(), Some(sender)),

@@ -186,7 +186,7 @@ struct KernelFlags {
 
     /// A link to the outside by which replies must leave when the connection came in by it: interface=eth1 and, if need be,
     /// gateway=ADDRESS (default: the first address of the interface's network) and table=NUMBER (default: a free one).
-    /// Repeatable; add further ones at the end.
+    /// Repeatable; add further ones at the end. With --claims those of the NatPools that select this node come behind them.
     #[arg(long, value_name = "LINK", value_delimiter = ';', env = "PINHOLE_LINK")]
     link: Vec<Link>,
 
@@ -260,6 +260,7 @@ impl AgentFlags {
         let policy =
             Arc::new(Policy { disclose_holder, finds_ports: resources.has_claims(), ..policy.into_policy() });
         let settings = kernel.settings()?;
+        let links = settings.links.clone();
         let (dataplane, backend) = kernel.backend(&settings).await?;
         let dataplane = Arc::new(dataplane);
         let connection = client::connect(&kubeconfig.map_or(Source::Usual, Source::File)).await?;
@@ -297,6 +298,7 @@ impl AgentFlags {
             tokio::spawn(flows.run(settings, kernel.udp_handover, metrics.clone()));
         }
         let masquerading = resources.masquerading(masquerade.into_policy(), &client);
+        let linking = resources.linking(links, &client);
         let config = Config {
             node_name: node_name.clone(),
             policy,
@@ -314,6 +316,7 @@ impl AgentFlags {
             granting,
             node: Node::new(addresses.into_networks(), addresses::read),
             masquerading,
+            linking,
             brake: brake.into_brake(),
             flows,
             reporter,
@@ -382,7 +385,7 @@ impl KernelFlags {
     fn settings(&self) -> anyhow::Result<Settings> {
         Ok(Settings {
             prefix: self.resource_prefix.clone(),
-            links: Links::new(self.link_mark_mask, self.link.clone()).context("--link")?,
+            links: Links::new(self.link_mark_mask, self.link.clone()).context("--link")?.into(),
             return_path: self.return_path,
             ..Settings::default()
         })

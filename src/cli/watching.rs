@@ -99,7 +99,7 @@ pub(crate) async fn keep(informers: Informers, pools: Option<Pools>, kept: Kept)
             tell(pools);
             pools_known.cancel();
         }
-        News::Failed(reason) => keeping.fail(NAT_POOLS, &reason, &pools_known),
+        News::Failed { reason, .. } => keeping.fail(NAT_POOLS, &reason, &pools_known),
     });
     let occupying = async {
         if with_occupants {

@@ -27,6 +27,7 @@ use crate::api::crd::nat_pool::NatPoolStatus;
 use crate::cluster::trouble::describe;
 use crate::cluster::trouble::describe_watch;
 use crate::cluster::trouble::is_expired;
+use crate::cluster::trouble::is_out_of_reach;
 use crate::cluster::watch::WATCH_SECONDS;
 
 /// What keeps a pool from going before its claims.
@@ -43,8 +44,13 @@ pub type NatPools = BTreeMap<String, Arc<NatPool>>;
 pub enum News {
     /// The pools are these now.
     Known(Arc<NatPools>),
-    /// They cannot be watched, for this reason; what was known stays.
-    Failed(String),
+    /// They cannot be watched; what was known stays.
+    Failed {
+        /// Why.
+        reason: String,
+        /// Whether the cluster has none at all, or lets nobody see them.
+        is_out_of_reach: bool,
+    },
 }
 
 /// Follows every pool until it is dropped. Each change is told as all that there is then: pools are few.
@@ -63,7 +69,7 @@ pub async fn follow(client: Client, mut tell: impl FnMut(News)) {
             Err(error) => {
                 let reason = describe_watch(&error);
                 warn!(reason, "NatPools cannot be watched; those that are known stay");
-                tell(News::Failed(reason));
+                tell(News::Failed { reason, is_out_of_reach: is_out_of_reach(&error) });
             }
         }
     }

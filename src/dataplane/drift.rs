@@ -114,7 +114,7 @@ impl Watcher {
             .await?;
         let differs = changed
             || moved && self.tables_differ(observed).await?
-            || routing::differs(&self.settings.links, &observed.ruleset).await?;
+            || routing::differs(&self.settings.links.now(), &observed.ruleset).await?;
         if !moved && !differs {
             return Ok(None);
         }
@@ -153,7 +153,7 @@ impl Watcher {
             for name in ["PREROUTING", "OUTPUT", "POSTROUTING"] {
                 watch(TableName::Nat, name);
             }
-            if !self.settings.links.is_empty() {
+            if !self.settings.links.now().is_empty() {
                 watch(TableName::Mangle, "PREROUTING");
             }
             let Some(tables) = observed.tables.get(&family) else { continue };

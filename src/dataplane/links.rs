@@ -3,10 +3,16 @@
 //! Each link has a number: its place in the list, counted from 1. A connection to an external address of ours carries
 //! it in a part of its connection mark of which nothing else is touched. A link that is put in front of others
 //! changes their numbers, so links are added at the end.
+//!
+//! Links can change while a node is programmed: whoever holds its [`Settings`](crate::dataplane::settings::Settings) has
+//! the same [`LinksInUse`]. The next reading of the kernel tells what that changes.
 
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
 
 use crate::dataplane::settings::MarkBit;
 use crate::model::address::Family;
@@ -72,7 +78,8 @@ impl FromStr for Link {
     }
 }
 
-fn is_free_to_use(table: u32) -> bool {
+/// Whether a link can have a routing table of this number.
+pub fn is_free_to_use(table: u32) -> bool {
     table != 0 && !KERNEL_TABLES.contains(&table)
 }
 
@@ -151,9 +158,14 @@ pub enum LinksError {
     },
     /// An interface or a table is used twice.
     #[error(
-        "{0} is given to two links; an interface is one link, or one for each family, each with its gateway"
+        "{shared} is given to two links; an interface is one link, or one for each family, each with its gateway"
     )]
-    Twice(String),
+    Twice {
+        /// What it is.
+        shared: Shared,
+        /// The place in the list of the one that has it.
+        place: usize,
+    },
 }
 
 impl Links {
@@ -162,17 +174,35 @@ impl Links {
         if u32::try_from(links.len()).is_ok_and(|count| mask.capacity() < count) {
             return Err(LinksError::TooMany { links: links.len(), mask });
         }
-        for (index, link) in links.iter().enumerate() {
-            for other in links.iter().skip(index + 1) {
-                if link.interface == other.interface && link.shares_a_family_with(other) {
-                    return Err(LinksError::Twice(format!("interface {}", link.interface)));
-                }
-                if let Some(table) = link.table.filter(|table| other.table == Some(*table)) {
-                    return Err(LinksError::Twice(format!("table {table}")));
-                }
+        let mut all = Self { mask, links: Vec::with_capacity(links.len()) };
+        links.into_iter().try_for_each(|link| all.push(link))?;
+        Ok(all)
+    }
+
+    /// Adds a link behind the others, unless it cannot stand beside them.
+    pub fn push(&mut self, link: Link) -> Result<(), LinksError> {
+        let Self { mask, links } = self;
+        if u32::try_from(links.len()).is_ok_and(|count| mask.capacity() <= count) {
+            return Err(LinksError::TooMany { links: links.len() + 1, mask: *mask });
+        }
+        for (place, other) in links.iter().enumerate() {
+            if let Some(shared) = other.shares(&link) {
+                return Err(LinksError::Twice { shared, place });
             }
         }
-        Ok(Self { mask, links })
+        links.push(link);
+        Ok(())
+    }
+
+    /// The links in the order of their numbers.
+    pub fn all(&self) -> &[Link] {
+        &self.links
+    }
+
+    /// The part of marks that holds the number of the link at this place of the list.
+    pub fn mark(&self, place: usize) -> Option<u32> {
+        let number = u32::try_from(place).ok()?.checked_add(1)?;
+        (number <= self.mask.capacity()).then(|| number << self.mask.get().trailing_zeros())
     }
 
     /// The part of marks that holds their numbers.
@@ -204,10 +234,65 @@ impl Link {
         self.gateway.is_none_or(|gateway| Family::of(gateway) == family)
     }
 
-    fn shares_a_family_with(&self, other: &Self) -> bool {
-        Family::ALL.into_iter().any(|family| self.serves(family) && other.serves(family))
+    /// What both have that only one can have.
+    pub fn shares(&self, other: &Self) -> Option<Shared> {
+        let mut families = Family::ALL.into_iter();
+        if self.interface == other.interface
+            && families.any(|family| self.serves(family) && other.serves(family))
+        {
+            return Some(Shared::Interface(self.interface));
+        }
+        self.table.filter(|table| other.table == Some(*table)).map(Shared::Table)
     }
 }
+
+/// What two links cannot both have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shared {
+    /// An interface, for a family.
+    Interface(InterfaceName),
+    /// A routing table.
+    Table(u32),
+}
+
+impl fmt::Display for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Interface(interface) => write!(f, "interface {interface}"),
+            Self::Table(table) => write!(f, "table {table}"),
+        }
+    }
+}
+
+/// The links of a node as they are now. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct LinksInUse(Arc<ArcSwap<Links>>);
+
+impl LinksInUse {
+    /// The links.
+    pub fn now(&self) -> Arc<Links> {
+        self.0.load_full()
+    }
+
+    /// Uses others from now on.
+    pub fn replace(&self, links: Links) {
+        self.0.store(Arc::new(links));
+    }
+}
+
+impl From<Links> for LinksInUse {
+    fn from(links: Links) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(links)))
+    }
+}
+
+impl PartialEq for LinksInUse {
+    fn eq(&self, other: &Self) -> bool {
+        self.now() == other.now()
+    }
+}
+
+impl Eq for LinksInUse {}
 
 #[cfg(test)]
 mod tests {

@@ -110,7 +110,8 @@ pub(crate) async fn apply(
     desired: &Ruleset,
     applied: &mut Applied,
 ) -> Result<(), DataplaneError> {
-    let (links, leaving) = (settings.links.clone(), leaving(&settings.links, desired, family));
+    let links = settings.links.now();
+    let leaving = leaving(&links, desired, family);
     let made = blocking(move || {
         let mut socket = Socket::open()?;
         let steps = steps(&mut socket, &links, &leaving, family)?;
@@ -241,7 +242,8 @@ fn wanted(
     for (mark, link, interface) in numbered {
         let problem = |what, fix| Problem { interface: link.interface, what, fix };
         let Some(interface) = *interface else {
-            let fix = "let --link name an interface that `ip link` shows".to_owned();
+            let fix =
+                "let --link, or `links` of the NatPool, name an interface that `ip link` shows".to_owned();
             wanted.problems.push(problem("does not exist".to_owned(), fix));
             continue;
         };
@@ -262,7 +264,7 @@ fn wanted(
         if let Some(other) = routes.iter().filter(default).find(|route| route.protocol != PROTOCOL) {
             let what =
                 format!("cannot use the routing table {}, which has a default route of others", other.table);
-            let fix = "let --link name another table, or none to have a free one".to_owned();
+            let fix = "name another table for the link, or none to have a free one".to_owned();
             wanted.problems.push(problem(what, fix));
             continue;
         }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::dataplane::command::Tools;
-use crate::dataplane::links::Links;
+use crate::dataplane::links::LinksInUse;
 
 /// What every chain of ours starts with.
 ///
@@ -233,7 +233,7 @@ pub struct Settings {
     /// The bit that tells connections to our external ports.
     pub mark: MarkBit,
     /// The links to the outside between which replies are told apart; none where there is one.
-    pub links: Links,
+    pub links: LinksInUse,
     /// How replies of pods on other nodes come back.
     pub return_path: ReturnPath,
     /// Where programs are found.

@@ -96,6 +96,11 @@ pub struct NatNodeStatus {
     #[schemars(length(max = 1024))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["address".into()]))]
     pub addresses: Vec<NodeAddress>,
+    /// The links to the outside between which replies are told apart, in the order of their numbers: those of the agent's --link,
+    /// then those of the pools that select the node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub links: Vec<LinkInUse>,
     /// Ports that programs have on the node, so that nobody is granted one there. Those of Services and hostPorts are known from
     /// the Services and pods themselves.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -123,7 +128,8 @@ pub struct NatNodeStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     pub last_report: Option<Timestamp>,
-    /// Ready: whether the kernel has what it should. ForwardBlocked: something on the node drops what is forwarded. Braked: a
+    /// Ready: whether the kernel has what it should. ForwardBlocked: something on the node drops what is forwarded. LinkUnusable: a
+    /// link is not used. Braked: a
     /// mass removal is held back. Paused: nothing is changed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
@@ -146,6 +152,24 @@ pub struct NodeAddress {
     /// Whether it is the node's own address of its family: the one that `ifaceAuto` stands for.
     #[serde(default)]
     pub own: bool,
+}
+
+/// A link by which a node reaches the outside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+pub struct LinkInUse {
+    /// Its interface.
+    pub interface: String,
+    /// The router behind it. Absent: the first address of the interface's own network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<String>,
+    /// The routing table that is kept for it. Absent: a free one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<u32>,
+    /// Its number in marks of connections and packets, and which bits hold it: 0x10/0x70.
+    pub mark: String,
+    /// The NatPool that names it. Absent: the agent's --link does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
 }
 
 /// Ports that are taken on a node.

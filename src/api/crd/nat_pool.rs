@@ -144,7 +144,8 @@ pub struct NatPoolSpec {
     #[schemars(range(min = -1_000_000, max = 1_000_000))]
     pub priority: i32,
 
-    /// How replies leave by the link that owns the address, where that is not the default route. Default: by the main routing
+    /// How replies leave by the link that owns the address, where that is not the default route; each node of the pool uses them.
+    /// An interface or table that the agent's --link or an older pool names otherwise is not taken. Default: by the main routing
     /// table.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
@@ -280,15 +281,19 @@ pub struct PoolNodes {
 pub struct Link {
     /// Its name on the nodes: eth1. Matched whole, never as a part of a longer name.
     #[schemars(length(min = 1, max = 15))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-zA-Z0-9_.-]+$')")
+        .message("must be the name of an interface, without wildcards: eth1"))]
     pub interface: String,
     /// The router behind it. Default: the first address of the link's own network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 2, max = 39))]
     #[x_kube(validation = Rule::new(rules::ADDRESS).message(rules::ADDRESS_MESSAGE))]
     pub gateway: Option<String>,
-    /// The routing table that is kept for it, 1-4294967295. Default: one that is free.
+    /// The routing table that is kept for it, 1-252 or 256-4294967295. Default: one that is free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
+    #[x_kube(validation = Rule::new("self < 253 || self > 255")
+        .message("must not be 253 to 255, which are the kernel's own"))]
     pub table: Option<u32>,
 }
 

@@ -8,6 +8,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::agent::Granting;
+use crate::agent::links;
+use crate::agent::links::Linking;
 use crate::agent::masquerade::Masquerading;
 use crate::agent::nat_node;
 use crate::agent::nat_node::Desk;
@@ -15,10 +17,12 @@ use crate::cluster::client::Connection;
 use crate::cluster::masquerade_policies;
 use crate::cluster::nat_nodes::NatNodes;
 use crate::cluster::nat_nodes::Stored;
+use crate::cluster::nat_pools;
 use crate::cluster::node_pods::NodePods;
 use crate::cluster::pinhole_reports::Reports;
 use crate::cluster::pinhole_store::PinholeStore;
 use crate::cluster::pinhole_watch::KnownPinholes;
+use crate::dataplane::links::LinksInUse;
 use crate::ruleset::masquerade::Policy;
 
 /// Which custom resources to work with.
@@ -35,8 +39,8 @@ pub(crate) struct ResourceFlags {
     #[arg(long, env = "PINHOLE_MASQUERADE_POLICIES")]
     masquerade_policies: bool,
 
-    /// Serve ports of fixed addresses only to whom the controller grants them, and report on it in the Pinholes; needs the
-    /// custom resources and `pinhole controller`.
+    /// Serve ports of fixed addresses only to whom the controller grants them, and report on it in the Pinholes; use the links
+    /// of the NatPools that select this node. Needs the custom resources and `pinhole controller`.
     #[arg(long, env = "PINHOLE_CLAIMS")]
     claims: bool,
 }
@@ -74,6 +78,20 @@ impl ResourceFlags {
         let (known_tx, known_rx) = watch::channel(None);
         tokio::spawn(masquerade_policies::follow(client.clone(), known_tx));
         by_flags.with_policies(known_rx)
+    }
+
+    /// By which links the node reaches the outside: those that the flags have put in use, and with claims those of pools.
+    pub(crate) fn linking(self, in_use: LinksInUse, client: &Client) -> Linking {
+        let by_flags = Linking::by_flags(in_use);
+        if !self.claims {
+            return by_flags;
+        }
+        // The watch -> the agent's loop; only the last word counts.
+        let (known_tx, known_rx) = watch::channel(None);
+        tokio::spawn(nat_pools::follow(client.clone(), move |news| {
+            known_tx.send_if_modified(|known| links::hear(known, news));
+        }));
+        by_flags.with_pools(known_rx)
     }
 
     /// Follows the Pinholes that the node serves, if that is wanted; the task tells why it has ended. A dry run reports on

@@ -18,6 +18,7 @@ use crate::agent::Config;
 use crate::agent::Parts;
 use crate::agent::addresses;
 use crate::agent::brake::BrakeOverTime;
+use crate::agent::links::Linking;
 use crate::agent::masquerade::Masquerading;
 use crate::agent::node::Networks;
 use crate::agent::report::Reporter;
@@ -93,6 +94,7 @@ impl Node {
             granting: None,
             node: agent::node::Node::new(Networks::default(), addresses::read),
             masquerading: Masquerading::default(),
+            linking: Linking::default(),
             brake: BrakeOverTime::new(Brake::default(), Duration::ZERO),
             flows: None,
             reporter: Reporter::new(NODE.to_owned(), true, metrics.clone(), Some(offered)),

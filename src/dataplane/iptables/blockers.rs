@@ -42,7 +42,7 @@ pub async fn conditions(settings: &Settings, firewall: Firewall, desired: &Rules
             }
         }
     }
-    conditions.extend(routing::conditions(&settings.links, desired.families()).await);
+    conditions.extend(routing::conditions(&settings.links.now(), desired.families()).await);
     conditions.extend(nft_tables(settings, firewall, desired).await);
     let forwarded = desired.families().iter().filter(|family| has_pods(desired, **family));
     conditions.extend(forwarded.filter_map(|family| forwarding(*family)));

@@ -133,7 +133,7 @@ fn forward(ruleset: &Ruleset, family: Family, mark: u32) -> Vec<Rule> {
 
 /// Whatever comes in remembers its link; what answers to connections of ours leaves by it.
 fn by_link(settings: &Settings, family: Family) -> Vec<Rule> {
-    let (links, mark) = (&settings.links, settings.mark.get());
+    let (links, mark) = (settings.links.now(), settings.mark.get());
     let numbered = |number| Bits::within(number, links.mask());
     let arrivals = links.marked(family).map(|(number, link)| {
         let rule = Rule::new(Action::SetConnmark(numbered(number))).input(link.interface);

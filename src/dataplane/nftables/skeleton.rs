@@ -198,7 +198,7 @@ fn chains(family: Family, settings: &Settings) -> Vec<Chain> {
             name(Collection::Masqueraded)
         ),
     ]);
-    let links = &settings.links;
+    let links = settings.links.now();
     let others = !links.mask();
     // Whatever comes in remembers its link; what answers to connections of ours leaves by it.
     let arrivals = links.marked(family).map(|(number, link)| {
@@ -253,7 +253,8 @@ mod tests {
         let rules = |links: &[&str]| {
             let links = links.iter().map(|link| link.parse().unwrap()).collect();
             let links = Links::new(LinkMask::default(), links).unwrap();
-            let skeleton = Skeleton::new(Family::V4, &Settings { links, ..Settings::default() });
+            let settings = Settings { links: links.into(), ..Settings::default() };
+            let skeleton = Skeleton::new(Family::V4, &settings);
             let chain = skeleton.chains.into_iter().find(|chain| chain.name == "c_links");
             chain.map_or_else(Vec::new, |chain| chain.rules)
         };

@@ -1,5 +1,6 @@
 //! The whole agent on a real kernel: pods are fed in as a watch would, and packets show what came of it.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,8 @@ use pinhole::agent::addresses;
 use pinhole::agent::addresses::Filter;
 use pinhole::agent::brake::BrakeOverTime;
 use pinhole::agent::flows::Flows;
+use pinhole::agent::links;
+use pinhole::agent::links::Linking;
 use pinhole::agent::masquerade::Masquerading;
 use pinhole::agent::node::Networks;
 use pinhole::agent::node::Node;
@@ -19,6 +22,7 @@ use pinhole::agent::report::Reporter;
 use pinhole::agent::vigil::Vigil;
 use pinhole::api::object::Kind;
 use pinhole::api::object::Object;
+use pinhole::cluster::nat_pools;
 use pinhole::cluster::node_pods::NodePods;
 use pinhole::cluster::resource::Resource;
 use pinhole::cluster::watch::News;
@@ -35,6 +39,7 @@ use pinhole::telemetry::metrics;
 use pinhole::telemetry::metrics::agent::AgentMetrics;
 use pinhole::telemetry::readiness::Readiness;
 use serde_json::json;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -62,6 +67,11 @@ struct Running {
 impl Running {
     /// Starts an agent on the node, which the caller's thread must be in, and tells it of these pods.
     fn start(lab: &Lab, grace: Duration, pods: Vec<Object>) -> Self {
+        Self::start_with(lab, grace, pods, Linking::default())
+    }
+
+    /// Likewise, with links.
+    fn start_with(lab: &Lab, grace: Duration, pods: Vec<Object>, linking: Linking) -> Self {
         let policy = Arc::new(Policy::default());
         let known = Arc::new(NodePods::new(Arc::clone(&policy)));
         let kernel = Arc::new(lab.backend());
@@ -78,6 +88,7 @@ impl Running {
             granting: None,
             node: Node::new(networks, addresses::read),
             masquerading: Masquerading::default(),
+            linking,
             brake: BrakeOverTime::new(Brake::default(), grace),
             flows: Some(flows.clone()),
             reporter: Reporter::new("node-1".into(), true, metrics.clone(), None),
@@ -225,6 +236,53 @@ fn r45_restarts_of_the_agent_lose_no_connection(lab: &mut Lab) {
             lab.on_node(async || start_and_end(lab).await);
             assert_eq!(established.ask().unwrap(), "a 198.51.100.9");
         }
+    });
+}
+
+fn r54_links_of_a_pool_are_used_while_it_names_them_and_no_connection_is_lost(lab: &mut Lab) {
+    let _a = lab.a.serve("a", "[::]:8080");
+    let (known_tx, known_rx) = watch::channel(None);
+    let say = |links: serde_json::Value| {
+        let object = json!({
+            "apiVersion": "pinhole.dev/v1alpha1", "kind": "NatPool", "metadata": {"name": "edge"},
+            "spec": {"addresses": [], "links": links},
+        });
+        let pools = BTreeMap::from([("edge".to_owned(), Arc::new(serde_json::from_value(object).unwrap()))]);
+        known_tx.send_if_modified(|known| links::hear(known, nat_pools::News::Known(Arc::new(pools))));
+    };
+    let routed = |lab: &Lab| {
+        let rules = lab.node.sh("ip rule list");
+        (
+            rules.contains("fwmark 0x10/0x70"),
+            lab.node.sh("ip route list table all proto 117").trim().to_owned(),
+        )
+    };
+    say(json!([]));
+    let linking = Linking::by_flags(lab.settings.links.clone()).with_pools(known_rx);
+    let pods = || vec![pod("a", 1, "80:8080", A)];
+    lab.on_node(async || {
+        let agent = Running::start(lab, FOREVER, pods());
+        agent.ready().await;
+        agent.end().await;
+    });
+    let mut established = lab.client.connect("203.0.113.7:80").unwrap();
+    established.ask().unwrap();
+    while_connecting(lab, |lab| {
+        lab.on_node(async || {
+            let agent = Running::start_with(lab, FOREVER, pods(), linking);
+            let by = |gateway: &str| (true, format!("default via {gateway} dev eth0 table 101 onlink"));
+            for (links, expected) in [
+                (json!([{"interface": "eth0", "gateway": "198.51.100.9", "table": 101}]), by("198.51.100.9")),
+                (json!([{"interface": "eth0", "gateway": "198.51.100.8", "table": 101}]), by("198.51.100.8")),
+                (json!([]), (false, String::new())),
+            ] {
+                say(links);
+                eventually(expected, || routed(lab)).await;
+                assert_eq!(established.ask().unwrap(), "a 198.51.100.9");
+            }
+            assert_eq!(agent.metrics.repairs.get(), 0, "what was asked for is no repair");
+            agent.end().await;
+        });
     });
 }
 
@@ -400,5 +458,6 @@ with_every_backend! {
     r05_r10_r11_rules_follow_the_pods_and_connections_survive_the_agent,
     r24_a_rollout_keeps_udp_flows_with_the_old_pod_until_it_is_gone,
     r45_restarts_of_the_agent_lose_no_connection,
+    r54_links_of_a_pool_are_used_while_it_names_them_and_no_connection_is_lost,
     the_brake_keeps_ports_open_while_the_cluster_seems_empty,
 }

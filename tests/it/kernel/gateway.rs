@@ -16,6 +16,7 @@ use pinhole::dataplane::condition::ConditionKind;
 use pinhole::dataplane::drift::Watcher;
 use pinhole::dataplane::links::LinkMask;
 use pinhole::dataplane::links::Links;
+use pinhole::dataplane::links::LinksInUse;
 use pinhole::dataplane::settings::ReturnPath;
 use pinhole::ruleset::masquerade::Policy;
 use pinhole::ruleset::node::NodeFacts;
@@ -184,8 +185,8 @@ fn r54_a_policy_that_keeps_pods_addresses_does_not_keep_replies_from_coming_back
     assert_eq!(lab.apply_as(&facts, &[to_port("80/tcp", "far", FAR, 8080)]).transactions, []);
 }
 
-fn links(links: &[&str]) -> Links {
-    Links::new(LinkMask::default(), links.iter().map(|link| link.parse().unwrap()).collect()).unwrap()
+fn links(links: &[&str]) -> LinksInUse {
+    Links::new(LinkMask::default(), links.iter().map(|link| link.parse().unwrap()).collect()).unwrap().into()
 }
 
 /// Everything that leads replies by their links, in both families.
@@ -315,7 +316,7 @@ fn r54_rules_and_routes_of_links_are_repaired_and_go_with_the_links(lab: &mut La
             lab.on_node(async || cleanup(&settings).await).unwrap();
             assert!(!lab.saved().contains("PINHOLE"), "{}", lab.saved());
         } else {
-            lab.settings.links = Links::default();
+            lab.settings.links = LinksInUse::default();
             lab.read();
             lab.apply(&wanted);
             assert_eq!(rules(lab), untouched);
@@ -403,7 +404,7 @@ fn r54_what_a_pod_begins_leaves_by_the_link_that_owns_its_address(lab: &mut Lab)
 
     lab.apply_as(&facts, &wanted[2..]);
     assert_eq!(rules(lab), 0, "they go with the pod's entry");
-    lab.settings.links = Links::default();
+    lab.settings.links = LinksInUse::default();
     lab.read();
     lab.apply_as(&facts, &[]);
     assert_eq!(routing(lab), before);
