@@ -17,6 +17,8 @@ pub mod pools;
 pub mod releasing;
 pub mod self_test;
 pub mod standing;
+pub mod waker;
+pub mod waking;
 pub mod written;
 
 use std::collections::HashSet;

@@ -16,7 +16,12 @@ import (
 
 // The cluster in which claims are on: three replicas of the webhook, two of the controller.
 var registry = sync.OnceValues(func() (*registryCluster, error) {
-	cluster, err := lab.StartCluster(lab.Options{Name: "registry", Network: 12, APIServers: 1})
+	return startRegistry(lab.Options{Name: "registry", Network: 12, APIServers: 1}, 3, 2)
+})
+
+// startRegistry brings up a cluster with claims.
+func startRegistry(options lab.Options, replicas, controllers int) (*registryCluster, error) {
+	cluster, err := lab.StartCluster(options)
 	if err != nil {
 		return nil, err
 	}
@@ -29,13 +34,13 @@ var registry = sync.OnceValues(func() (*registryCluster, error) {
 	if err := cluster.Do(context.Background(), 0, http.MethodPost, poolsPath, open, nil); err != nil {
 		return nil, err
 	}
-	for range 3 {
+	for range replicas {
 		if _, err := cluster.StartReadyReplica("--claims"); err != nil {
 			return nil, err
 		}
 	}
 	registry := &registryCluster{Cluster: cluster}
-	for range 2 {
+	for range controllers {
 		controller, err := cluster.StartController()
 		if err != nil {
 			return nil, err
@@ -43,7 +48,7 @@ var registry = sync.OnceValues(func() (*registryCluster, error) {
 		registry.controllers = append(registry.controllers, controller)
 	}
 	return registry, nil
-})
+}
 
 type registryCluster struct {
 	*lab.Cluster

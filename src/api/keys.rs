@@ -26,6 +26,9 @@ pub const EFFECTIVE: &str = "pinhole.dev/effective";
 /// Output: the external addresses and ports that a pod was given. Never read back.
 pub const ENDPOINTS: &str = "pinhole.dev/endpoints";
 
+/// Output: when a workload whose pods could not be made was last woken to try again. Never read back.
+pub const WOKEN: &str = "pinhole.dev/woken";
+
 /// Output: the label of every pod that asks for ports, for selectors. Never read back.
 pub const ENABLED_LABEL: &str = "pinhole.dev/enabled";
 

@@ -43,16 +43,19 @@ use crate::cluster::events;
 use crate::cluster::events::Events;
 use crate::cluster::events::Speaker;
 use crate::cluster::informers::Informers;
+use crate::cluster::lacking_workloads::LackingWorkloads;
 use crate::cluster::lease::Candidate;
 use crate::cluster::nat_pools::PoolWriter;
 use crate::cluster::pinhole_store::PinholeStore;
 use crate::cluster::pinhole_watch::KnownPinholes;
 use crate::cluster::pod_writer::PodWriter;
+use crate::cluster::workload_writer::WorkloadWriter;
 use crate::controller::Controller;
 use crate::controller::allocate::Allocator;
 use crate::controller::keeper::PinholeKeeper;
 use crate::controller::plan::Times;
 use crate::controller::pools::PoolKeeper;
+use crate::controller::waker::Waker;
 use crate::model::holder::ObjectName;
 use crate::shutdown;
 use crate::telemetry::http;
@@ -129,6 +132,7 @@ impl ControllerFlags {
         let (leading_tx, leading_rx) = watch::channel(false);
         let client = connection.client.clone();
         let (claims, pods) = (Arc::default(), Arc::default());
+        let (silent_tx, silent_rx) = watch::channel(false);
         let tools = Tools {
             client: client.clone(),
             claims: Arc::clone(&claims),
@@ -136,6 +140,7 @@ impl ControllerFlags {
             pods: Arc::clone(&pods),
             startup: Arc::clone(&startup),
             leading_rx: leading_rx.clone(),
+            silent_tx,
             metrics: metrics.clone(),
             stop: stop.clone(),
         };
@@ -165,7 +170,9 @@ impl ControllerFlags {
         let backends = Arc::<KnownBackends>::default();
         let showing = tokio::spawn(show(client.clone(), Arc::clone(&pinholes), Arc::clone(&backends)));
         let informers = Informers::new(connection, Arc::clone(&policy), Arc::clone(&index), observer);
-        let informers = informers.keeping(Arc::clone(&pods)).with_pinholes();
+        let lacking = Arc::<RwLock<LackingWorkloads>>::default();
+        let informers =
+            informers.keeping(Arc::clone(&pods)).with_lacking(Arc::clone(&lacking)).with_pinholes();
         let kept =
             Kept { index: Arc::clone(&index), caches, startup: Arc::clone(&startup), metrics: watch_metrics };
         let watching = tokio::spawn(watching::keep(informers, Some(pools), kept));
@@ -185,6 +192,19 @@ impl ControllerFlags {
             events: speaking(client.clone(), speaker),
             metrics: metrics.clone(),
         };
+        let waker = Waker {
+            writer: WorkloadWriter::new(client.clone()),
+            workloads: lacking,
+            claims: Arc::clone(&claims),
+            claims_known: Arc::clone(&claims_known),
+            index: Arc::clone(&index),
+            startup: Arc::clone(&startup),
+            policy: Arc::clone(&allocator.policy),
+            leading_rx: leading_rx.clone(),
+            silent_rx,
+            metrics: metrics.clone(),
+        };
+        tokio::spawn(waker.run(stop.clone()));
         let shown = (Arc::clone(&pinholes), backends);
         let keeping = tokio::spawn(keep_pods(allocator, client, shown, release, stop.clone()));
         let controller = Controller {

@@ -21,6 +21,8 @@ use crate::api::object::Status;
 use crate::cluster::asking_pods;
 use crate::cluster::asking_pods::AskingPods;
 use crate::cluster::client::Connection;
+use crate::cluster::lacking_workloads;
+use crate::cluster::lacking_workloads::LackingWorkloads;
 use crate::cluster::resource::Resource;
 use crate::cluster::watch::News;
 use crate::cluster::watch::Watch;
@@ -50,6 +52,7 @@ pub struct Informers {
     observer: Observer,
     waiting_tx: watch::Sender<BTreeSet<Resource>>,
     pods: Option<Arc<RwLock<AskingPods>>>,
+    lacking: Option<Arc<RwLock<LackingWorkloads>>>,
     resources: Vec<Resource>,
 }
 
@@ -63,13 +66,20 @@ impl Informers {
     ) -> Self {
         let waiting_tx = watch::Sender::new(BTreeSet::from(Resource::ALL));
         let resources = Resource::ALL.to_vec();
-        Self { connection, policy, index, observer, waiting_tx, pods: None, resources }
+        Self { connection, policy, index, observer, waiting_tx, pods: None, lacking: None, resources }
     }
 
     /// The same, which also keep the pods that ask for ports.
     #[must_use]
     pub fn keeping(mut self, pods: Arc<RwLock<AskingPods>>) -> Self {
         self.pods = Some(pods);
+        self
+    }
+
+    /// The same, which also keep the workloads that ask for ports and lack pods.
+    #[must_use]
+    pub fn with_lacking(mut self, workloads: Arc<RwLock<LackingWorkloads>>) -> Self {
+        self.lacking = Some(workloads);
         self
     }
 
@@ -128,6 +138,10 @@ impl Informers {
         if let (Resource::Holder(Kind::Pod), Some(pods)) = (resource, &self.pods) {
             let mut pods = pods.write().unwrap_or_else(PoisonError::into_inner);
             asking_pods::feed(&mut pods, news, &self.policy);
+        }
+        if let (Resource::Holder(kind), Some(workloads)) = (resource, &self.lacking) {
+            let mut workloads = workloads.write().unwrap_or_else(PoisonError::into_inner);
+            lacking_workloads::feed(&mut workloads, kind, news, &self.policy);
         }
         let Some(kept) = listed else { return (self.observer)(resource, Sign::Changed) };
         let is_first = self.waiting_tx.send_if_modified(|waiting| waiting.remove(&resource));

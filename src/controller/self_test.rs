@@ -52,6 +52,8 @@ pub struct SelfTest {
     pub namespace: String,
     /// Whether this process leads.
     pub leading_rx: watch::Receiver<bool>,
+    /// Where it is said whether the webhook is known not to answer.
+    pub silent_tx: watch::Sender<bool>,
     /// What is counted.
     pub metrics: SelfTestMetrics,
 }
@@ -70,8 +72,10 @@ impl SelfTest {
                 if shown != Shown::Decides {
                     pause = AGAIN;
                 }
+                self.silent_tx.send_replace(matches!(shown, Shown::NoAnswer(_)));
                 self.tell(&mut before, shown);
             } else {
+                self.silent_tx.send_replace(false);
                 self.metrics.not_leading();
                 before = None;
             }

@@ -58,6 +58,8 @@ pub(super) struct Tools {
     pub(super) startup: Arc<Startup>,
     /// Whether this process leads.
     pub(super) leading_rx: watch::Receiver<bool>,
+    /// Where it is said whether the webhook is known not to answer.
+    pub(super) silent_tx: watch::Sender<bool>,
     /// What is counted.
     pub(super) metrics: ControllerMetrics,
     /// Ends them.
@@ -68,11 +70,13 @@ impl OperatingFlags {
     /// Starts what is wanted.
     pub(super) fn start(self, tools: Tools, registry: &mut Registry) -> anyhow::Result<()> {
         let Self { self_test_namespace, history, history_store } = self;
-        let Tools { client, claims, claims_known, pods, startup, leading_rx, metrics, stop } = tools;
+        let Tools { client, claims, claims_known, pods, startup, leading_rx, silent_tx, metrics, stop } =
+            tools;
         if let Some(namespace) = self_test_namespace {
             let reader = Reader::new(client.clone());
             let metrics = SelfTestMetrics::register(registry);
-            let self_test = SelfTest { reader, namespace, leading_rx: leading_rx.clone(), metrics };
+            let self_test =
+                SelfTest { reader, namespace, leading_rx: leading_rx.clone(), silent_tx, metrics };
             tokio::spawn(self_test.run(stop.clone()));
         }
         if let Some(history) = history {
