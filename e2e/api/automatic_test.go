@@ -128,6 +128,38 @@ func TestAPodLearnsItsPortsBeforeItIsScheduled(t *testing.T) {
 	}
 }
 
+func TestAPodWithPortsByNameIsToldThemWhenItIsCreated(t *testing.T) {
+	t.Parallel()
+	c := newClerk(t, "named")
+	const first = `[{"address":"192.0.2.91","protocol":"TCP","port":443,"targetPort":8443}]`
+	if code, said := c.create("?dryRun=All", asking("sip", "192.0.2.91:443:8443")); code != http.StatusCreated {
+		t.Fatalf("HTTP %d: %s", code, said)
+	}
+	var created gatedPod
+	c.must(http.MethodPost, c.podsPath(), asking("sip", "192.0.2.91:443:8443"), &created)
+	if told := created.Metadata.Annotations[endpoints]; told != first {
+		t.Fatalf("it was told %q before anything could start", told)
+	}
+	// Whatever the controller sees first, it never takes that back.
+	c.eventuallyShown("sip", "sip 192.0.2.91:443/tcp")
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); {
+		if told := c.gated("sip").Metadata.Annotations[endpoints]; told != first {
+			t.Fatalf("it was told %q", told)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	c.must(http.MethodPatch, c.podsPath()+"/sip",
+		object{"metadata": object{"annotations": notes{"pinhole.dev/expose": "192.0.2.91:444:8443"}}}, nil)
+	if err := lab.Poll(30*time.Second, func() error {
+		if told := c.gated("sip").Metadata.Annotations[endpoints]; told != strings.Replace(first, "443,", "444,", 1) {
+			return fmt.Errorf("it is told %s", told)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAFullPoolKeepsPodsWaitingAndSaysSo(t *testing.T) {
 	t.Parallel()
 	c := newClerk(t, "full")

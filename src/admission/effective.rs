@@ -25,6 +25,7 @@ use crate::api::annotation::Automatic;
 use crate::api::annotation::NatAnnotation;
 use crate::api::annotation::NatEntry;
 use crate::api::annotation::SourcePort;
+use crate::api::crd::pinhole::Endpoint;
 use crate::api::keys;
 use crate::api::object::Kind;
 use crate::api::object::SchedulingGate;
@@ -84,7 +85,7 @@ pub fn mutate(request: &Request, policy: &Policy) -> Option<Patch> {
     annotations.set(keys::EFFECTIVE, text(&mappings, &automatic).as_deref());
     let is_new = request.operation == Operation::Create;
     if is_new || !asks {
-        annotations.set(keys::ENDPOINTS, None);
+        annotations.set(keys::ENDPOINTS, granted(&mappings, policy).as_deref());
     }
     let ports = spread::labels(&subject, &request.namespace, &mappings);
     let mut labels = Edits::of("labels", &subject.metadata.labels);
@@ -105,6 +106,17 @@ pub fn mutate(request: &Request, policy: &Policy) -> Option<Patch> {
     let operations = annotations.operations.into_iter().chain(labels.operations);
     let operations: Vec<_> = operations.chain(placement.flatten()).chain(gate).collect();
     (!operations.is_empty()).then_some(Patch(operations))
+}
+
+/// What a pod will have been granted when it is stored, for its containers to know from their first start: where claims are on,
+/// its ports of fixed addresses. The rest, and all that changes later, the controller tells it.
+fn granted(mappings: &[Mapping], policy: &Policy) -> Option<String> {
+    let at_its_address = |mapping: &Mapping| match mapping.address() {
+        Address::Fixed(address) => Some(Endpoint::of(mapping, address)),
+        Address::Node => None,
+    };
+    let fixed = mappings.iter().filter(|_| policy.finds_ports).filter_map(at_its_address);
+    Endpoint::announcement(&fixed.collect::<Vec<_>>())
 }
 
 /// What the pod asks for, if the request can be read as a whole.

@@ -250,10 +250,13 @@ fn serves(pool: &Pool, address: ExternalAddress, node: &str, index: &Index) -> b
 /// What a pod is to be told, and whether it is let go to the scheduler; `None` when it is as it should be.
 pub fn announcement(pod: &Object, standing: &Standing, index: &Index) -> Option<Value> {
     let text = text(pod, standing, index);
-    let is_told = pod.metadata.annotations.get(keys::ENDPOINTS) == text.as_ref();
+    let told = pod.metadata.annotations.get(keys::ENDPOINTS);
+    // The webhook has told it what it was granted, and the watch on claims is about to show that: nothing is taken back meanwhile.
+    let is_waiting = matches!(standing.verdict, Verdict::Waiting(_));
+    let is_told = told == text.as_ref() || (is_waiting && told.is_some());
     let gates = &pod.spec.scheduling_gates;
     let is_gated = gates.iter().any(|gate| gate.name == keys::ENDPOINTS_GATE);
-    let is_let_go = is_gated && standing.open().next().is_none();
+    let is_let_go = is_gated && !is_waiting && standing.open().next().is_none();
     if (is_told && !is_let_go) || pod.metadata.deletion_timestamp.is_some() {
         return None;
     }
@@ -295,11 +298,11 @@ fn text(pod: &Object, standing: &Standing, index: &Index) -> Option<String> {
         .collect();
     let on_node = standing.wanted.iter().filter(|mapping| mapping.address() == Address::Node);
     let on_node = on_node.flat_map(|mapping| {
-        let at = |address: &ExternalAddress| pinholes::endpoint_at(mapping, *address, None);
+        let at = |address: &ExternalAddress| Endpoint::of(mapping, *address);
         own.iter().map(at).collect::<Vec<_>>()
     });
     let endpoints: Vec<_> = granted.chain(on_node).collect();
-    (!endpoints.is_empty()).then(|| serde_json::to_string(&endpoints).ok()).flatten()
+    Endpoint::announcement(&endpoints)
 }
 
 /// The required node terms of a pod whose found address lives on certain nodes only; `None` where it may run anywhere.

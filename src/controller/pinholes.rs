@@ -39,7 +39,6 @@ use crate::controller::standing::Granted;
 use crate::controller::standing::Known;
 use crate::controller::standing::Standing;
 use crate::controller::standing::Verdict;
-use crate::model::address::ExternalAddress;
 use crate::model::automatic::AutomaticPort;
 use crate::model::holder::ObjectName;
 use crate::model::mapping::Address;
@@ -443,22 +442,7 @@ fn leads_to(address: &str, ports: PortRange) -> String {
 /// What was granted, if it is on a fixed address.
 pub(super) fn endpoint((mapping, pool): &Granted) -> Option<Endpoint> {
     let Address::Fixed(address) = mapping.address() else { return None };
-    Some(endpoint_at(mapping, address, pool.clone()))
-}
-
-/// A mapping at an address.
-pub(super) fn endpoint_at(mapping: &Mapping, address: ExternalAddress, pool: Option<String>) -> Endpoint {
-    let external = mapping.external();
-    Endpoint {
-        name: None,
-        address: address.to_string(),
-        advertised_address: None,
-        protocol: mapping.protocol().into(),
-        port: external.first().get(),
-        port_end: (!external.is_single()).then(|| external.last().get()),
-        target_port: mapping.target().first().get(),
-        pool,
-    }
+    Some(Endpoint { pool: pool.clone(), ..Endpoint::of(mapping, address) })
 }
 
 #[cfg(test)]

@@ -64,6 +64,30 @@ fn output_keys_that_a_user_sends_are_replaced_or_dropped() {
 }
 
 #[test]
+fn a_new_pod_is_told_its_ports_of_fixed_addresses_where_they_are_claimed() {
+    let told = |policy: &Policy, operation, object: &Value| {
+        let mut patched = object.clone();
+        if let Some(patch) = mutate(&request(operation, Some(object.clone()), None), policy) {
+            json_patch::patch(&mut patched, &patch).unwrap();
+        }
+        patched["metadata"]["annotations"].get("pinhole.dev/endpoints").cloned()
+    };
+    let claims = Policy::default();
+    let object = exposing("web", "443,203.0.113.7:25,[2001:db8::1]:7000-7002:9000/udp,auto:80");
+    let expected = concat!(
+        r#"[{"address":"203.0.113.7","protocol":"TCP","port":25,"targetPort":25},"#,
+        r#"{"address":"2001:db8::1","protocol":"UDP","port":7000,"portEnd":7002,"targetPort":9000}]"#
+    );
+    assert_eq!(told(&claims, Operation::Create, &object), Some(json!(expected)));
+    let forged = with(object.clone(), &[("/metadata/annotations/pinhole.dev~1endpoints", json!("forged"))]);
+    assert_eq!(told(&claims, Operation::Create, &forged), Some(json!(expected)));
+    assert_eq!(told(&claims, Operation::Update, &object), None, "from then on the controller tells it");
+    let unclaimed = Policy { finds_ports: false, ..Policy::default() };
+    let object = exposing("web", "203.0.113.7:25");
+    assert_eq!(told(&unclaimed, Operation::Create, &object), None, "nobody has granted anything");
+}
+
+#[test]
 fn removing_the_request_removes_the_output() {
     let once = mutated(Operation::Create, &exposing("web", "80"));
     let mut removed = once;
@@ -88,7 +112,7 @@ fn workloads_plain_pods_and_deletes_are_left_alone() {
 proptest! {
     #[test]
     fn every_patch_applies_and_a_second_call_finds_nothing_to_do(
-        text in prop_oneof![any::<String>(), Just("80,443".to_owned()), Just("53/udp".to_owned())],
+        text in prop_oneof![any::<String>(), Just("80,443".to_owned()), Just("203.0.113.7:53/udp".to_owned())],
         forged in any::<bool>(),
         labelled in any::<bool>(),
         annotated in any::<bool>(),

@@ -13,6 +13,8 @@ use crate::api::crd::shared::HolderReference;
 use crate::api::crd::shared::LabelSelector;
 use crate::api::crd::shared::Retention;
 use crate::api::crd::shared::Transport;
+use crate::model::address::ExternalAddress;
+use crate::model::mapping::Mapping;
 
 /// Which external ports lead where, and for whom.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -382,6 +384,28 @@ pub struct Endpoint {
     /// The pool that granted it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
+}
+
+impl Endpoint {
+    /// A mapping at an address.
+    pub fn of(mapping: &Mapping, address: ExternalAddress) -> Self {
+        let external = mapping.external();
+        Self {
+            name: None,
+            address: address.to_string(),
+            advertised_address: None,
+            protocol: mapping.protocol().into(),
+            port: external.first().get(),
+            port_end: (!external.is_single()).then(|| external.last().get()),
+            target_port: mapping.target().first().get(),
+            pool: None,
+        }
+    }
+
+    /// What a pod is told of these; `None` for none.
+    pub fn announcement(endpoints: &[Self]) -> Option<String> {
+        (!endpoints.is_empty()).then(|| serde_json::to_string(endpoints).ok()).flatten()
+    }
 }
 
 /// An external port or range that a node has yet to let go.

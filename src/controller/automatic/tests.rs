@@ -261,6 +261,34 @@ fn a_pod_is_pinned_by_the_labels_of_its_pool_where_no_node_is_known_to_have_the_
 }
 
 #[test]
+fn what_the_webhook_told_a_pod_is_not_taken_back_before_its_claims_are_seen() {
+    let mut scene = scene(open());
+    let told = r#"[{"address":"192.0.2.1","protocol":"TCP","port":30025,"targetPort":25}]"#;
+    let said = json!({"metadata": {"annotations": {"pinhole.dev/endpoints": told}}});
+    let mut named = pod("mx", "192.0.2.1:30025:25", json!({"spec": {"schedulingGates": null}}));
+    named.metadata.annotations.insert(keys::ENDPOINTS.to_owned(), told.to_owned());
+    let both = pod("both", "192.0.2.1:30026:25,auto:80", said);
+    assert_eq!(scene.announced(&named), None, "the claim is on its way");
+    let holder = |name: &str| Holder::new("Pod", crate::model::holder::ObjectName::new("games", name));
+    scene.store(Claim::reserve("v4-192-0-2-1-tcp-30025".parse().unwrap(), holder("mx"), at()));
+    assert_eq!(scene.announced(&named), None, "it was right");
+    scene.claim(&both);
+    assert_eq!(scene.announced(&both), None, "it is let go when all of its ports are known");
+    scene.store(Claim::reserve("v4-192-0-2-1-tcp-30026".parse().unwrap(), holder("both"), at()));
+    let patch = scene.announced(&both).unwrap();
+    assert_eq!(
+        (endpoints(&patch).as_array().unwrap().len(), &patch["spec"]["schedulingGates"]),
+        (2, &json!([]))
+    );
+
+    let mut refused = named;
+    refused.metadata.annotations.insert(keys::EXPOSE.to_owned(), "192.0.2.1:30027:25".to_owned());
+    scene.store(Claim::reserve("v4-192-0-2-1-tcp-30027".parse().unwrap(), holder("other"), at()));
+    let patch = scene.announced(&refused).unwrap();
+    assert_eq!(patch["metadata"]["annotations"][keys::ENDPOINTS], Value::Null, "it never had it");
+}
+
+#[test]
 fn ports_by_name_and_of_the_node_are_told_too_once_they_are_the_pods() {
     let mut spec = open();
     spec["nodeAddresses"] = json!(true);
