@@ -131,6 +131,7 @@ pub fn decide(request: &Request, world: &World<'_>) -> Decision {
     violation::sort(&mut decision.violations);
     decision.warnings.extend(warning::shared_by_replicas(&subject, &wanted.entries));
     decision.warnings.extend(warning::spread_in_vain(&subject, &wanted.entries));
+    decision.warnings.extend(warning::gate_in_vain(&subject, world.policy));
     decision
 }
 

@@ -9,6 +9,7 @@
 
 pub mod allocate;
 pub mod automatic;
+pub mod gate;
 pub mod historian;
 pub mod keeper;
 pub mod pinholes;

@@ -242,3 +242,60 @@ func TestAnAgentServesWhatIsGrantedAndSaysSoInThePinhole(t *testing.T) {
 		}
 	}
 }
+
+const programmedGate = "pinhole.dev/programmed"
+
+// Two pods of one holder that have the gate: the older one serves until the younger one is ready.
+func TestAPodWithTheGateIsReadyOnlyWhenTheKernelAnswers(t *testing.T) {
+	c := newClerk(t, "gated")
+	c.startAgent("192.0.2.76", "--claims")
+	gated := func(name string) {
+		pod := asking(name, "192.0.2.76:2526:25")
+		pod["metadata"].(object)["ownerReferences"] = []object{{"apiVersion": "example.com/v1", "kind": "Fleet", "name": "mx",
+			"uid": "6ab5e84e-2a5a-4d3c-8d0a-4f0f5a6f0a01", "controller": true}}
+		pod["spec"].(object)["nodeName"] = "node-1"
+		pod["spec"].(object)["readinessGates"] = []object{{"conditionType": programmedGate}}
+		if code, said := c.create("", pod); code != http.StatusCreated {
+			t.Fatalf("HTTP %d: %s", code, said)
+		}
+	}
+	// As a kubelet writes it: other conditions stay.
+	kubelet := func(name, address, ready string) {
+		t.Helper()
+		status := fmt.Sprintf(`{"status":{"phase":"Running","podIP":%q,"podIPs":[{"ip":%[1]q}],"conditions":[{"type":"ContainersReady","status":%q}]}}`,
+			address, ready)
+		if said, written := c.kubectl("", "patch", "pod", name, "--subresource=status", "--type=strategic", "-p", status); !written {
+			t.Fatal(said)
+		}
+	}
+	says := func(name, expected string) {
+		t.Helper()
+		if err := lab.Poll(controllerPatience, func() error {
+			template := `jsonpath={range .status.conditions[?(@.type=="` + programmedGate + `")]}{.status} {.reason}{end}`
+			if said, _ := c.kubectl("", "get", "pod", name, "-o", template); said != expected {
+				return fmt.Errorf("the gate of %s says %q, expected %q\n%s", name, said, expected, c.shown(name))
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	gated("old")
+	says("old", "False NoAddress")
+	kubelet("old", "10.244.1.31", "True")
+	says("old", "True Programmed")
+
+	gated("young")
+	kubelet("young", "10.244.1.32", "False")
+	says("young", "False NotReady")
+	says("old", "True Programmed")
+	kubelet("young", "10.244.1.32", "True")
+	says("young", "True Programmed")
+	says("old", "True Standby")
+	if said, kept := c.kubectl("", "wait", "--for=condition=ContainersReady", "pod/old", "--timeout=1s"); !kept {
+		t.Errorf("the conditions of others are gone: %s", said)
+	}
+	for _, name := range []string{"old", "young"} {
+		c.must(http.MethodDelete, c.podsPath()+"/"+name, object{"gracePeriodSeconds": 0}, nil)
+	}
+}

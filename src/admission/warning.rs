@@ -63,6 +63,18 @@ pub(crate) fn spread_in_vain(subject: &Subject<'_>, entries: &[Located]) -> Opti
     })
 }
 
+/// A readiness gate that nobody opens.
+pub(crate) fn gate_in_vain(subject: &Subject<'_>, policy: &Policy) -> Option<String> {
+    let mut gates = subject.spec.readiness_gates.iter();
+    let has_gate = gates.any(|gate| gate.condition_type == keys::PROGRAMMED_GATE);
+    (has_gate && !policy.finds_ports).then(|| {
+        cut(format!(
+            "the readiness gate {} needs claims, which are off here: the pod will never be ready",
+            keys::PROGRAMMED_GATE
+        ))
+    })
+}
+
 /// The nodes where others have the port.
 pub(crate) fn taken_on(mapping: &Mapping, nodes: &[&str]) -> String {
     let listed = nodes.iter().take(2).copied().collect::<Vec<_>>().join(", ");

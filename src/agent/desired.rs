@@ -56,6 +56,8 @@ pub struct Plan {
     pub pods: BTreeMap<Owner, Pod>,
     /// The UIDs of the Pinholes that users wrote; they stand among the pods, too, as do the pods behind them.
     pub pinholes: BTreeSet<String>,
+    /// The UIDs of the pods whose containers are not ready.
+    pub unready: BTreeSet<String>,
     /// Who stays without a port because another pod has it.
     pub losers: Vec<Loser>,
     /// Who stays without ports for any other reason.
@@ -118,6 +120,9 @@ pub fn plan(known: &Known<'_>) -> Plan {
                 problem,
             }),
             Judgement::Candidate(mut candidate) => {
+                if !candidate.ready {
+                    plan.unready.insert(candidate.uid.clone());
+                }
                 let limit = |grants: &Grants| grants.limit(&mut candidate, known.programmed);
                 plan.unserved.extend(known.grants.and_then(limit).map(|problem| Unserved {
                     pod: name(pod),

@@ -10,6 +10,7 @@ use crate::agent::grants;
 use crate::agent::grants::Grants;
 use crate::api::crd::pinhole::NodeReport;
 use crate::api::crd::pinhole::Pinhole;
+use crate::api::crd::pinhole::STANDBY;
 use crate::cluster::pinhole_reports::Report;
 use crate::cluster::pinhole_watch::Pinholes;
 use crate::dataplane::Applied;
@@ -122,7 +123,11 @@ fn say(
         return match plan.pods.contains_key(owner) && (!is_written || !grants.is_decided(uid)) {
             false => Said::no("Released", format!("{node_name} serves nothing of it")),
             true if !grants.is_decided(uid) => Said::no("Waiting", "the controller has not granted it yet"),
-            true => Said::no("Standby", "another pod of the same holder is served"),
+            true if plan.unready.contains(uid) => Said::no(
+                "NotReady",
+                "its containers are not ready, and another pod of the same holder is served",
+            ),
+            true => Said::no(STANDBY, "another pod of the same holder is served"),
         };
     }
     if !wanted.iter().all(|entry| present.contains(entry)) {

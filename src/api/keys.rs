@@ -26,6 +26,9 @@ pub const EFFECTIVE: &str = "pinhole.dev/effective";
 /// Output: the external addresses and ports that a pod was given. Never read back.
 pub const ENDPOINTS: &str = "pinhole.dev/endpoints";
 
+/// The readiness gate of a pod that is ready only when the kernel of its node answers for its ports: the type of its condition.
+pub const PROGRAMMED_GATE: &str = "pinhole.dev/programmed";
+
 /// Output: when a workload whose pods could not be made was last woken to try again. Never read back.
 pub const WOKEN: &str = "pinhole.dev/woken";
 

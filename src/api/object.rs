@@ -192,6 +192,9 @@ pub struct Spec {
     /// Pod: `schedulingGates`, while it may not be scheduled.
     #[serde(deserialize_with = "null_is_default")]
     pub scheduling_gates: Vec<SchedulingGate>,
+    /// Pod: `readinessGates`, the conditions that it is not ready without.
+    #[serde(deserialize_with = "null_is_default")]
+    pub readiness_gates: Vec<ReadinessGate>,
     /// Pod: `affinity`.
     pub affinity: Option<Affinity>,
     /// Workload: `replicas`.
@@ -248,6 +251,15 @@ pub struct SchedulingGate {
     /// The name.
     #[serde(deserialize_with = "null_is_default")]
     pub name: String,
+}
+
+/// A condition that a pod is not ready without.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ReadinessGate {
+    /// The type of the condition.
+    #[serde(deserialize_with = "null_is_default")]
+    pub condition_type: String,
 }
 
 /// A pod template.
@@ -388,6 +400,12 @@ pub struct Condition {
     /// `True`, `False` or `Unknown`.
     #[serde(deserialize_with = "null_is_default")]
     pub status: String,
+    /// `reason`, one word.
+    #[serde(deserialize_with = "null_is_default")]
+    pub reason: String,
+    /// `lastTransitionTime`, RFC 3339 in UTC.
+    #[serde(deserialize_with = "null_is_default")]
+    pub last_transition_time: String,
 }
 
 /// One of a pod's `containerStatuses`.

@@ -5,9 +5,13 @@ use kube::api::Patch;
 use kube::api::PatchParams;
 use serde::Deserialize;
 use serde_json::Value;
+use serde_json::json;
 
 use crate::cluster::trouble::describe;
 use crate::model::holder::ObjectName;
+
+/// Who owns a condition in a pod's managed fields.
+const CONTROLLER: &str = "pinhole";
 
 /// Changes pods.
 #[derive(Clone)]
@@ -35,6 +39,32 @@ impl PodWriter {
             Ok(_) => Ok(true),
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(false),
             Err(error) => Err(format!("changing the pod {pod} failed: {}", describe(&error))),
+        }
+    }
+
+    /// Sets one condition of the pod of this UID; those of others stay. `false` when the pod is gone.
+    pub async fn set_condition(
+        &self,
+        pod: &ObjectName,
+        uid: &str,
+        condition: &Value,
+    ) -> Result<bool, String> {
+        let failed = |reason: &str| format!("setting a condition of the pod {pod} failed: {reason}");
+        let body = json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": &*pod.name, "uid": uid},
+            "status": {"conditions": [condition]},
+        });
+        let params = PatchParams::apply(CONTROLLER).force();
+        let request = kube::api::Request::new(pods_path(pod));
+        let request = request
+            .patch_subresource("status", &pod.name, &params, &Patch::Apply(body))
+            .map_err(|error| failed(&error.to_string()))?;
+        match self.client.request::<Answer>(request).await {
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(false),
+            Err(error) => Err(failed(&describe(&error))),
         }
     }
 }

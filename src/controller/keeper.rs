@@ -15,7 +15,6 @@ use futures::StreamExt;
 use futures::stream;
 use k8s_openapi::jiff::SignedDuration;
 use k8s_openapi::jiff::Timestamp;
-use serde_json::Value;
 use tokio::sync::Notify;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -47,7 +46,6 @@ use crate::controller::standing::Known;
 use crate::controller::standing::Waiting;
 use crate::controller::written;
 use crate::controller::written::Trouble;
-use crate::model::holder::ObjectName;
 use crate::telemetry::metrics::controller::ControllerMetrics;
 use crate::telemetry::startup::Startup;
 
@@ -159,7 +157,12 @@ impl PinholeKeeper {
     /// Whether it was written.
     async fn write(&self, write: Write) -> bool {
         let (what, result) = match &write {
-            Write::Announce { pod, patch } => return self.announce(pod, patch).await,
+            Write::Announce { pod, patch } => {
+                return self.told("PodTold", self.pod_writer.patch(pod, patch).await);
+            }
+            Write::Gate { pod, uid, condition } => {
+                return self.told("GateSet", self.pod_writer.set_condition(pod, uid, condition).await);
+            }
             Write::Apply(pinhole) => ("PinholeApplied", self.store.apply(pinhole).await),
             Write::Report(pinhole) => ("PinholeReported", self.store.report(pinhole).await),
             Write::Label { name, uid, labels } => {
@@ -186,12 +189,12 @@ impl PinholeKeeper {
         }
     }
 
-    /// Whether a pod was told.
-    async fn announce(&self, pod: &ObjectName, patch: &Value) -> bool {
-        match self.pod_writer.patch(pod, patch).await {
+    /// Whether a pod was changed.
+    fn told(&self, what: &'static str, result: Result<bool, String>) -> bool {
+        match result {
             Ok(is_told) => {
                 if is_told {
-                    self.metrics.changed("PodTold");
+                    self.metrics.changed(what);
                 }
                 is_told
             }

@@ -32,6 +32,7 @@ use crate::api::object::Object;
 use crate::cluster::asking_pods::AskingPods;
 use crate::cluster::pinhole_watch::Pinholes;
 use crate::controller::automatic;
+use crate::controller::gate;
 use crate::controller::releasing;
 use crate::controller::releasing::Patience;
 use crate::controller::standing;
@@ -83,6 +84,15 @@ pub enum Write {
         /// The change of it, as a merge patch of its present version.
         patch: Value,
     },
+    /// What its readiness gate says.
+    Gate {
+        /// The pod.
+        pod: ObjectName,
+        /// Its UID.
+        uid: String,
+        /// The condition.
+        condition: Value,
+    },
     /// It is over.
     Delete(Box<Pinhole>),
 }
@@ -120,7 +130,12 @@ pub fn plan(
             Some(stored) if !is_ours(stored) => {
                 plan.strangers.push(Stranger { pod: name.clone(), uid: pod.metadata.uid.clone() });
             }
-            Some(stored) => plan.writes.extend(update(stored, pod, &standing, &patience)),
+            Some(stored) => {
+                plan.writes.extend(update(stored, pod, &standing, &patience));
+                let gate =
+                    |condition| Write::Gate { pod: name.clone(), uid: pod.metadata.uid.clone(), condition };
+                plan.writes.extend(gate::condition(pod, stored, now).map(gate));
+            }
             None => plan.writes.push(Write::Apply(Box::new(wanted(pod, &standing)))),
         }
     }

@@ -20,6 +20,16 @@ fn several_replicas_behind_one_fixed_port_are_told_that_one_is_served() {
 }
 
 #[test]
+fn a_readiness_gate_that_nobody_opens_is_pointed_out() {
+    let gates = [("/spec/readinessGates", json!([{"conditionType": "pinhole.dev/programmed"}]))];
+    let unclaimed = Cluster::with_policy(Policy { finds_ports: false, ..Policy::default() });
+    let expected = "the readiness gate pinhole.dev/programmed needs claims, which are off here: the pod will never be ready";
+    assert_warns(&unclaimed.create(with(exposing("web", "80"), &gates)), &[expected]);
+    assert_warns(&unclaimed.create(exposing("web", "80")), &[]);
+    assert_warns(&Cluster::new().create(with(exposing("web", "80"), &gates)), &[]);
+}
+
+#[test]
 fn a_pod_whose_node_is_open_is_told_where_its_port_is_taken() {
     let taken =
         |node: &str| with(exposing(&format!("mail-{node}"), "25"), &[("/spec/nodeName", json!(node))]);

@@ -157,6 +157,33 @@ async fn a_report_says_what_is_so_in_the_kernel() {
 }
 
 #[tokio::test]
+async fn a_pod_behind_another_one_of_its_holder_says_whether_it_could_take_over() {
+    let owner = json!([{"apiVersion": "example.com/v1", "kind": "Fleet", "name": "mx", "uid": "f", "controller": true}]);
+    let of_fleet = |number: u16, ready: &str| {
+        let mut pod = exposing(pod(number), &format!("{PORT}:80"));
+        pod.metadata.owner_references = serde_json::from_value(owner.clone()).unwrap();
+        pod.status.conditions[0].status = ready.to_owned();
+        pod
+    };
+    let mut old = of_fleet(2, "True");
+    old.metadata.creation_timestamp = "2025-01-01T00:00:00Z".to_owned();
+    let mut grants = pinhole("True", &[25]);
+    let mut of_old = grants[&ObjectName::new("mail", "pod-1")].clone();
+    of_old.metadata.uid = Some("pinhole-2".to_owned());
+    of_old.spec.target.pod_uid = Some("uid-2".to_owned());
+    let report =
+        json!({"name": "node-1", "programmed": true, "reason": "Programmed", "observedGeneration": 3});
+    of_old.status.as_mut().unwrap().nodes = vec![serde_json::from_value(report).unwrap()];
+    grants.insert(ObjectName::new("mail", "pod-2"), of_old);
+    let bench = Bench::with_pods(settings(Kernel::default(), grants), vec![of_fleet(1, "False"), old]);
+    let unready = "its containers are not ready, and another pod of the same holder is served";
+    bench.until_said(&format!("false NotReady Some(3) {unready}")).await;
+    bench.apply(of_fleet(1, "True"));
+    let standby = "false Standby Some(3) another pod of the same holder is served";
+    bench.until_said(&format!("true Programmed Some(3) ; {standby}")).await;
+}
+
+#[tokio::test]
 async fn what_the_brake_keeps_is_not_said_to_be_released() {
     let pod = asking("203.0.113.7:25:80");
     let mut settings = settings(left_without_claims(pod.clone()).await, pinhole("True", &[25]));

@@ -449,6 +449,9 @@ pub struct TargetReport {
     pub active: bool,
 }
 
+/// What a node says of a pod that could serve at once, behind another pod of its holder that does.
+pub const STANDBY: &str = "Standby";
+
 /// What a node has made of a pinhole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]

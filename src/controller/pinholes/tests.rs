@@ -146,6 +146,15 @@ impl Scene {
                 }
                 format!("tell {pod}")
             }
+            Write::Gate { pod, uid, condition } => {
+                let known = self.pods.get_mut(&pod).unwrap();
+                assert_eq!(known.metadata.uid, uid);
+                let condition: crate::api::object::Condition = serde_json::from_value(condition).unwrap();
+                known.status.conditions.retain(|known| known.type_ != condition.type_);
+                let said = format!("gate {pod} {} {}", condition.status, condition.reason);
+                known.status.conditions.push(condition);
+                said
+            }
             Write::Delete(pinhole) => {
                 let name = ObjectName::new("mail", pinhole.metadata.name.clone().unwrap());
                 let gone = self.pinholes.remove(&name).unwrap();
@@ -228,6 +237,26 @@ fn a_pod_with_its_claims_gets_one_object_that_comes_to_rest() {
         endpoints,
         json!([{"address": "203.0.113.7", "protocol": "TCP", "port": 25, "targetPort": 25}])
     );
+}
+
+#[test]
+fn a_readiness_gate_follows_what_the_node_says_and_comes_to_rest() {
+    let gate = json!({"spec": {"readinessGates": [{"conditionType": "pinhole.dev/programmed"}]}});
+    let mut scene = scene().with(pod(PORT, gate)).claimed(KEY, "mx");
+    assert_eq!(
+        scene.settle(),
+        ["tell mail/mx", "apply mail/mx", "report mail/mx"],
+        "as long as no node has said anything nothing is said"
+    );
+    for (programmed, reason, gate) in [
+        (false, "NoAddress", "gate mail/mx False NoAddress"),
+        (true, "Programmed", "gate mail/mx True Programmed"),
+        (false, "Standby", "gate mail/mx True Standby"),
+        (false, "KernelRefused", "gate mail/mx False KernelRefused"),
+    ] {
+        scene.reported(programmed, reason);
+        assert_eq!(scene.settle(), ["report mail/mx", gate], "{reason}");
+    }
 }
 
 #[test]

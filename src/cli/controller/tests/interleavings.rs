@@ -385,7 +385,7 @@ impl World {
             Write::Delete(_) => {
                 self.pinholes.remove(&name);
             }
-            Write::Label { .. } | Write::Announce { .. } => {}
+            Write::Label { .. } | Write::Announce { .. } | Write::Gate { .. } => {}
         }
     }
 
