@@ -7,6 +7,7 @@
 pub mod conflict;
 pub mod effective;
 mod entries;
+mod fixed;
 mod grant;
 pub mod index;
 mod json;
@@ -124,6 +125,7 @@ pub fn decide(request: &Request, world: &World<'_>) -> Decision {
     decision.violations.extend(misplaced);
     decision.violations.extend(spread::is_asked_for(&subject, &decision.mappings).err());
     judge_alone(&subject, &request.namespace, &wanted.entries, world, &mut decision);
+    decision.violations.extend(fixed::violations(&subject, &wanted.automatic, world.policy));
     grant::judge(&subject, &request.namespace, &wanted.entries, world, &mut decision);
     grant::judge_automatic(&subject, &request.namespace, &wanted.automatic, world, &mut decision);
     occupied::judge(&subject, &request.namespace, &wanted.entries, world, &mut decision);

@@ -10,5 +10,6 @@ pub mod holder;
 pub mod interface;
 pub mod label_selector;
 pub mod mapping;
+pub mod ordinals;
 pub mod port;
 pub mod port_set;

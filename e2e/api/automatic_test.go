@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -261,14 +262,86 @@ func (c clerk) allocations() [2]float64 {
 	return sums
 }
 
-func TestTheExampleOfAutomaticPortsIsAccepted(t *testing.T) {
+func TestAFixedPortIsTheNextPodsOfTheSameName(t *testing.T) {
 	t.Parallel()
-	c := newClerk(t, "example-of-automatic-ports")
-	result, err := c.cluster.Kubectl("", "apply", "-f", "../../examples/claims/automatic-ports.yaml")
-	if err != nil {
-		t.Fatal(err)
+	c := newClerk(t, "kept")
+	c.must(http.MethodPost, poolsPath, natPool("kept", object{
+		"addresses": []string{"198.51.100.44"}, "ports": []object{{"first": 32000, "last": 32099}}, "namespaces": object{"names": []string{"kept"}},
+	}), nil)
+	set := object{
+		"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": object{"name": "lobby"},
+		"spec": object{
+			"replicas": 1, "serviceName": "lobby", "selector": object{"matchLabels": notes{"app": "lobby"}},
+			"template": object{
+				"metadata": object{"labels": notes{"app": "lobby"}, "annotations": notes{"pinhole.dev/expose": "fixed:7777,fixed:7777/udp"}},
+				"spec":     object{"containers": []object{{"name": "main", "image": "example.com/app:1"}}},
+			},
+		},
 	}
-	if !result.Succeeded {
-		t.Error(result.Stdout + result.Stderr)
+	sets := "/apis/apps/v1/namespaces/kept/statefulsets"
+	var stored struct{ Metadata struct{ UID string } }
+	c.must(http.MethodPost, sets, set, &stored)
+	replica := func(node string) object {
+		pod := fromPool("lobby-0", "fixed:7777,fixed:7777/udp", "kept")
+		pod["metadata"].(object)["ownerReferences"] = []object{{
+			"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "lobby", "uid": stored.Metadata.UID, "controller": true,
+		}}
+		if node != "" {
+			pod["spec"].(object)["nodeName"] = node
+		}
+		return pod
+	}
+	create := func(pod object) gatedPod {
+		t.Helper()
+		if code, said := c.create("", pod); code != http.StatusCreated {
+			t.Fatalf("HTTP %d: %s", code, said)
+		}
+		return c.letGo("lobby-0")
+	}
+	bound := func(uid string) {
+		t.Helper()
+		if err := lab.Poll(controllerPatience, func() error {
+			for name, claim := range c.claims("198.51.100.44") {
+				if claim.Spec.State != "Bound" || claim.Spec.PodUID != uid {
+					return fmt.Errorf("the claim %s is %v", name, claim)
+				}
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first := create(replica(""))
+	bound(first.Metadata.UID)
+	c.must(http.MethodDelete, c.podsPath()+"/lobby-0", object{"gracePeriodSeconds": 0}, nil)
+	bound("")
+	second := create(replica("node-7"))
+	bound(second.Metadata.UID)
+	if before, after := first.told(t), second.told(t); len(after) != 2 || fmt.Sprint(before) != fmt.Sprint(after) {
+		t.Errorf("the pod had %v, and the next one of its name has %v", before, after)
+	}
+	if claims := c.claims("198.51.100.44"); len(claims) != 2 {
+		t.Errorf("the claims are %v", claims)
+	}
+
+	set["metadata"], set["kind"] = object{"name": "web"}, "Deployment"
+	delete(set["spec"].(object), "serviceName")
+	err := c.cluster.Do(context.Background(), 0, http.MethodPost, "/apis/apps/v1/namespaces/kept/deployments?dryRun=All", set, nil)
+	if err == nil || !strings.Contains(err.Error(), "each pod of a Deployment has another one; use a StatefulSet, or a bare pod") {
+		t.Errorf("fixed ports of a Deployment: %v", err)
+	}
+}
+
+func TestTheExamplesOfPortsFromPoolsAreAccepted(t *testing.T) {
+	t.Parallel()
+	c := newClerk(t, "examples-of-pools")
+	for _, name := range []string{"automatic-ports", "fixed-ports"} {
+		result, err := c.cluster.Kubectl("", "apply", "-f", "../../examples/claims/"+name+".yaml")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !result.Succeeded {
+			t.Error(result.Stdout + result.Stderr)
+		}
 	}
 }

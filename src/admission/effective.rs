@@ -43,7 +43,7 @@ fn open_entry(port: &AutomaticPort) -> NatEntry {
     NatEntry {
         iface_auto: Some(false),
         src_ip: None,
-        src_port: SourcePort::Word(Automatic::Auto),
+        src_port: SourcePort::Word(if port.is_fixed() { Automatic::Fixed } else { Automatic::Auto }),
         src_port_end: None,
         dst_port: port.target.get(),
         proto: Some(port.protocol.to_string()),

@@ -220,7 +220,7 @@ fn wrong_type(name: &str, value: &Value) -> String {
         "srcPort" | "srcPortEnd" | "dstPort" => match value.as_str().map(str::trim).map(str::parse::<Port>) {
             Some(Ok(port)) => format!("is text; write the number without quotes: {port}"),
             _ if name == "srcPort" => {
-                "is not a port; write a whole number from 1 to 65535, or \"auto\" for one that a pool finds"
+                "is not a port; write a whole number from 1 to 65535, or \"auto\" or \"fixed\" for one that a pool finds"
                     .to_owned()
             }
             _ => "is not a port; write a whole number from 1 to 65535".to_owned(),
@@ -295,10 +295,11 @@ fn judge(entry: &NatEntry, path: &str) -> Result<Judged, Vec<Violation>> {
     let terminates = entry.terminate_existing.unwrap_or_default();
     let (external, target) = match ports {
         Ports::Named(external, target) => (external, target),
-        Ports::Automatic(target) => {
+        Ports::Automatic(word, target) => {
             let port = AutomaticPort::new(protocol, target)
                 .with_allowed_sources(sources)
-                .terminating_existing(terminates);
+                .terminating_existing(terminates)
+                .fixed(word.is_fixed());
             return Ok(Judged::Automatic(LocatedPort { port, field: format!("{path}.srcPort") }));
         }
     };
@@ -321,15 +322,17 @@ type Problem = (&'static str, String, String);
 fn address(entry: &NatEntry) -> Result<Address, Problem> {
     // Programs that marshal an empty field write `"srcIP":""`, and the predecessor took that for none.
     let given = entry.src_ip.as_deref().map(str::trim).filter(|text| !text.is_empty());
-    if entry.src_port == SourcePort::Word(Automatic::Auto) {
+    if let SourcePort::Word(word) = entry.src_port {
+        let contradicts =
+            |rest: &str| format!("contradicts srcPort {:?}, {rest}, or name the port", word.name());
         return match (entry.iface_auto, given) {
             (Some(true), _) => {
-                let problem = "contradicts srcPort \"auto\", whose address is one of a pool's; remove ifaceAuto, or name the port";
-                Err(("ifaceAuto", "true".to_owned(), problem.to_owned()))
+                let problem = contradicts("whose address is one of a pool's; remove ifaceAuto");
+                Err(("ifaceAuto", "true".to_owned(), problem))
             }
             (_, Some(text)) => {
-                let problem = "contradicts srcPort \"auto\", whose address a pool chooses; remove srcIP, or name the port";
-                Err(("srcIP", shown(text), problem.to_owned()))
+                let problem = contradicts("whose address a pool chooses; remove srcIP");
+                Err(("srcIP", shown(text), problem))
             }
             // What address it is does not matter: a pool chooses it.
             (Some(false) | None, None) => Ok(Address::Node),
@@ -364,7 +367,7 @@ pub(crate) fn external_address(text: &str) -> Result<ExternalAddress, String> {
 /// The ports of an entry.
 enum Ports {
     Named(PortRange, Port),
-    Automatic(Port),
+    Automatic(Automatic, Port),
 }
 
 fn ports(entry: &NatEntry) -> Result<Ports, Problem> {
@@ -375,8 +378,8 @@ fn ports(entry: &NatEntry) -> Result<Ports, Problem> {
     let target = port("dstPort", entry.dst_port)?;
     let number = match (entry.src_port, entry.src_port_end) {
         (SourcePort::Number(number), _) => number,
-        (SourcePort::Word(Automatic::Auto), None) => return Ok(Ports::Automatic(target)),
-        (SourcePort::Word(Automatic::Auto), Some(last)) => {
+        (SourcePort::Word(word), None) => return Ok(Ports::Automatic(word, target)),
+        (SourcePort::Word(_), Some(last)) => {
             let problem =
                 "goes with a number in srcPort; write one entry for each port that a pool is to find";
             return Err(("srcPortEnd", last.to_string(), problem.to_owned()));

@@ -33,6 +33,7 @@ use crate::model::holder::Holder;
 use crate::model::holder::ObjectName;
 use crate::model::mapping::Address;
 use crate::model::mapping::Mapping;
+use crate::model::ordinals::Ordinals;
 use crate::model::port::PortRange;
 use crate::model::port::Protocol;
 
@@ -127,6 +128,8 @@ struct Stored {
     automatic: Vec<AutomaticPort>,
     /// The controller that manages it, where it leaves anything to a pool.
     controller: Option<Box<OwnerReference>>,
+    /// Of a StatefulSet that leaves anything to a pool, which pods it has.
+    ordinals: Option<Ordinals>,
 }
 
 /// A stored object that leaves ports to a pool to find.
@@ -140,6 +143,8 @@ pub struct Finder<'a> {
     pub controller: Option<&'a OwnerReference>,
     /// The ports.
     pub ports: &'a [AutomaticPort],
+    /// Of a StatefulSet, which pods it has.
+    pub ordinals: Option<Ordinals>,
 }
 
 impl Index {
@@ -241,6 +246,7 @@ impl Index {
             uid: &stored.uid,
             controller: stored.controller.as_deref(),
             ports: &stored.automatic,
+            ordinals: stored.ordinals,
         })
     }
 
@@ -452,7 +458,8 @@ impl Index {
             let version = object.metadata.version();
             let controller = object.metadata.controller().filter(|_| !automatic.is_empty());
             let controller = controller.cloned().map(Box::new);
-            let stored = Stored { uid, version, holdings, unplaced, automatic, controller };
+            let ordinals = object.ordinals().filter(|_| !automatic.is_empty());
+            let stored = Stored { uid, version, holdings, unplaced, automatic, controller, ordinals };
             self.stored.insert(key.clone(), stored);
         }
     }

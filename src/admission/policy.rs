@@ -20,6 +20,8 @@ pub const DEFAULT_PROTECTED_PORTS: &str =
 pub struct Policy {
     /// Annotation keys that hold the JSON form beside `pinhole.dev/nat`.
     pub more_annotation_keys: Vec<String>,
+    /// Kinds of workload beside StatefulSet whose pods keep their names when they are replaced.
+    pub stateful_kinds: Vec<String>,
     /// External ports that nobody may have.
     pub restricted_ports: PortSet,
     /// External ports of a node's own address that nobody may have.
@@ -37,6 +39,7 @@ impl Default for Policy {
         let ports = |list: &str| list.parse().unwrap_or_default();
         Self {
             more_annotation_keys: Vec::new(),
+            stateful_kinds: Vec::new(),
             restricted_ports: ports(DEFAULT_RESTRICTED_PORTS),
             protected_ports: ports(DEFAULT_PROTECTED_PORTS),
             namespaces: NamespacePolicy::default(),

@@ -1,6 +1,6 @@
 //! The short form, with the grammar of `docker run -p` and the external side first:
 //! `[ADDRESS:]EXTERNAL[-END][:POD][/PROTO]`, comma-separated, as in `80,8080:80,53/udp,[2001:db8::1]:443:8443`. The external
-//! side can be left to a pool: `auto:POD[/PROTO]`.
+//! side can be left to a pool: `auto:POD[/PROTO]`, or `fixed:POD[/PROTO]`.
 
 use crate::admission::entries;
 use crate::admission::suggest;
@@ -10,6 +10,7 @@ use crate::admission::violation::shown;
 use crate::admission::wanted::Located;
 use crate::admission::wanted::LocatedPort;
 use crate::admission::wanted::Wanted;
+use crate::api::annotation::Automatic;
 use crate::api::annotation::MAX_ENTRIES;
 use crate::model::automatic::AutomaticPort;
 use crate::model::mapping::Address;
@@ -17,9 +18,6 @@ use crate::model::mapping::Mapping;
 use crate::model::port::Port;
 use crate::model::port::PortRange;
 use crate::model::port::Protocol;
-
-/// The word for an external port that a pool finds.
-const AUTO: &str = "auto";
 
 const EXAMPLE: &str = "8080:80 (external port first), 53/udp, 7000-7010 or [2001:db8::1]:443:8443";
 
@@ -95,8 +93,9 @@ fn parse(item: &str) -> Result<Item, (Rule, String)> {
                 .map_err(|problem| (Rule::Address, format!("{text} {problem}")))?,
         ),
     };
-    if sides.external.trim().eq_ignore_ascii_case(AUTO) {
-        return automatic(&sides, protocol).map(Item::Automatic).map_err(syntax);
+    let is_written = |word: &Automatic| sides.external.trim().eq_ignore_ascii_case(word.name());
+    if let Some(word) = Automatic::ALL.into_iter().find(is_written) {
+        return automatic(word, &sides, protocol).map(Item::Automatic).map_err(syntax);
     }
     let external = read_range(sides.external).map_err(syntax)?;
     let target = match sides.pod {
@@ -109,17 +108,18 @@ fn parse(item: &str) -> Result<Item, (Rule, String)> {
 }
 
 /// An item whose external port a pool finds.
-fn automatic(sides: &Sides<'_>, protocol: Protocol) -> Result<AutomaticPort, String> {
+fn automatic(word: Automatic, sides: &Sides<'_>, protocol: Protocol) -> Result<AutomaticPort, String> {
+    let example = format!("{}:9000", word.name());
     if let Some(address) = sides.address {
         return Err(format!(
             "leaves the port to a pool and names the address {address}; leave the address to it too, or name the port"
         ));
     }
     let Some(pod) = sides.pod else {
-        return Err("leaves open which port of the pod is meant; write auto:9000".to_owned());
+        return Err(format!("leaves open which port of the pod is meant; write {example}"));
     };
-    let target = pod.trim().parse::<Port>().map_err(|error| format!("{error}, as in auto:9000"))?;
-    Ok(AutomaticPort::new(protocol, target))
+    let target = pod.trim().parse::<Port>().map_err(|error| format!("{error}, as in {example}"))?;
+    Ok(AutomaticPort::new(protocol, target).fixed(word.is_fixed()))
 }
 
 fn read_protocol(name: &str) -> Result<Protocol, String> {

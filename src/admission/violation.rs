@@ -22,6 +22,8 @@ pub enum Rule {
     Namespace,
     /// The pod shares its node's network, where NAT has nothing to forward to.
     HostNetwork,
+    /// The pods of this kind of workload cannot have a port of this kind.
+    Workload,
     /// No pool grants the port.
     Pool,
     /// A program on a node or a Service has the port.
@@ -32,7 +34,7 @@ pub enum Rule {
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Syntax,
         Self::Address,
         Self::Duplicate,
@@ -40,6 +42,7 @@ impl Rule {
         Self::Protected,
         Self::Namespace,
         Self::HostNetwork,
+        Self::Workload,
         Self::Pool,
         Self::InUse,
         Self::Conflict,
@@ -55,6 +58,7 @@ impl Rule {
             Self::Protected => "protected-port",
             Self::Namespace => "namespace",
             Self::HostNetwork => "host-network",
+            Self::Workload => "workload",
             Self::Pool => "pool",
             Self::InUse => "in-use",
             Self::Conflict => "conflict",

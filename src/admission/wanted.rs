@@ -91,6 +91,7 @@ pub fn read(annotations: &BTreeMap<String, String>, path: &str, policy: &Policy)
     };
     wanted.violations.extend(duplicates(&wanted.entries, "pod"));
     wanted.violations.extend(repeated(&wanted.automatic));
+    wanted.violations.extend(half_fixed(&wanted.automatic));
     if !policy.finds_ports {
         wanted.violations.extend(wanted.automatic.iter().map(unfindable));
     }
@@ -114,6 +115,26 @@ fn repeated(automatic: &[LocatedPort]) -> Vec<Violation> {
         rule: Rule::Duplicate,
     };
     again.map(violation).collect()
+}
+
+/// Ports that get one number, of which one is kept and another goes with the pod.
+fn half_fixed(automatic: &[LocatedPort]) -> Vec<Violation> {
+    let earlier = |position: usize, later: &AutomaticPort| {
+        let differs = |earlier: &&LocatedPort| {
+            earlier.port.target == later.target && earlier.port.is_fixed() != later.is_fixed()
+        };
+        automatic[..position].iter().find(differs)
+    };
+    let violation = |(position, later): (usize, &LocatedPort)| {
+        let earlier = earlier(position, &later.port)?;
+        let problem = format!(
+            "leads to the same port of the pod as {}, and both get one number; make both fixed, or both auto",
+            earlier.port
+        );
+        let (field, value) = (later.field.clone(), later.port.to_string());
+        Some(Violation { field, value, problem, rule: Rule::Syntax })
+    };
+    automatic.iter().enumerate().filter_map(violation).collect()
 }
 
 /// What is said of a port that nobody finds here.

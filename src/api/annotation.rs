@@ -38,8 +38,8 @@ pub struct NatEntry {
     #[serde(default, rename = "srcIP", skip_serializing_if = "Option::is_none")]
     pub src_ip: Option<String>,
 
-    /// The external port that the outside connects to, 1-65535, or `"auto"` for one that a pool finds. The first one where
-    /// `srcPortEnd` is given.
+    /// The external port that the outside connects to, 1-65535, or `"auto"` for one that a pool finds, or `"fixed"` for one
+    /// that it also keeps for the next pod of the same name. The first one where `srcPortEnd` is given.
     pub src_port: SourcePort,
 
     /// The last external port of a range, 1-65535. Default: `srcPort`, a single port.
@@ -77,12 +77,32 @@ pub enum SourcePort {
     Word(Automatic),
 }
 
-/// The word for a port that is found.
+/// The words for a port that is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Automatic {
-    /// `"auto"`.
-    #[serde(rename = "auto")]
+    /// `"auto"`: it goes with the pod.
     Auto,
+    /// `"fixed"`: it is kept for the next pod of the same name.
+    Fixed,
+}
+
+impl Automatic {
+    /// Every word.
+    pub const ALL: [Self; 2] = [Self::Auto, Self::Fixed];
+
+    /// The word as it is written.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Fixed => "fixed",
+        }
+    }
+
+    /// Whether what is found is kept for the next pod of the same name.
+    pub fn is_fixed(self) -> bool {
+        self == Self::Fixed
+    }
 }
 
 impl JsonSchema for SourcePort {
@@ -101,7 +121,7 @@ impl JsonSchema for SourcePort {
             "format": "uint16",
             "minimum": 1,
             "maximum": 65535,
-            "pattern": "^auto$",
+            "pattern": "^(auto|fixed)$",
         })
     }
 }

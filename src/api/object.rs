@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::api::crd::pinhole::Pinhole;
 use crate::api::crd::pinhole::PinholeSpec;
+use crate::model::ordinals::Ordinals;
 
 /// The kinds that Pinhole knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -199,6 +200,9 @@ pub struct Spec {
     pub affinity: Option<Affinity>,
     /// Workload: `replicas`.
     pub replicas: Option<i64>,
+    /// StatefulSet: `ordinals`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub ordinals: FirstOrdinal,
     /// Workload: the template of its pods.
     pub template: Option<Box<Template>>,
     /// CronJob: the template of its Jobs.
@@ -218,6 +222,15 @@ pub struct Taint {
     /// `key`.
     #[serde(deserialize_with = "null_is_default")]
     pub key: String,
+}
+
+/// A StatefulSet's `ordinals`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct FirstOrdinal {
+    /// `start`: the number of the first pod.
+    #[serde(deserialize_with = "null_is_default")]
+    pub start: i64,
 }
 
 /// A pod's container: only which ports of the node it has.
@@ -468,6 +481,13 @@ impl Object {
     /// The kind, if Pinhole knows it.
     pub fn known_kind(&self) -> Option<Kind> {
         Kind::from_name(&self.kind)
+    }
+
+    /// The ordinals of a StatefulSet's pods.
+    pub fn ordinals(&self) -> Option<Ordinals> {
+        let Spec { replicas, ordinals, .. } = &self.spec;
+        (self.known_kind() == Some(Kind::StatefulSet))
+            .then(|| Ordinals::new(ordinals.start, replicas.unwrap_or(1)))
     }
 
     /// Whether a condition of this type is `True`.

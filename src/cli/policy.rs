@@ -22,6 +22,11 @@ pub struct PolicyFlags {
           env = "PINHOLE_ANNOTATION_KEY")]
     annotation_key: Vec<String>,
 
+    /// One more kind of workload whose pods keep their names when they are replaced, as a StatefulSet's do, so that their
+    /// automatic ports can be fixed: GameServerSet, for example. Repeatable.
+    #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = kind, env = "PINHOLE_STATEFUL_KIND")]
+    stateful_kind: Vec<String>,
+
     /// External ports that nobody may have: ports, ranges and single protocols, as in `22,53/udp,9000-9100`.
     #[arg(long, value_name = "LIST", default_value = DEFAULT_RESTRICTED_PORTS, env = "PINHOLE_RESTRICTED_PORTS")]
     restricted_ports: PortSet,
@@ -51,6 +56,7 @@ impl PolicyFlags {
     pub fn into_policy(self) -> Policy {
         let Self {
             annotation_key,
+            stateful_kind,
             restricted_ports,
             protected_ports,
             allowed_namespaces,
@@ -58,6 +64,7 @@ impl PolicyFlags {
         } = self;
         Policy {
             more_annotation_keys: annotation_key,
+            stateful_kinds: stateful_kind,
             restricted_ports,
             protected_ports,
             namespaces: NamespacePolicy {
@@ -83,6 +90,18 @@ fn annotation_key(text: &str) -> Result<String, String> {
     } else {
         Err("an annotation key is a name with an optional domain before it: write bln.space/podnat"
             .to_owned())
+    }
+}
+
+fn kind(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    let is_name = (1..=63).contains(&text.len())
+        && text.starts_with(|first: char| first.is_ascii_uppercase())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    if is_name {
+        Ok(text.to_owned())
+    } else {
+        Err("a kind is written as in a manifest: write GameServerSet".to_owned())
     }
 }
 
@@ -123,11 +142,13 @@ mod tests {
             "bln.space/podnat",
             "--annotation-key=example.org/nat",
             "--restricted-ports=",
+            "--stateful-kind=GameServerSet, CloneSet",
             "--allowed-namespaces=mail, games",
             "--allowed-namespace-selector=team in (a, b)",
         ])
         .unwrap();
         assert_eq!(policy.more_annotation_keys, ["bln.space/podnat", "example.org/nat"]);
+        assert_eq!(policy.stateful_kinds, ["GameServerSet", "CloneSet"]);
         assert_eq!(policy.restricted_ports, PortSet::default());
         assert_eq!(policy.namespaces.to_string(), "games, mail, and namespaces labelled team in (a, b)");
     }
@@ -140,6 +161,7 @@ mod tests {
             ("--allowed-namespaces=mail,,games", "a namespace has"),
             ("--allowed-namespaces=Mail", "a namespace has"),
             ("--allowed-namespace-selector=a b", "is not a label requirement"),
+            ("--stateful-kind=gameserversets", "a kind is written as in a manifest"),
             ("--annotation-key=/podnat", "an annotation key is"),
             ("--annotation-key=a b", "an annotation key is"),
         ];

@@ -2,7 +2,8 @@
 //! told of it. Pure.
 //!
 //! # Guarantees
-//! - A port that was found is its pod's alone: a claim names the pod in its slot, and nobody else finds it by that.
+//! - A port that was found is its pod's alone: a claim names the pod in its slot, and nobody else finds it by that. A fixed one
+//!   is the next pod's of the same name, too, as long as it is claimed.
 //! - All ports that are found for a pod are on one address, and those that lead to one port of it have one number.
 //! - A pod is let go to the scheduler only when all its ports are claimed, in the same write that tells it which.
 
@@ -49,8 +50,10 @@ use crate::model::address::ExternalAddress;
 use crate::model::address::Family;
 use crate::model::automatic::AutomaticPort;
 use crate::model::holder::Holder;
+use crate::model::holder::ObjectName;
 use crate::model::mapping::Address;
 use crate::model::mapping::Mapping;
+use crate::model::ordinals::Ordinals;
 use crate::model::port::Port;
 
 /// The ServiceAccount of a pod that names none.
@@ -93,25 +96,33 @@ impl<'a> Found<'a> {
     }
 }
 
-/// The pods that slots belong to.
+/// The pods that slots belong to, and the StatefulSets that are about to have such pods.
 #[derive(Debug, Default)]
-pub struct Users {
+pub struct Users<'a> {
     by_slot: HashMap<(Holder, String), Arc<str>>,
+    sets: HashMap<&'a ObjectName, (Ordinals, &'a [AutomaticPort])>,
     /// The namespaces of pods whose holder is not known yet.
     unknown: BTreeSet<Arc<str>>,
 }
 
-impl Users {
-    /// The pods that leave ports to pools.
-    pub fn of(index: &Index) -> Self {
+impl<'a> Users<'a> {
+    /// Who leaves ports to pools.
+    pub fn of(index: &'a Index) -> Self {
         let mut users = Self::default();
-        for finder in index.finders().filter(|finder| finder.object.kind == Kind::Pod) {
+        for finder in index.finders() {
+            if let Some(ordinals) = finder.ordinals {
+                users.sets.insert(&finder.object.name, (ordinals, finder.ports));
+            }
+            if finder.object.kind != Kind::Pod {
+                continue;
+            }
             let Ok(holder) = index.holder(finder.object, finder.controller) else {
                 users.unknown.insert(Arc::clone(&finder.object.name.namespace));
                 continue;
             };
             for port in finder.ports {
-                users.by_slot.insert((holder.clone(), port.slot(finder.uid)), Arc::clone(finder.uid));
+                let slot = port.slot(&finder.object.name.name, finder.uid);
+                users.by_slot.insert((holder.clone(), slot), Arc::clone(finder.uid));
             }
         }
         users
@@ -125,11 +136,24 @@ impl Users {
         let slot = claim.slot.clone().filter(|_| found.counts(claim));
         Some(slot.and_then(|slot| self.by_slot.get(&(claim.holder.clone(), slot)).cloned()))
     }
+
+    /// Whether a found port is kept for a pod that its StatefulSet has or is about to have, as its template and its replicas say.
+    pub fn is_awaited(&self, claim: &Claim, found: &Found<'_>) -> bool {
+        let Some(slot) = claim.slot.as_deref().filter(|_| found.counts(claim)) else { return false };
+        if *claim.holder.kind != *Kind::StatefulSet.name() {
+            return false;
+        }
+        let pod = AutomaticPort::pod_of(slot);
+        self.sets.get(&claim.holder.object).is_some_and(|(ordinals, ports)| {
+            let is_its = |port: &AutomaticPort| port.is_fixed() && port.slot(pod, "") == slot;
+            ordinals.has_pod(&claim.holder.object.name, pod) && ports.iter().any(is_its)
+        })
+    }
 }
 
 /// What tells a pod's ports from those of others of its holder.
 pub fn slot(pod: &Metadata, port: &AutomaticPort) -> String {
-    port.slot(&pod.uid)
+    port.slot(&pod.name, &pod.uid)
 }
 
 /// The mapping that a claim gives to a port.
@@ -151,16 +175,26 @@ pub fn choose(
     let Known { claims, index, policy, .. } = *known;
     let pools = index.pools().map_or(&[][..], |pools| pools);
     let asker = asker(pod, index);
-    let open: Vec<_> = standing.open().collect();
-    let protocols = open.iter().map(|port| port.protocol).collect();
-    let named = pod.metadata.annotations.get(keys::POOL).map(String::as_str);
-    let finding = grant::finding(pools, asker, &protocols, named)?;
     let wish = |port: &AutomaticPort, key: ClaimKey, pool: Option<String>| Claim {
         pool,
         origin: ClaimOrigin::Dynamic,
         slot: Some(slot(&pod.metadata, port)),
         ..Claim::reserve(key, standing.holder.clone(), now)
     };
+    // What it had a moment ago, and nobody else has yet, is its own again.
+    let given_up = |port: &AutomaticPort| {
+        let stored = known.found.get(&standing.holder, &slot(&pod.metadata, port))?;
+        let is_gone = taken.contains(&stored.claim.key);
+        (!is_gone).then(|| wish(port, stored.claim.key, stored.claim.pool.clone()))
+    };
+    let given_up: Vec<_> = standing.open().filter_map(given_up).collect();
+    if !given_up.is_empty() {
+        return Ok(given_up);
+    }
+    let open: Vec<_> = standing.open().collect();
+    let protocols = open.iter().map(|port| port.protocol).collect();
+    let named = pod.metadata.annotations.get(keys::POOL).map(String::as_str);
+    let finding = grant::finding(pools, asker, &protocols, named)?;
     let mut groups: BTreeMap<Port, Vec<&AutomaticPort>> = BTreeMap::new();
     for port in &open {
         groups.entry(port.target).or_default().push(port);

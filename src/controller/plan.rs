@@ -84,7 +84,8 @@ pub fn plan(
     let change = |stored: &StoredClaim| {
         let claim = &stored.claim;
         let usage = if claim.slot.is_some() {
-            users.of_claim(claim, &found).map(|pod| Usage { pod, ..Usage::default() })
+            let is_declared = users.is_awaited(claim, &found);
+            users.of_claim(claim, &found).map(|pod| Usage { pod, is_declared, ..Usage::default() })
         } else {
             usage(claim, index)
         };

@@ -21,12 +21,13 @@ pub struct AutomaticPort {
     pub target: Port,
     allowed_sources: Vec<IpNet>,
     terminates_existing: bool,
+    is_fixed: bool,
 }
 
 impl AutomaticPort {
     /// One for everybody.
     pub const fn new(protocol: Protocol, target: Port) -> Self {
-        Self { protocol, target, allowed_sources: Vec::new(), terminates_existing: false }
+        Self { protocol, target, allowed_sources: Vec::new(), terminates_existing: false, is_fixed: false }
     }
 
     /// The same for these sources only (sorted, without repetition); none means everybody.
@@ -53,9 +54,27 @@ impl AutomaticPort {
         self.terminates_existing
     }
 
-    /// What tells it from the others of its holder: `<UID of the pod>/<protocol>/<pod port>`.
-    pub fn slot(&self, pod_uid: &str) -> String {
-        format!("{pod_uid}/{}/{}", self.protocol, self.target)
+    /// The same, and what is found is kept for the next pod of the same name, or goes with the pod.
+    pub const fn fixed(mut self, is_so: bool) -> Self {
+        self.is_fixed = is_so;
+        self
+    }
+
+    /// Whether what is found is kept for the next pod of the same name.
+    pub const fn is_fixed(&self) -> bool {
+        self.is_fixed
+    }
+
+    /// What tells it from the others of its holder: `<UID of the pod>/<protocol>/<pod port>`, and the pod's name for its UID where
+    /// the port is fixed.
+    pub fn slot(&self, pod_name: &str, pod_uid: &str) -> String {
+        let pod = if self.is_fixed { pod_name } else { pod_uid };
+        format!("{pod}/{}/{}", self.protocol, self.target)
+    }
+
+    /// The name of the pod that a slot of a fixed port is of; of another one its UID.
+    pub fn pod_of(slot: &str) -> &str {
+        slot.split_once('/').map_or(slot, |(pod, _)| pod)
     }
 
     /// Whether both are the same port of one pod.
@@ -73,8 +92,9 @@ impl AutomaticPort {
 }
 
 impl fmt::Display for AutomaticPort {
-    /// `auto:9000/udp`.
+    /// `auto:9000/udp`, or `fixed:9000/udp`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "auto:{}/{}", self.target, self.protocol)
+        let word = if self.is_fixed { "fixed" } else { "auto" };
+        write!(f, "{word}:{}/{}", self.target, self.protocol)
     }
 }

@@ -270,9 +270,12 @@ fn cause(violation: &Violation) -> Cause {
     let reason = match violation.rule {
         Rule::Syntax | Rule::Address | Rule::InUse | Rule::Conflict => "FieldValueInvalid",
         Rule::Duplicate => "FieldValueDuplicate",
-        Rule::Restricted | Rule::Protected | Rule::Namespace | Rule::HostNetwork | Rule::Pool => {
-            "FieldValueForbidden"
-        }
+        Rule::Restricted
+        | Rule::Protected
+        | Rule::Namespace
+        | Rule::HostNetwork
+        | Rule::Workload
+        | Rule::Pool => "FieldValueForbidden",
     };
     Cause { reason, message: violation.message(), field: violation.field.clone() }
 }

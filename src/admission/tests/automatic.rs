@@ -63,7 +63,7 @@ fn what_makes_no_sense_beside_a_port_that_is_found_is_refused() {
     assert_refused(
         &word,
         "metadata.annotations[pinhole.dev/nat].entries[0].srcPort: \"any\": is not a port; write a whole number from 1 to \
-         65535, or \"auto\" for one that a pool finds",
+         65535, or \"auto\" or \"fixed\" for one that a pool finds",
     );
     assert_refused(
         &games().create(exposing("web", "auto:80,auto:80/tcp")),
@@ -156,4 +156,62 @@ fn endpoints_that_a_user_sends_are_dropped_and_those_of_a_pod_that_asks_for_noth
     assert!(created["metadata"]["annotations"].get("pinhole.dev/endpoints").is_none());
     let stopped = mutated(Operation::Update, &pod("web", json!({"pinhole.dev/endpoints": "[]"})));
     assert!(stopped["metadata"]["annotations"].get("pinhole.dev/endpoints").is_none());
+}
+
+#[test]
+fn both_forms_can_ask_that_the_port_is_kept_for_the_next_pod_of_the_same_name() {
+    let decision = games().create(exposing("web", "fixed:9000/udp,auto:53"));
+    assert_granted(&decision);
+    assert_eq!(shown(&decision), ["fixed:9000/udp", "auto:53/tcp"]);
+    let json = nat(r#"{"srcPort":"fixed","dstPort":9000,"proto":"udp"}"#);
+    let decision = games().create(json.clone());
+    assert_granted(&decision);
+    assert_eq!(shown(&decision), ["fixed:9000/udp"]);
+    assert_eq!(
+        mutated(Operation::Create, &json)["metadata"]["annotations"]["pinhole.dev/effective"],
+        r#"{"entries":[{"ifaceAuto":false,"srcPort":"fixed","dstPort":9000,"proto":"udp"}]}"#
+    );
+    assert_refused(
+        &games().create(nat(r#"{"srcPort":"fixed","dstPort":80,"srcIP":"203.0.113.7"}"#)),
+        "metadata.annotations[pinhole.dev/nat].entries[0].srcIP: 203.0.113.7: contradicts srcPort \"fixed\", whose address a \
+         pool chooses; remove srcIP, or name the port",
+    );
+    assert_refused(
+        &games().create(exposing("web", "fixed")),
+        "metadata.annotations[pinhole.dev/expose][0]: fixed: leaves open which port of the pod is meant; write fixed:9000",
+    );
+    assert_refused(
+        &games().create(exposing("web", "fixed:53,auto:53/udp")),
+        "metadata.annotations[pinhole.dev/expose][1]: auto:53/udp: leads to the same port of the pod as fixed:53/tcp, and both \
+         get one number; make both fixed, or both auto",
+    );
+}
+
+#[test]
+fn a_port_is_kept_only_for_pods_that_keep_their_names() {
+    let policy = Policy { stateful_kinds: vec!["GameServerSet".to_owned()], ..Policy::default() };
+    let cluster = Cluster::with_policy(policy);
+    let asking = || exposing("lobby-0", "fixed:9000/udp");
+    for kind in ["StatefulSet", "GameServerSet"] {
+        assert_granted(&cluster.create(owned_by(asking(), kind, "lobby")));
+    }
+    assert_granted(&cluster.create(asking()));
+    assert_granted(&cluster.create(workload("StatefulSet", "lobby", "fixed:9000/udp")));
+    for kind in ["Deployment", "DaemonSet", "ReplicaSet", "Job"] {
+        assert_refused(
+            &cluster.create(workload(kind, "lobby", "fixed:9000/udp")),
+            &format!(
+                "spec.template.metadata.annotations[pinhole.dev/expose][0]: fixed:9000/udp: is kept for the next pod of the same \
+                 name, and each pod of a {kind} has another one; use a StatefulSet, or a bare pod; auto:9000/udp goes with the pod"
+            ),
+        );
+    }
+    let stored = cluster.store(owned_by(workload("ReplicaSet", "lobby-1", "80"), "Deployment", "lobby"));
+    assert!(!stored.create(owned_by(asking(), "ReplicaSet", "lobby-1")).is_granted());
+    assert_refused(
+        &stored.create(owned_by(asking(), "CloneSet", "lobby")),
+        "metadata.annotations[pinhole.dev/expose][0]: fixed:9000/udp: is kept for the next pod of the same name, and whether \
+         pods of a CloneSet keep theirs is not known here; use a StatefulSet, or ask whoever runs the cluster to name the kind \
+         (--stateful-kind); auto:9000/udp goes with the pod",
+    );
 }

@@ -85,11 +85,11 @@ fn a_wrong_entry_is_told_the_field_the_value_the_rule_and_what_to_do() {
         ),
         (
             r#"{"srcPort":"http","dstPort":80}"#,
-            ".srcPort: \"http\": is not a port; write a whole number from 1 to 65535, or \"auto\" for one that a pool finds",
+            ".srcPort: \"http\": is not a port; write a whole number from 1 to 65535, or \"auto\" or \"fixed\" for one that a pool finds",
         ),
         (
             r#"{"srcPort":80.5,"dstPort":80}"#,
-            ".srcPort: 80.5: is not a port; write a whole number from 1 to 65535, or \"auto\" for one that a pool finds",
+            ".srcPort: 80.5: is not a port; write a whole number from 1 to 65535, or \"auto\" or \"fixed\" for one that a pool finds",
         ),
         (r#"{"srcPort":null,"dstPort":80}"#, ".srcPort: null: is null; give a value, or leave the key out"),
         (

@@ -109,6 +109,7 @@ pub struct PortClaimSpec {
     pub origin: ClaimOrigin,
 
     /// For Dynamic: which port of the holder this is, as `<UID of the pod>/<protocol>/<pod port>`. It is that pod's alone.
+    /// Of a fixed port the pod's name stands for its UID, and it is the next pod's of that name, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 280))]
     pub slot: Option<String>,

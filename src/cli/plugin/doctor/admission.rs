@@ -20,8 +20,9 @@ const PROOF: &str = "proof by dry run";
 const SOON: i64 = 3 * 86_400;
 
 /// Flags that webhook and agents must share, because agents check again what the webhook admitted.
-const SHARED_FLAGS: [&str; 5] = [
+const SHARED_FLAGS: [&str; 6] = [
     "annotation-key",
+    "stateful-kind",
     "restricted-ports",
     "protected-ports",
     "allowed-namespaces",
