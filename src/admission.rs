@@ -4,6 +4,7 @@
 //! call it, so that "admitted" and "understood" cannot drift apart. It reads the user's own annotation or
 //! Pinhole and nothing that we wrote. No I/O, no clock: what is known of the cluster comes as an [`index::Index`].
 
+mod ack;
 pub mod conflict;
 pub mod effective;
 mod entries;

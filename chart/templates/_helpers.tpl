@@ -85,6 +85,9 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- range .annotationKeys }}
 - --annotation-key={{ . }}
 {{- end }}
+{{- range .compat }}
+- --compat={{ . }}
+{{- end }}
 {{- range .statefulKinds }}
 - --stateful-kind={{ . }}
 {{- end }}

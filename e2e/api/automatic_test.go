@@ -332,10 +332,66 @@ func TestAFixedPortIsTheNextPodsOfTheSameName(t *testing.T) {
 	}
 }
 
+func TestAPodThatAsksInTheWordsOfACKGetsItsPorts(t *testing.T) {
+	t.Parallel()
+	c := newClerk(t, "dnat")
+	c.must(http.MethodPost, poolsPath, natPool("dnat", object{
+		"addresses": []string{"198.51.100.45", "198.51.100.46"}, "ports": []object{{"first": 512, "last": 1024}}, "namespaces": object{"names": []string{"dnat"}},
+	}), nil)
+	const dnat = "k8s.aliyun.com/pod-dnat"
+	pod := func(name string, words notes) object {
+		pod := asking(name, "")
+		pod["metadata"].(object)["annotations"] = words
+		return pod
+	}
+	fixed := notes{dnat: "true", dnat + "-expose-port": "80,443", dnat + "-fixed": "true", "pinhole.dev/pool": "dnat"}
+	create := func(name string, words notes) []endpoint {
+		t.Helper()
+		if code, said := c.create("", pod(name, words)); code != http.StatusCreated {
+			t.Fatalf("HTTP %d: %s", code, said)
+		}
+		return c.letGo(name).told(t)
+	}
+	told := create("web", fixed)
+	if len(told) != 2 || told[0].Address != told[1].Address || told[0].TargetPort != 80 || told[1].TargetPort != 443 {
+		t.Errorf("the pod was told %v", told)
+	}
+	for _, one := range told {
+		if one.Protocol != "TCP" || one.Port < 512 || 1024 < one.Port {
+			t.Errorf("%v is not of the pool", one)
+		}
+	}
+	c.eventuallyShown("web", fmt.Sprintf("web %s:%d/tcp +1", told[0].Address, told[0].Port))
+	c.must(http.MethodDelete, c.podsPath()+"/web", object{"gracePeriodSeconds": 0}, nil)
+	if again := create("web", fixed); fmt.Sprint(again) != fmt.Sprint(told) {
+		t.Errorf("the pod had %v, and the next one of its name has %v", told, again)
+	}
+	udp := create("dns", notes{dnat: "", dnat + "-expose-port": "53", dnat + "-expose-protocol": "udp"})
+	if len(udp) != 1 || udp[0].Protocol != "UDP" || udp[0].TargetPort != 53 {
+		t.Errorf("the pod was told %v", udp)
+	}
+	if code, said := c.create("", pod("quiet", notes{dnat: "false", dnat + "-expose-port": "80"})); code != http.StatusCreated {
+		t.Errorf("HTTP %d: %s", code, said)
+	}
+	if gates := c.gated("quiet").Spec.SchedulingGates; len(gates) != 0 {
+		t.Errorf("a pod that does not ask has the gates %v", gates)
+	}
+	for field, words := range map[string]notes{
+		"-expose-port]: is missing; list the ports of the pod, as in \"80,443\"": {dnat: "true"},
+		"-expose-port][0]: http: is not a port; write a number from 1 to 65535":  {dnat: "true", dnat + "-expose-port": "http"},
+		"]: pinhole.dev/expose is given too":                                     {dnat: "true", dnat + "-expose-port": "80", "pinhole.dev/expose": "auto:80"},
+	} {
+		if code, said := c.create("?dryRun=All", pod("refused", words)); code != http.StatusUnprocessableEntity ||
+			!strings.Contains(said, "metadata.annotations["+dnat+field) {
+			t.Errorf("HTTP %d: %s\nexpected %s", code, said, field)
+		}
+	}
+}
+
 func TestTheExamplesOfPortsFromPoolsAreAccepted(t *testing.T) {
 	t.Parallel()
 	c := newClerk(t, "examples-of-pools")
-	for _, name := range []string{"automatic-ports", "fixed-ports"} {
+	for _, name := range []string{"automatic-ports", "fixed-ports", "pod-dnat"} {
 		result, err := c.cluster.Kubectl("", "apply", "-f", "../../examples/claims/"+name+".yaml")
 		if err != nil {
 			t.Fatal(err)

@@ -35,13 +35,13 @@ func startRegistry(options lab.Options, replicas, controllers int) (*registryClu
 		return nil, err
 	}
 	for range replicas {
-		if _, err := cluster.StartReadyReplica("--claims"); err != nil {
+		if _, err := cluster.StartReadyReplica("--claims", "--compat=ack"); err != nil {
 			return nil, err
 		}
 	}
 	registry := &registryCluster{Cluster: cluster}
 	for range controllers {
-		controller, err := cluster.StartController()
+		controller, err := cluster.StartController("--compat=ack")
 		if err != nil {
 			return nil, err
 		}

@@ -18,7 +18,7 @@ pub(crate) fn violations(
     let violation = |entry: &LocatedPort| Violation {
         field: entry.field.clone(),
         value: entry.port.to_string(),
-        problem: format!("{problem}; auto:{}/{} goes with the pod", entry.port.target, entry.port.protocol),
+        problem: format!("{problem}; a port that is not fixed goes with its pod"),
         rule: Rule::Workload,
     };
     fixed.map(violation).collect()

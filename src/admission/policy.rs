@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::fmt;
 
+use crate::admission::ack;
 use crate::api::keys;
 use crate::model::label_selector::LabelSelector;
 use crate::model::port_set::PortSet;
@@ -20,6 +21,8 @@ pub const DEFAULT_PROTECTED_PORTS: &str =
 pub struct Policy {
     /// Annotation keys that hold the JSON form beside `pinhole.dev/nat`.
     pub more_annotation_keys: Vec<String>,
+    /// Whether the four annotations of ACK's pod-dnat are read, too.
+    pub reads_ack: bool,
     /// Kinds of workload beside StatefulSet whose pods keep their names when they are replaced.
     pub stateful_kinds: Vec<String>,
     /// External ports that nobody may have.
@@ -39,6 +42,7 @@ impl Default for Policy {
         let ports = |list: &str| list.parse().unwrap_or_default();
         Self {
             more_annotation_keys: Vec::new(),
+            reads_ack: false,
             stateful_kinds: Vec::new(),
             restricted_ports: ports(DEFAULT_RESTRICTED_PORTS),
             protected_ports: ports(DEFAULT_PROTECTED_PORTS),
@@ -50,19 +54,38 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// The keys that hold the JSON form.
-    pub fn json_keys(&self) -> impl Iterator<Item = &str> {
-        std::iter::once(keys::NAT).chain(self.more_annotation_keys.iter().map(String::as_str))
+    /// The keys of which each holds a request by itself: the JSON form, and the short one.
+    fn whole_keys(&self) -> impl Iterator<Item = &str> {
+        let json = std::iter::once(keys::NAT).chain(self.more_annotation_keys.iter().map(String::as_str));
+        json.chain(std::iter::once(keys::EXPOSE))
     }
 
     /// Every key that a user asks with.
     pub fn input_keys(&self) -> impl Iterator<Item = &str> {
-        self.json_keys().chain(std::iter::once(keys::EXPOSE))
+        self.whole_keys().chain(self.ack_keys())
+    }
+
+    /// The keys of others that are read here.
+    pub fn foreign_keys(&self) -> impl Iterator<Item = &str> {
+        self.more_annotation_keys.iter().map(String::as_str).chain(self.ack_keys())
+    }
+
+    fn ack_keys(&self) -> impl Iterator<Item = &str> {
+        keys::ACK.into_iter().filter(|_| self.reads_ack)
+    }
+
+    /// The keys that ask among these annotations: one for each request.
+    pub fn asking_keys<'a>(
+        &'a self,
+        annotations: &'a BTreeMap<String, String>,
+    ) -> impl Iterator<Item = &'a str> {
+        let ack = (self.reads_ack && ack::is_on(annotations)).then_some(keys::ACK_ON);
+        self.whole_keys().filter(|key| annotations.contains_key(*key)).chain(ack)
     }
 
     /// Whether these annotations ask for ports.
     pub fn asks(&self, annotations: &BTreeMap<String, String>) -> bool {
-        self.input_keys().any(|key| annotations.contains_key(key))
+        self.asking_keys(annotations).next().is_some()
     }
 }
 

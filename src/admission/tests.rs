@@ -2,6 +2,7 @@
 
 #![allow(clippy::needless_pass_by_value, clippy::too_many_lines, reason = "tables of cases and literal JSON")]
 
+mod ack;
 mod automatic;
 mod conflicts;
 mod forms;

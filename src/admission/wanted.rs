@@ -1,11 +1,12 @@
 //! What an object wants: the mappings that its annotation or its `spec` asks for, each with the place it was written at.
 //!
-//! Three forms of one model: JSON (`admission::entries`), the short form (`admission::short_form`) and the Pinhole
-//! (`admission::pinhole`). All
+//! Several forms of one model: JSON (`admission::entries`), the short form (`admission::short_form`), ACK's annotations
+//! (`admission::ack`) and the Pinhole (`admission::pinhole`). All
 //! violations of all entries come back at once, and the entries that are right come back beside them.
 
 use std::collections::BTreeMap;
 
+use crate::admission::ack;
 use crate::admission::entries;
 use crate::admission::pinhole;
 use crate::admission::policy::Policy;
@@ -73,11 +74,12 @@ pub fn of(subject: &Subject<'_>, policy: &Policy) -> Option<Wanted> {
 
 /// Reads the annotations found at `path`; `None` when no key of theirs asks for anything.
 pub fn read(annotations: &BTreeMap<String, String>, path: &str, policy: &Policy) -> Option<Wanted> {
-    let given: Vec<_> = policy.input_keys().filter_map(|key| annotations.get_key_value(key)).collect();
+    let given: Vec<_> = policy.asking_keys(annotations).collect();
     let mut wanted = match given.as_slice() {
         [] => return None,
-        [(key, text)] => read_one(key, text, &format!("{path}[{key}]")),
-        [(first, _), .., (last, _)] => {
+        [keys::ACK_ON] => ack::read(annotations, path),
+        [key] => read_one(key, annotations.get(*key).map_or("", String::as_str), &format!("{path}[{key}]")),
+        [first, .., last] => {
             let violation = Violation {
                 field: format!("{path}[{last}]"),
                 value: String::new(),

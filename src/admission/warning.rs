@@ -1,5 +1,6 @@
 //! What a user should know of a request that is granted. The API server cuts warnings beyond 120 characters.
 
+use crate::admission::ack;
 use crate::admission::policy::Policy;
 use crate::admission::subject::Subject;
 use crate::admission::suggest;
@@ -22,7 +23,11 @@ fn cut(text: String) -> String {
 /// Annotations that look like requests and are not read.
 pub(crate) fn ignored_keys(subject: &Subject<'_>, policy: &Policy) -> Vec<String> {
     let reads = |key: &str| policy.input_keys().any(|input| input == key);
+    let annotations = &subject.metadata.annotations;
     let ignored = |key: &str| {
+        if keys::ACK.contains(&key) && key != keys::ACK_ON && reads(key) && !ack::is_on(annotations) {
+            return Some(format!("annotation {key} asks for nothing without {}: \"true\"", keys::ACK_ON));
+        }
         if reads(key) {
             return None;
         }
@@ -30,6 +35,12 @@ pub(crate) fn ignored_keys(subject: &Subject<'_>, policy: &Policy) -> Vec<String
             return Some(format!(
                 "{key} is not read here: rename it to {}, or ask the operator to enable it (--annotation-key)",
                 keys::NAT
+            ));
+        }
+        if key == keys::ACK_ON {
+            return Some(format!(
+                "annotation {key} is not read here; write {}, or ask the operator for --compat ack",
+                keys::EXPOSE
             ));
         }
         if keys::ACK.contains(&key) {
@@ -42,7 +53,7 @@ pub(crate) fn ignored_keys(subject: &Subject<'_>, policy: &Policy) -> Vec<String
             .map_or_else(String::new, |nearest| format!("; did you mean {nearest}?"));
         Some(format!("annotation {} means nothing to Pinhole{hint}", shown(key)))
     };
-    subject.metadata.annotations.keys().filter_map(|key| ignored(key)).map(cut).collect()
+    annotations.keys().filter_map(|key| ignored(key)).map(cut).collect()
 }
 
 /// Several replicas with one fixed address and port: only one pod at a time is served.

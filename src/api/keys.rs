@@ -51,13 +51,20 @@ pub const POD_TEMPLATE_HASH: &str = "pod-template-hash";
 /// podnat-controller's annotation: the same JSON as [`NAT`], read where an operator adds the key by flag.
 pub const PODNAT: &str = "bln.space/podnat";
 
-/// The annotations of ACK's pod-dnat.
-pub const ACK: [&str; 4] = [
-    "k8s.aliyun.com/pod-dnat",
-    "k8s.aliyun.com/pod-dnat-expose-port",
-    "k8s.aliyun.com/pod-dnat-expose-protocol",
-    "k8s.aliyun.com/pod-dnat-fixed",
-];
+/// ACK's pod-dnat: whether a pod asks for ports at all.
+pub const ACK_ON: &str = "k8s.aliyun.com/pod-dnat";
+
+/// ACK's pod-dnat: the pod's ports.
+pub const ACK_PORTS: &str = "k8s.aliyun.com/pod-dnat-expose-port";
+
+/// ACK's pod-dnat: the protocol of all of them.
+pub const ACK_PROTOCOL: &str = "k8s.aliyun.com/pod-dnat-expose-protocol";
+
+/// ACK's pod-dnat: whether the next pod of the same name has them again.
+pub const ACK_FIXED: &str = "k8s.aliyun.com/pod-dnat-fixed";
+
+/// The annotations of ACK's pod-dnat, read where an operator turns them on by flag.
+pub const ACK: [&str; 4] = [ACK_ON, ACK_PORTS, ACK_PROTOCOL, ACK_FIXED];
 
 /// The annotation that the kubelet puts on the API server's copy of a static pod.
 pub const MIRROR_POD: &str = "kubernetes.io/config.mirror";

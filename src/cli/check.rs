@@ -178,7 +178,7 @@ fn asking_field(subject: &Subject<'_>, policy: &Policy) -> String {
     if subject.pinhole.is_some() {
         return subject.asking_path();
     }
-    let given = policy.input_keys().find(|key| subject.metadata.annotations.contains_key(*key));
+    let given = policy.asking_keys(&subject.metadata.annotations).next();
     format!("{}[{}]", subject.annotations_path(), given.unwrap_or(keys::NAT))
 }
 

@@ -4,6 +4,7 @@
 //! predecessor went on with half a list.
 
 use clap::Args;
+use clap::ValueEnum;
 
 use crate::admission::policy::DEFAULT_PROTECTED_PORTS;
 use crate::admission::policy::DEFAULT_RESTRICTED_PORTS;
@@ -11,6 +12,13 @@ use crate::admission::policy::NamespacePolicy;
 use crate::admission::policy::Policy;
 use crate::model::label_selector::LabelSelector;
 use crate::model::port_set::PortSet;
+
+/// Programs whose annotations say something else than pinhole.dev/nat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Compat {
+    /// ACK's pod-dnat.
+    Ack,
+}
 
 /// What is allowed.
 #[derive(Clone, Debug, Args)]
@@ -21,6 +29,10 @@ pub struct PolicyFlags {
     #[arg(long, value_name = "KEY", value_delimiter = ',', value_parser = annotation_key,
           env = "PINHOLE_ANNOTATION_KEY")]
     annotation_key: Vec<String>,
+
+    /// Read the annotations of another program, too: ack, the four k8s.aliyun.com/pod-dnat annotations of ACK.
+    #[arg(long, value_name = "PROGRAM", value_delimiter = ',', env = "PINHOLE_COMPAT")]
+    compat: Vec<Compat>,
 
     /// One more kind of workload whose pods keep their names when they are replaced, as a StatefulSet's do, so that their
     /// automatic ports can be fixed: GameServerSet, for example. Repeatable.
@@ -56,6 +68,7 @@ impl PolicyFlags {
     pub fn into_policy(self) -> Policy {
         let Self {
             annotation_key,
+            compat,
             stateful_kind,
             restricted_ports,
             protected_ports,
@@ -64,6 +77,7 @@ impl PolicyFlags {
         } = self;
         Policy {
             more_annotation_keys: annotation_key,
+            reads_ack: compat.contains(&Compat::Ack),
             stateful_kinds: stateful_kind,
             restricted_ports,
             protected_ports,
@@ -132,7 +146,7 @@ mod tests {
         assert_eq!(policy.restricted_ports, default.restricted_ports);
         assert_eq!(policy.protected_ports, default.protected_ports);
         assert_eq!(policy.namespaces, default.namespaces);
-        assert!(policy.more_annotation_keys.is_empty());
+        assert!(policy.more_annotation_keys.is_empty() && !policy.reads_ack);
     }
 
     #[test]
@@ -143,12 +157,14 @@ mod tests {
             "--annotation-key=example.org/nat",
             "--restricted-ports=",
             "--stateful-kind=GameServerSet, CloneSet",
+            "--compat=ack",
             "--allowed-namespaces=mail, games",
             "--allowed-namespace-selector=team in (a, b)",
         ])
         .unwrap();
         assert_eq!(policy.more_annotation_keys, ["bln.space/podnat", "example.org/nat"]);
         assert_eq!(policy.stateful_kinds, ["GameServerSet", "CloneSet"]);
+        assert!(policy.reads_ack);
         assert_eq!(policy.restricted_ports, PortSet::default());
         assert_eq!(policy.namespaces.to_string(), "games, mail, and namespaces labelled team in (a, b)");
     }
@@ -162,6 +178,7 @@ mod tests {
             ("--allowed-namespaces=Mail", "a namespace has"),
             ("--allowed-namespace-selector=a b", "is not a label requirement"),
             ("--stateful-kind=gameserversets", "a kind is written as in a manifest"),
+            ("--compat=smartnat", "possible values: ack"),
             ("--annotation-key=/podnat", "an annotation key is"),
             ("--annotation-key=a b", "an annotation key is"),
         ];

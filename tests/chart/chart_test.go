@@ -47,7 +47,7 @@ var matrix = map[string][]string{
 		"agent.metrics.mode=authenticated", "monitoring.podMonitor.labels.team=ops", "monitoring.prometheusRule.labels.team=ops",
 	},
 	"policy": {
-		"policy.annotationKeys={example.org/nat,example.org/more}", "policy.statefulKinds={GameServerSet}", "policy.restrictedPorts=22\\,9000-9100", "policy.protectedPorts=",
+		"policy.annotationKeys={example.org/nat,example.org/more}", "policy.statefulKinds={GameServerSet}", "policy.compat={ack}", "policy.restrictedPorts=22\\,9000-9100", "policy.protectedPorts=",
 		"policy.allowedNamespaces={mail,games}", "policy.allowedNamespaceSelector=nat=yes", "policy.discloseHolder=false",
 		"excludedNamespaces={kube-system,kube-node-lease}", "log.level=debug", "log.format=text",
 	},
@@ -251,7 +251,7 @@ func TestTheChartPassesHelmsOwnStrictCheck(t *testing.T) {
 func TestAValueThatDoesNotExistOrCannotBeIsRefused(t *testing.T) {
 	for _, setting := range []string{
 		"webhok.replicas=3", "webhook.replica=3", "webhook.replicas=0", "certificates.mode=vault", "certificates.self.caSoak=2 minutes",
-		"agent.flags.drain-period=1s", "policy.annotationKeys={a b}", "agent.metrics.address=everywhere", "webhook.failurePolicy=Maybe",
+		"agent.flags.drain-period=1s", "policy.annotationKeys={a b}", "policy.compat={smartnat}", "policy.statefulKinds={gameserversets}", "agent.metrics.address=everywhere", "webhook.failurePolicy=Maybe",
 		"certificates.files.caBundle=ca.crt",
 	} {
 		if text, err := helm("template", "pinhole", chart, "--set="+setting); err == nil || !strings.Contains(text, "values don't meet the specifications") {
@@ -309,7 +309,7 @@ func TestPlainManifestsDoNotUninstall(t *testing.T) {
 }
 
 func TestOneListOfAnnotationKeysMakesFlagsAndConditions(t *testing.T) {
-	found := objects(t, render(t, "policy.annotationKeys={example.org/nat,bln.space/podnat}"))
+	found := objects(t, render(t, "policy.annotationKeys={example.org/nat,bln.space/podnat}", "policy.compat={ack}", "claims.enabled=true"))
 	keys := []string{
 		"bln.space/podnat", "k8s.aliyun.com/pod-dnat", "k8s.aliyun.com/pod-dnat-expose-port", "k8s.aliyun.com/pod-dnat-expose-protocol",
 		"k8s.aliyun.com/pod-dnat-fixed", "example.org/nat",
@@ -333,11 +333,13 @@ func TestOneListOfAnnotationKeysMakesFlagsAndConditions(t *testing.T) {
 	if seen != 6 {
 		t.Errorf("there are %d conditions about annotations, expected 6", seen)
 	}
-	for _, workload := range []object{find(t, found, "Deployment", "pinhole-webhook"), find(t, found, "DaemonSet", "pinhole-agent")} {
+	for _, workload := range []object{
+		find(t, found, "Deployment", "pinhole-webhook"), find(t, found, "DaemonSet", "pinhole-agent"), find(t, found, "Deployment", "pinhole-controller"),
+	} {
 		arguments := workload.Spec.Template.Spec.Containers[0].Args
-		for _, key := range []string{"example.org/nat", "bln.space/podnat"} {
-			if !slices.Contains(arguments, "--annotation-key="+key) {
-				t.Errorf("%s does not get --annotation-key=%s: %v", workload.Metadata.Name, key, arguments)
+		for _, flag := range []string{"--annotation-key=example.org/nat", "--annotation-key=bln.space/podnat", "--compat=ack"} {
+			if !slices.Contains(arguments, flag) {
+				t.Errorf("%s does not get %s: %v", workload.Metadata.Name, flag, arguments)
 			}
 		}
 	}

@@ -57,6 +57,15 @@ fn pinholes_are_judged_by_the_same_rules() {
 }
 
 #[test]
+fn the_annotations_of_ack_are_judged_where_they_are_read() {
+    let example = Program::new(&["check", "--compat=ack", "examples/claims/pod-dnat.yaml"]).run();
+    assert_eq!(example.stdout, "Checked 3 objects in 1 file: 1 asks for external ports, granted.\n");
+    let output = Program::new(&["check", "--compat=ack", "tests/data/check/pod-dnat.yaml"]).run();
+    assert_eq!(output.code, 1, "{}", output.stdout);
+    golden("tests/golden/check-pod-dnat.txt", &output.stdout);
+}
+
+#[test]
 fn every_workload_is_judged_and_nothing_hides_anything_else() {
     let output = Program::new(&["check", "tests/data/check/workloads.yaml"]).run();
     assert_eq!(output.code, 2, "{}", output.stdout);

@@ -16,8 +16,8 @@ type Controller struct {
 func (c Controller) Metrics() (string, error) { return get(c.url + "/metrics") }
 
 // StartController starts `pinhole controller` with the arguments of the shipped Deployment and the rights of its
-// ServiceAccount, and waits until it knows the cluster.
-func (c *Cluster) StartController() (*Controller, error) {
+// ServiceAccount, and more arguments, and waits until it knows the cluster.
+func (c *Cluster) StartController(more ...string) (*Controller, error) {
 	c.mutex.Lock()
 	c.started++
 	number := c.started
@@ -35,7 +35,7 @@ func (c *Cluster) StartController() (*Controller, error) {
 	if err := c.serviceAccountKubeconfig("pinhole-controller", c.url(0), kubeconfig); err != nil {
 		return nil, err
 	}
-	arguments = append(arguments, "--kubeconfig="+kubeconfig, "--http-address="+address+":8484")
+	arguments = append(append(arguments, more...), "--kubeconfig="+kubeconfig, "--http-address="+address+":8484")
 	process, err := startProcess(name, c.directory, nil, c.pinhole, arguments...)
 	if err != nil {
 		return nil, err

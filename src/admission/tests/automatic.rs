@@ -202,7 +202,8 @@ fn a_port_is_kept_only_for_pods_that_keep_their_names() {
             &cluster.create(workload(kind, "lobby", "fixed:9000/udp")),
             &format!(
                 "spec.template.metadata.annotations[pinhole.dev/expose][0]: fixed:9000/udp: is kept for the next pod of the same \
-                 name, and each pod of a {kind} has another one; use a StatefulSet, or a bare pod; auto:9000/udp goes with the pod"
+                 name, and each pod of a {kind} has another one; use a StatefulSet, or a bare pod; a port that is not fixed goes \
+                 with its pod"
             ),
         );
     }
@@ -212,6 +213,6 @@ fn a_port_is_kept_only_for_pods_that_keep_their_names() {
         &stored.create(owned_by(asking(), "CloneSet", "lobby")),
         "metadata.annotations[pinhole.dev/expose][0]: fixed:9000/udp: is kept for the next pod of the same name, and whether \
          pods of a CloneSet keep theirs is not known here; use a StatefulSet, or ask whoever runs the cluster to name the kind \
-         (--stateful-kind); auto:9000/udp goes with the pod",
+         (--stateful-kind); a port that is not fixed goes with its pod",
     );
 }

@@ -7,8 +7,13 @@ use crate::admission::effective::mutate;
 
 /// The object after the patch, applied as RFC 6902 says by an implementation that is not ours.
 pub(super) fn mutated(operation: Operation, object: &Value) -> Value {
+    mutated_by(&Policy::default(), operation, object)
+}
+
+/// The same under another policy.
+pub(super) fn mutated_by(policy: &Policy, operation: Operation, object: &Value) -> Value {
     let mut patched = object.clone();
-    if let Some(patch) = mutate(&request(operation, Some(object.clone()), None), &Policy::default()) {
+    if let Some(patch) = mutate(&request(operation, Some(object.clone()), None), policy) {
         json_patch::patch(&mut patched, &patch).unwrap();
     }
     patched

@@ -20,8 +20,9 @@ const PROOF: &str = "proof by dry run";
 const SOON: i64 = 3 * 86_400;
 
 /// Flags that webhook and agents must share, because agents check again what the webhook admitted.
-const SHARED_FLAGS: [&str; 6] = [
+const SHARED_FLAGS: [&str; 7] = [
     "annotation-key",
+    "compat",
     "stateful-kind",
     "restricted-ports",
     "protected-ports",
@@ -224,13 +225,12 @@ fn unlisted_keys(hook: &Hook<'_>, observed: &Observed) -> Vec<Finding> {
             format!("{} has no matchConditions: every pod of the cluster is sent to the webhook", hook.name),
         )];
     }
-    let keys = shape.policy.more_annotation_keys.iter();
-    let unlisted = keys.filter(|key| !expressions.contains(&format!("'{key}'")));
-    let finding = |key: &String| {
+    let unlisted = shape.policy.foreign_keys().filter(|key| !expressions.contains(&format!("'{key}'")));
+    let finding = |key: &str| {
         Finding::problem(
             WEBHOOK,
             format!("{} is not called for the annotation {key}, which the agents read", hook.name),
-            format!("list {key} in the chart's value policy.annotationKeys, which renders both"),
+            "set policy.annotationKeys and policy.compat in the chart's values, which render both",
         )
     };
     unlisted.map(finding).collect()

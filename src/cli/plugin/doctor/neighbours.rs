@@ -59,11 +59,11 @@ fn predecessor(workload: &Value) -> Option<&'static str> {
 
 /// Pods that ask by a predecessor's annotation, which nobody here reads.
 fn unread_keys(observed: &Observed, predecessor_runs: bool) -> Vec<Finding> {
-    let read = observed.agents.shape.iter().flat_map(|shape| &shape.policy.more_annotation_keys);
-    let read: Vec<_> = read.map(String::as_str).collect();
+    let read = observed.agents.shape.iter().flat_map(|shape| shape.policy.foreign_keys());
+    let read: Vec<_> = read.collect();
     let mut asking: BTreeMap<&str, usize> = BTreeMap::new();
     for pod in observed.pods.iter().filter(|pod| pod.kind == "Pod" && !pod.is_finished()) {
-        for key in [keys::PODNAT, keys::ACK[0]] {
+        for key in [keys::PODNAT, keys::ACK_ON] {
             if pod.metadata.annotations.contains_key(key) && !read.contains(&key) {
                 *asking.entry(key).or_default() += 1;
             }
