@@ -218,14 +218,12 @@ impl Nftables {
     }
 }
 
-/// What tables serve that were read, and how often each entry was used. What a damaged table still does, nobody knows.
+/// What tables serve that were read, and how often each entry was used. A table whose rules are of another version, or were
+/// altered, still says whom it was made for: that is what is kept when it is made anew.
 pub(crate) fn decode(tables: &BTreeMap<Family, Table>) -> (Ruleset, BTreeMap<Key, Counters>) {
     let nothing = Elements::new();
     let there = tables.iter().filter(|(_, table)| table.state != State::Missing);
-    layout::decode(there.map(|(family, table)| {
-        let elements = table.elements.as_ref().filter(|_| table.state == State::Intact);
-        (*family, elements.unwrap_or(&nothing))
-    }))
+    layout::decode(there.map(|(family, table)| (*family, table.elements.as_ref().unwrap_or(&nothing))))
 }
 
 impl Dataplane for Nftables {

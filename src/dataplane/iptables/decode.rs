@@ -38,6 +38,7 @@ pub fn decode(tables: &BTreeMap<Family, Tables>, names: Names<'_>) -> (Ruleset, 
         if nat.chains.contains_key(&names.dnat()) {
             families.insert(*family);
         }
+        // One jump is enough: what is served by it must not be taken for new, or for gone, when the other is put back.
         if reached(nat, &["PREROUTING", "OUTPUT"], &names.dnat()) {
             ingress(nat, names, &mut entries, |_| true);
         }
@@ -93,7 +94,7 @@ pub fn counted(tables: &Tables, names: Names<'_>, chains: &[String]) -> BTreeMap
 }
 
 fn reached(table: &Table, from: &[&str], chain: &str) -> bool {
-    from.iter().all(|from| table.rules(from).iter().any(|rule| rule.target == chain))
+    from.iter().any(|from| table.rules(from).iter().any(|rule| rule.target == chain))
 }
 
 fn ours<'a>(table: &'a Table, chain: &str) -> impl Iterator<Item = &'a Rule> {

@@ -437,6 +437,21 @@ COMMIT
     }
 
     #[test]
+    fn what_one_jump_still_leads_to_is_served_and_the_other_jump_is_put_back() {
+        let settings = Settings::default();
+        let web = [endpoint("80/tcp", "web", &["10.244.1.9"])];
+        let intact = serving(&web);
+        for hook in ["OUTPUT", "PREROUTING"] {
+            let mut tables = intact.clone();
+            tables.nat.chain_mut(hook).rules.clear();
+            let observed = BTreeMap::from([(Family::V4, tables.clone())]);
+            assert_eq!(decode(&observed, names_of(&settings)).0.len(), 1, "{hook}");
+            bring(&mut tables, &ruleset(&web, &v4_node()), Family::V4);
+            assert_eq!(tables, intact, "{hook}");
+        }
+    }
+
+    #[test]
     fn a_chain_that_others_jump_to_is_emptied_but_kept() {
         let settings = Settings::default();
         let foreign = ":ADMIN - [0:0]\n-A ADMIN -p tcp -j PINHOLE-T-CB007107\n";

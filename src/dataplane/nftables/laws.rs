@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use crate::dataplane::nftables::decode;
 use crate::dataplane::nftables::layout::affected;
 use crate::dataplane::nftables::layout::layout;
+use crate::dataplane::nftables::plan::State;
 use crate::dataplane::nftables::plan::Table;
 use crate::dataplane::nftables::plan::plan;
 use crate::model::address::Family;
@@ -54,6 +55,12 @@ proptest! {
         let mut tables = BTreeMap::new();
         for family in Family::ALL {
             bring(tables.entry(family).or_default(), &wanted, family);
+        }
+        prop_assert_eq!(&decode(&tables).0, &wanted);
+        // Also from a table of another version, which is made anew all the same.
+        for (family, table) in &mut tables {
+            table.state = State::Damaged("another version".to_owned());
+            prop_assert!(plan(table, &layout(&wanted, *family)).is_some_and(|plan| plan.rebuilds));
         }
         prop_assert_eq!(decode(&tables).0, wanted);
     }

@@ -1,6 +1,7 @@
 //! Reads our table from the kernel: whether its chains and rules are ours, and its elements.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io;
 
 use crate::dataplane::counters::Counters;
@@ -79,22 +80,40 @@ pub(crate) fn read(socket: &mut Socket, skeleton: &Skeleton) -> io::Result<Readi
         damages.extend(damage_of_chain(socket, skeleton, chain, &mut rules)?);
     }
     let mut elements = Elements::new();
+    let mut unread = BTreeSet::new();
     for collection in Collection::ALL {
-        match damage_of_set(socket, skeleton, collection)? {
-            Some(damage) => damages.push(damage),
-            None => match read_elements(socket, skeleton, collection, collection.name())? {
-                Ok(held) if held.is_empty() => {}
-                Ok(held) => drop(elements.insert(collection, held)),
-                Err(damage) => damages.push(damage),
-            },
+        let held = match damage_of_set(socket, skeleton, collection)? {
+            Some(damage) => Err(damage),
+            None => read_elements(socket, skeleton, collection, collection.name())?,
+        };
+        match held {
+            Ok(held) if held.is_empty() => {}
+            Ok(held) => drop(elements.insert(collection, held)),
+            Err(damage) => {
+                damages.push(damage);
+                unread.insert(collection);
+            }
         }
     }
+    leave_out_unrestricted(&mut elements, &unread);
     let lists = read_lists(socket, skeleton, &mut damages)?;
     if !lists.is_empty() {
         elements.insert(Collection::Lists, lists);
     }
     let state = damages.into_iter().next().map_or(State::Intact, State::Damaged);
     Ok(Reading { table: Table { state, elements: Some(elements) }, rules: fnv1a(&rules) })
+}
+
+/// What cannot be told to be open to all is not told at all.
+fn leave_out_unrestricted(elements: &mut Elements, unread: &BTreeSet<Collection>) {
+    for (restricted, open) in [
+        (Collection::Restricted, Collection::Ports),
+        (Collection::RestrictedRanges, Collection::Ranges),
+    ] {
+        if unread.contains(&restricted) {
+            elements.remove(&open);
+        }
+    }
 }
 
 fn named(skeleton: &Skeleton) -> impl Fn(&mut Builder<'_>) {

@@ -10,6 +10,7 @@ use pinhole::dataplane::probe;
 use pinhole::dataplane::settings::Firewall;
 use pinhole::dataplane::settings::Flavor;
 use pinhole::dataplane::settings::FlavorChoice;
+use pinhole::dataplane::settings::ReturnPath;
 use pinhole::model::holder::ObjectName;
 use pinhole::ruleset::desired::desired;
 use pinhole::ruleset::endpoint::Endpoint;
@@ -18,6 +19,7 @@ use crate::kernel::lab::A;
 use crate::kernel::lab::B;
 use crate::kernel::lab::Lab;
 use crate::kernel::lab::endpoint;
+use crate::kernel::lab::only_from;
 use crate::kernel::lab::to_port;
 use crate::kernel::with_backend;
 use crate::kernel::with_every_backend;
@@ -282,6 +284,27 @@ fn r26_whatever_a_third_party_does_to_the_table_is_put_right(lab: &mut Lab) {
     assert_eq!(lab.a.tcp("198.51.100.9:9000"), Ok("client 203.0.113.8".into()));
 }
 
+fn what_a_table_of_another_version_serves_is_known_and_kept_when_it_is_made_anew(lab: &mut Lab) {
+    let _a = lab.a.serve("a", "[::]:8080");
+    let mut wanted = web().to_vec();
+    wanted.push(only_from(to_port("8443/tcp", "a", A, 8080), &["192.0.2.0/24"]));
+    lab.apply(&wanted);
+    let served = lab.read().ruleset;
+    lab.client.tcp("203.0.113.7:80").unwrap();
+    lab.settings.return_path = ReturnPath::Routed;
+    for damage in ["true", "nft add rule ip PINHOLE c_ingress counter"] {
+        lab.node.sh(damage);
+        let observed = lab.read();
+        assert_eq!(observed.ruleset, served, "{damage}");
+        let applied = lab.apply_ruleset(&observed.ruleset);
+        assert!(applied.failures.is_empty() && applied.changes.is_empty(), "{applied:?}");
+    }
+    assert!(lab.read().counters.values().any(|counters| counters.packets == 1), "they are counted on");
+    assert_eq!(lab.client.tcp("203.0.113.7:80"), Ok("a 198.51.100.9".into()));
+    assert!(lab.apply(&wanted).transactions.is_empty(), "it is as this version makes it");
+    assert!(lab.client.tcp("203.0.113.7:8443").is_err(), "and as closed as before");
+}
+
 fn r08_a_range_that_nftables_cannot_shift_blocks_no_other(lab: &mut Lab) {
     let _a = lab.a.serve("a", "[::]:8080");
     let mut wanted = web().to_vec();
@@ -406,6 +429,7 @@ mod elements {
         pinhole::dataplane::settings::Firewall::Nftables,
         r08_a_range_that_nftables_cannot_shift_blocks_no_other,
         r26_whatever_a_third_party_does_to_the_table_is_put_right,
+        what_a_table_of_another_version_serves_is_known_and_kept_when_it_is_made_anew,
         r46_a_batch_that_failed_has_changed_nothing,
         r47_elements_that_others_added_or_removed_do_not_keep_a_change_from_being_made,
     );
