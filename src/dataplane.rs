@@ -152,6 +152,14 @@ pub enum DataplaneError {
         /// The table.
         table: String,
     },
+    /// Jumps to our chains are not where they were put.
+    #[error(
+        "the jumps to our chains do not stay where {program} puts them; which other program changes INPUT, FORWARD, PREROUTING, OUTPUT or POSTROUTING all the time?"
+    )]
+    Displaced {
+        /// The program.
+        program: String,
+    },
     /// The rules that were read make no sense.
     #[error("{program} printed a line that is no rule: {line:?}; is it iptables 1.8 or later?")]
     Unreadable {

@@ -214,14 +214,15 @@ impl isolation::Work for Way<'_, '_> {
     async fn bring_to(&mut self, desired: &Ruleset) -> Result<(), DataplaneError> {
         let changes = self.progress.changes_to(desired);
         let Work { settings, family, .. } = self.work;
-        if self.work.lay_out(&layout(desired, family, settings)).await? {
-            self.progress.reached(desired, changes);
-            let names = Names(&settings.prefix);
-            let counted = decode::counted(&self.work.tables, names, &self.work.counted);
-            self.progress.applied.observed.counters.extend(counted);
-        } else {
+        let outcome = self.work.lay_out(&layout(desired, family, settings)).await;
+        if matches!(outcome, Err(DataplaneError::Displaced { .. })) {
             self.look();
         }
+        outcome?;
+        self.progress.reached(desired, changes);
+        let names = Names(&settings.prefix);
+        let counted = decode::counted(&self.work.tables, names, &self.work.counted);
+        self.progress.applied.observed.counters.extend(counted);
         Ok(())
     }
 }
@@ -253,13 +254,13 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Makes one transaction, if anything is to be done, and more only when jumps came out wrong; false when they still
-    /// do.
-    pub(crate) async fn lay_out(&mut self, wanted: &Layout) -> Result<bool, DataplaneError> {
+    /// Makes one transaction, if anything is to be done, and more only when jumps came out wrong. That they still do is a
+    /// failure: whatever served before must not be removed then.
+    pub(crate) async fn lay_out(&mut self, wanted: &Layout) -> Result<(), DataplaneError> {
         let Self { settings, flavor, family, means, .. } = *self;
         let names = Names(&settings.prefix);
         for _ in 0..JUMP_ATTEMPTS {
-            let Some(mut next) = plan(&self.tables, wanted, names, means) else { return Ok(true) };
+            let Some(mut next) = plan(&self.tables, wanted, names, means) else { return Ok(()) };
             if !next.rewritten.is_empty() {
                 self.refresh_counters(&next).await?;
                 self.counted.append(&mut next.rewritten);
@@ -271,11 +272,14 @@ impl<'a> Work<'a> {
             let Plan { text: input, chains, .. } = next;
             self.transactions.push(Transaction { family, input, chains, elements: 0 });
             if known {
-                return Ok(true);
+                return Ok(());
             }
             self.tables = save(settings, flavor, family).await?;
         }
-        Ok(plan(&self.tables, wanted, names, means).is_none())
+        match plan(&self.tables, wanted, names, means) {
+            None => Ok(()),
+            Some(_) => Err(DataplaneError::Displaced { program: program(flavor, family, "") }),
+        }
     }
 
     async fn refresh_counters(&mut self, plan: &Plan) -> Result<(), DataplaneError> {
@@ -367,4 +371,51 @@ pub async fn restore(
 
 fn told(error: CommandError) -> DataplaneError {
     if error.is_lock_busy() { DataplaneError::Busy(error) } else { DataplaneError::Command(error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
+
+    use super::*;
+    use crate::ruleset::fixtures::endpoint;
+    use crate::ruleset::fixtures::ruleset;
+    use crate::ruleset::fixtures::v4_node;
+
+    /// A node whose programs are these scripts.
+    fn with_programs(directory: &Path, programs: &[(&str, &str)]) -> Settings {
+        for (name, script) in programs {
+            let path = directory.join(name);
+            fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let tools = Tools { directory: Some(directory.to_owned()), lock_file: None };
+        Settings { tools, ..Settings::default() }
+    }
+
+    #[tokio::test]
+    async fn jumps_that_do_not_stay_are_a_failure_and_what_served_before_is_not_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let removed = directory.path().join("removed");
+        let programs = [
+            ("iptables-nft-save", "true"),
+            ("iptables-nft-restore", "cat > /dev/null"),
+            ("iptables-legacy-restore", &format!("cat > {}", removed.display())),
+        ];
+        let settings = with_programs(directory.path(), &programs);
+        let web = ruleset(&[endpoint("80/tcp", "web", &["10.244.1.9"])], &v4_node());
+        let before = fixtures::serving(&[endpoint("80/tcp", "web", &["10.244.1.9"])]);
+        let observed = Observed {
+            tables: [(Family::V4, Tables::default())].into(),
+            beside: [((Flavor::Legacy, Family::V4), before)].into(),
+            ..Observed::default()
+        };
+        let applied = Iptables::new(Flavor::Nft, settings).apply(&web, observed).await;
+        let [Failure { error, .. }] = &applied.failures[..] else { panic!("{:?}", applied.failures) };
+        assert!(matches!(error, DataplaneError::Displaced { .. }) && !error.is_refusal(), "{error}");
+        assert!(applied.observed.ruleset.is_empty(), "what did not stay is not served");
+        assert!(!removed.exists());
+    }
 }
