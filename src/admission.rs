@@ -10,6 +10,7 @@ pub mod effective;
 mod entries;
 mod fixed;
 mod grant;
+pub mod handover;
 pub mod index;
 mod json;
 mod misplaced;
@@ -125,6 +126,7 @@ pub fn decide(request: &Request, world: &World<'_>) -> Decision {
     };
     decision.violations.extend(misplaced);
     decision.violations.extend(spread::is_asked_for(&subject, &decision.mappings).err());
+    decision.violations.extend(handover::violation(&subject));
     judge_alone(&subject, &request.namespace, &wanted.entries, world, &mut decision);
     decision.violations.extend(fixed::violations(&subject, &wanted.automatic, world.policy));
     grant::judge(&subject, &request.namespace, &wanted.entries, world, &mut decision);
@@ -167,7 +169,7 @@ fn asking_subject<'a>(request: &'a Request, policy: &Policy) -> Option<Subject<'
     let unchanged = |old: &Subject<'_>| match (old.pinhole, subject.pinhole) {
         (Some(old), Some(new)) => pinhole::asks_the_same(old, new),
         _ => policy
-            .input_keys()
+            .request_keys()
             .all(|key| old.metadata.annotations.get(key) == subject.metadata.annotations.get(key)),
     };
     let is_ratcheted = request.operation == Operation::Update && old.is_some_and(|old| unchanged(&old));

@@ -6,6 +6,7 @@
 pub mod address;
 pub mod automatic;
 pub mod digest;
+pub mod handover;
 pub mod holder;
 pub mod interface;
 pub mod label_selector;

@@ -194,8 +194,8 @@ key.startsWith('pinhole.dev/') || key in [
 {{ include "pinhole.celList" (dict "keys" (include "pinhole.foreignKeys" . | fromYamlArray) "indent" 0) }}]
 {{- end -}}
 
-{{- /* Every annotation key that may hold a request, as a CEL list. */ -}}
+{{- /* Every annotation key of which a change is a new request, as a CEL list. */ -}}
 {{- define "pinhole.requestKeys" -}}
-{{- $keys := concat (list "pinhole.dev/nat" "pinhole.dev/expose") (include "pinhole.foreignKeys" .root | fromYamlArray) .more -}}
+{{- $keys := concat (list "pinhole.dev/nat" "pinhole.dev/expose" "pinhole.dev/handover") (include "pinhole.foreignKeys" .root | fromYamlArray) .more -}}
 [{{ include "pinhole.celList" (dict "keys" $keys "indent" 0) }}]
 {{- end -}}

@@ -93,6 +93,17 @@ func TestAPodThatAsksToBeSpreadGetsLabelsAndAnAntiAffinityThatTheAPIServerTakes(
 		`metadata.annotations[pinhole.dev/spread]: yes: is neither "true" nor "false"`)
 }
 
+func TestWhenAPortPassesToAPodIsOneOfThreeWordsAndChangesLikeARequest(t *testing.T) {
+	d := newDesk(t, "handover")
+	const wrong = "pinhole.dev/handover]: whengone: is none of WhenReady, WhenGone, Immediate; did you mean WhenGone?"
+	d.mentions(d.refused(workload("Deployment", "web", notes{"pinhole.dev/expose": "8001:80", "pinhole.dev/handover": "whengone"})), wrong)
+	d.accepted(workload("Deployment", "web", notes{"pinhole.dev/expose": "8001:80", "pinhole.dev/handover": "WhenGone"}, "replicas: 0"))
+	// Or its pods would be refused, and nobody would see it.
+	said := d.fails("", "patch", "deployment", "web", "-p", `{"spec":{"template":{"metadata":{"annotations":{"pinhole.dev/handover":"whengone"}}}}}`)
+	d.mentions(said, wrong)
+	d.succeeds("", "patch", "deployment", "web", "-p", `{"spec":{"template":{"metadata":{"annotations":{"pinhole.dev/handover":null}}}}}`)
+}
+
 func TestOutputKeysWithoutARequestAreDropped(t *testing.T) {
 	d := newDesk(t, "leftovers")
 	manifest := pod("copied", notes{effective: `{"entries":[]}`, "example.com/team": "mail"})

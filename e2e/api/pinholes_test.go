@@ -245,12 +245,13 @@ func TestAnAgentServesWhatIsGrantedAndSaysSoInThePinhole(t *testing.T) {
 
 const programmedGate = "pinhole.dev/programmed"
 
-// Two pods of one holder that have the gate: the older one serves until the younger one is ready.
+// Pods of one holder that have the gate: the older one serves until the younger one is ready, and that one until it is gone.
 func TestAPodWithTheGateIsReadyOnlyWhenTheKernelAnswers(t *testing.T) {
 	c := newClerk(t, "gated")
 	c.startAgent("192.0.2.76", "--claims")
-	gated := func(name string) {
+	gated := func(name, handover string) {
 		pod := asking(name, "192.0.2.76:2526:25")
+		pod["metadata"].(object)["annotations"].(notes)["pinhole.dev/handover"] = handover
 		pod["metadata"].(object)["ownerReferences"] = []object{{"apiVersion": "example.com/v1", "kind": "Fleet", "name": "mx",
 			"uid": "6ab5e84e-2a5a-4d3c-8d0a-4f0f5a6f0a01", "controller": true}}
 		pod["spec"].(object)["nodeName"] = "node-1"
@@ -280,12 +281,12 @@ func TestAPodWithTheGateIsReadyOnlyWhenTheKernelAnswers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	gated("old")
+	gated("old", "WhenReady")
 	says("old", "False NoAddress")
 	kubelet("old", "10.244.1.31", "True")
 	says("old", "True Programmed")
 
-	gated("young")
+	gated("young", "WhenReady")
 	kubelet("young", "10.244.1.32", "False")
 	says("young", "False NotReady")
 	says("old", "True Programmed")
@@ -295,7 +296,14 @@ func TestAPodWithTheGateIsReadyOnlyWhenTheKernelAnswers(t *testing.T) {
 	if said, kept := c.kubectl("", "wait", "--for=condition=ContainersReady", "pod/old", "--timeout=1s"); !kept {
 		t.Errorf("the conditions of others are gone: %s", said)
 	}
-	for _, name := range []string{"old", "young"} {
+	// A pod that waits until the other one is gone is ready meanwhile, or a rollout would wait for ever.
+	gated("last", "WhenGone")
+	kubelet("last", "10.244.1.33", "True")
+	says("last", "True Standby")
+	says("young", "True Programmed")
+	c.must(http.MethodDelete, c.podsPath()+"/young", object{"gracePeriodSeconds": 0}, nil)
+	says("last", "True Programmed")
+	for _, name := range []string{"old", "last"} {
 		c.must(http.MethodDelete, c.podsPath()+"/"+name, object{"gracePeriodSeconds": 0}, nil)
 	}
 }

@@ -83,6 +83,11 @@ impl Policy {
         self.whole_keys().filter(|key| annotations.contains_key(*key)).chain(ack)
     }
 
+    /// The keys of which a change is a new request.
+    pub fn request_keys(&self) -> impl Iterator<Item = &str> {
+        self.input_keys().chain(std::iter::once(keys::HANDOVER))
+    }
+
     /// Whether these annotations ask for ports.
     pub fn asks(&self, annotations: &BTreeMap<String, String>) -> bool {
         self.asking_keys(annotations).next().is_some()

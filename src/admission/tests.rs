@@ -6,6 +6,7 @@ mod ack;
 mod automatic;
 mod conflicts;
 mod forms;
+mod handover;
 mod mutation;
 mod occupied;
 mod pools;

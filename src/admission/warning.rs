@@ -1,12 +1,14 @@
 //! What a user should know of a request that is granted. The API server cuts warnings beyond 120 characters.
 
 use crate::admission::ack;
+use crate::admission::handover;
 use crate::admission::policy::Policy;
 use crate::admission::subject::Subject;
 use crate::admission::suggest;
 use crate::admission::violation::shown;
 use crate::admission::wanted::Located;
 use crate::api::keys;
+use crate::model::handover::Handover;
 use crate::model::mapping::Address;
 use crate::model::mapping::Mapping;
 
@@ -61,7 +63,12 @@ pub(crate) fn shared_by_replicas(subject: &Subject<'_>, entries: &[Located]) -> 
     let fixed = entries.iter().find(|entry| entry.mapping.address() != Address::Node)?;
     (1 < subject.replicas).then(|| {
         let (mapping, replicas) = (&fixed.mapping, subject.replicas);
-        cut(format!("{mapping} reaches one pod at a time, the newest ready one, not all {replicas} replicas"))
+        let which = match handover::of(&subject.metadata.annotations) {
+            Handover::WhenReady => "the newest ready one",
+            Handover::WhenGone => "until it is gone",
+            Handover::Immediate => "the newest one",
+        };
+        cut(format!("{mapping} reaches one pod at a time, {which}, not all {replicas} replicas"))
     })
 }
 

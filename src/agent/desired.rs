@@ -12,6 +12,7 @@ use crate::admission;
 use crate::admission::Operation;
 use crate::admission::Request;
 use crate::admission::World;
+use crate::admission::handover;
 use crate::admission::index::Index;
 use crate::admission::index::ObjectKey;
 use crate::admission::policy::Policy;
@@ -210,6 +211,7 @@ fn judge(pod: &Object, known: &Known<'_>) -> Judgement {
         terminating: pod.metadata.deletion_timestamp.is_some(),
         ips: ips(pod),
         mappings: decision.mappings,
+        handover: handover::of(&pod.metadata.annotations),
     }))
 }
 

@@ -12,6 +12,7 @@ use crate::agent::grants::key;
 use crate::api::crd::pinhole::Pinhole;
 use crate::api::crd::pinhole::TargetReport;
 use crate::model::address::ExternalAddress;
+use crate::model::handover::Handover;
 use crate::model::holder::Holder;
 use crate::model::holder::ObjectName;
 use crate::model::mapping::Address;
@@ -110,6 +111,7 @@ impl Written {
             ready: true,
             terminating: self.is_terminating,
             mappings: here.filter_map(mapping).collect(),
+            handover: Handover::default(),
             ips,
         })
     }

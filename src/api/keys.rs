@@ -17,6 +17,9 @@ pub const SPREAD: &str = "pinhole.dev/spread";
 /// Input: the NatPool that finds automatic ports for a pod.
 pub const POOL: &str = "pinhole.dev/pool";
 
+/// Input: when ports pass from an older pod of the same holder to this one.
+pub const HANDOVER: &str = "pinhole.dev/handover";
+
 /// The scheduling gate of a pod whose automatic ports have yet to be found.
 pub const ENDPOINTS_GATE: &str = "pinhole.dev/endpoints";
 
@@ -73,7 +76,7 @@ pub const MIRROR_POD: &str = "kubernetes.io/config.mirror";
 pub const HOSTNAME_LABEL: &str = "kubernetes.io/hostname";
 
 /// The annotation keys with a prefix of ours that mean something.
-pub const OURS: [&str; 6] = [NAT, EXPOSE, SPREAD, POOL, EFFECTIVE, ENDPOINTS];
+pub const OURS: [&str; 7] = [NAT, EXPOSE, SPREAD, POOL, HANDOVER, EFFECTIVE, ENDPOINTS];
 
 /// The longest name of a label, without its prefix.
 const LONGEST_LABEL: usize = 63;

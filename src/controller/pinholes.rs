@@ -15,6 +15,7 @@ use k8s_openapi::jiff::SignedDuration;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
+use crate::admission::handover;
 use crate::api::crd::condition::Condition;
 use crate::api::crd::condition::ConditionStatus;
 use crate::api::crd::pinhole::Endpoint;
@@ -298,6 +299,7 @@ fn wanted(pod: &Object, standing: &Standing) -> Pinhole {
             .take(MOST_PORTS)
             .collect(),
         holder: Some(HolderReference::from(&standing.holder)),
+        handover: handover::of(&pod.metadata.annotations).into(),
         ..PinholeSpec::default()
     };
     let mut pinhole = Pinhole::new(name, spec);

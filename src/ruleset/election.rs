@@ -4,6 +4,8 @@
 //!
 //! 1. Within one holder: the newest pod whose containers are ready. With none ready the one that is served now stays,
 //!    else the newest that has an address. A pod that is being deleted is served only until another one is ready.
+//!    That is the handover `WhenReady`. With `WhenGone` the one that is served now stays whatever becomes of it, and with
+//!    `Immediate` a pod counts as ready as soon as it has an address; the newest pod that is to stay says which it is.
 //! 2. Between holders, which admission refuses but cannot always see (it was off, or the node was not known yet): the
 //!    holder that is served now, then the one with the oldest pod, then the lowest UID.
 //!
@@ -20,6 +22,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
+use crate::model::handover::Handover;
 use crate::model::holder::Holder;
 use crate::model::holder::ObjectName;
 use crate::model::mapping::Mapping;
@@ -51,6 +54,8 @@ pub struct Candidate {
     pub ips: Vec<IpAddr>,
     /// What it wants.
     pub mappings: Vec<Mapping>,
+    /// When it takes over from an older pod of its holder.
+    pub handover: Handover,
 }
 
 /// The outcome of an election.
@@ -151,6 +156,8 @@ type Programmed<'a> = BTreeMap<Key, &'a Owner>;
 fn claims_of<'a>(pods: &[&'a Candidate], node: &NodeFacts, programmed: &Programmed<'_>) -> Vec<Claim<'a>> {
     let owners: Vec<_> = pods.iter().map(|pod| Owner::new(&pod.pod, &pod.uid)).collect();
     let oldest = pods.iter().map(|pod| (pod.created.as_str(), pod.uid.as_str())).min().unwrap_or_default();
+    let newest = pods.iter().max_by_key(|pod| (!pod.terminating, pod.created.as_str(), pod.uid.as_str()));
+    let handover = newest.map(|pod| pod.handover).unwrap_or_default();
     let claim = |pod: &'a Candidate, owner: &Owner, mapping: &Mapping| {
         let endpoint = Endpoint {
             mapping: mapping.clone(),
@@ -163,7 +170,7 @@ fn claims_of<'a>(pods: &[&'a Candidate], node: &NodeFacts, programmed: &Programm
         let served = keys.iter().any(|key| programmed.get(key).is_some_and(|found| *found == owner));
         let incumbency =
             keys.iter().map(|key| incumbency(key, &owners, programmed)).max().unwrap_or_default();
-        Claim { pod, endpoint, keys, standing: standing(pod, served), incumbency, oldest }
+        Claim { pod, endpoint, keys, standing: standing(pod, served, handover), incumbency, oldest }
     };
     let of_pod = |(pod, owner): (&&'a Candidate, _)| {
         let pod: &'a Candidate = pod;
@@ -200,6 +207,8 @@ struct Claim<'a> {
 /// How well a pod can serve, the best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Standing {
+    /// It is served now, and stays until it is gone.
+    Stays,
     Ready,
     ServedNow,
     HasAddress,
@@ -246,11 +255,12 @@ impl Claim<'_> {
     }
 }
 
-fn standing(pod: &Candidate, served: bool) -> Standing {
+fn standing(pod: &Candidate, served: bool, handover: Handover) -> Standing {
     match (pod.ips.is_empty(), pod.terminating) {
         (true, false) => Standing::HasNoAddress,
         (true, true) => Standing::HasNoAddressAndEnds,
-        (false, false) if pod.ready => Standing::Ready,
+        (false, _) if served && handover == Handover::WhenGone => Standing::Stays,
+        (false, false) if pod.ready || handover == Handover::Immediate => Standing::Ready,
         (false, _) if served => Standing::ServedNow,
         (false, false) => Standing::HasAddress,
         (false, true) => Standing::HasAddressAndEnds,

@@ -13,8 +13,14 @@ fn assert_warns(decision: &Decision, expected: &[&str]) {
 fn several_replicas_behind_one_fixed_port_are_told_that_one_is_served() {
     let three = with(workload("Deployment", "web", "203.0.113.7:25"), &[("/spec/replicas", json!(3))]);
     let expected = "203.0.113.7:25/tcp reaches one pod at a time, the newest ready one, not all 3 replicas";
-    assert_warns(&Cluster::new().create(three), &[expected]);
+    assert_warns(&Cluster::new().create(three.clone()), &[expected]);
     assert_warns(&Cluster::new().create(workload("Deployment", "web", "203.0.113.7:25")), &[]);
+    for (word, which) in [("WhenGone", "until it is gone"), ("Immediate", "the newest one")] {
+        let key = "/spec/template/metadata/annotations/pinhole.dev~1handover";
+        let three = with(three.clone(), &[(key, json!(word))]);
+        let expected = format!("203.0.113.7:25/tcp reaches one pod at a time, {which}, not all 3 replicas");
+        assert_warns(&Cluster::new().create(three), &[&expected]);
+    }
     let on_nodes = with(workload("Deployment", "web", "25"), &[("/spec/replicas", json!(3))]);
     assert_warns(&Cluster::new().create(on_nodes), &[]);
 }

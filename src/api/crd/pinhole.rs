@@ -14,6 +14,7 @@ use crate::api::crd::shared::LabelSelector;
 use crate::api::crd::shared::Retention;
 use crate::api::crd::shared::Transport;
 use crate::model::address::ExternalAddress;
+use crate::model::handover;
 use crate::model::mapping::Mapping;
 
 /// Which external ports lead where, and for whom.
@@ -304,6 +305,16 @@ pub enum Handover {
     WhenGone,
     /// It has an address.
     Immediate,
+}
+
+impl From<handover::Handover> for Handover {
+    fn from(handover: handover::Handover) -> Self {
+        match handover {
+            handover::Handover::WhenReady => Self::WhenReady,
+            handover::Handover::WhenGone => Self::WhenGone,
+            handover::Handover::Immediate => Self::Immediate,
+        }
+    }
 }
 
 /// What happens to UDP flows at a handover.

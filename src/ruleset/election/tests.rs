@@ -1,5 +1,7 @@
 //! Who is served, who is told that somebody else is, and that neither ever depends on the order of events.
 
+mod rollouts;
+
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
@@ -35,6 +37,7 @@ fn pod(app: &str, second: u8, external: &str) -> Candidate {
         terminating: false,
         ips: vec![format!("10.244.{}.{second}", app.len()).parse().unwrap()],
         mappings: vec![mapping(external)],
+        handover: Handover::WhenReady,
     }
 }
 
@@ -203,10 +206,13 @@ fn r07_a_conflict_stays_decided_over_100_resyncs_and_restarts() {
 fn any_candidate() -> impl Strategy<Value = Candidate> {
     let ports = prop::collection::vec((1_u16..12, 0_u16..4), 1..3);
     let state = (any::<bool>(), any::<bool>(), any::<bool>());
-    ("[abc]", 0_u8..60, ports, state).prop_map(|(app, second, ports, (ready, terminating, addressed))| {
+    let handover = prop::sample::select(&Handover::ALL[..]);
+    let drawn = ("[abc]", 0_u8..60, ports, state, handover);
+    drawn.prop_map(|(app, second, ports, (ready, terminating, addressed), handover)| {
         let mappings = ports.iter().map(|(first, span)| mapping(&format!("{first}-{}", first + span)));
         let ips = if addressed { pod(&app, second, "1").ips } else { Vec::new() };
-        Candidate { ready, terminating, ips, mappings: mappings.collect(), ..pod(&app, second, "1") }
+        let mappings = mappings.collect();
+        Candidate { ready, terminating, ips, mappings, handover, ..pod(&app, second, "1") }
     })
 }
 
