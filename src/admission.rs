@@ -137,6 +137,7 @@ pub fn decide(request: &Request, world: &World<'_>) -> Decision {
     decision.warnings.extend(warning::shared_by_replicas(&subject, &wanted.entries));
     decision.warnings.extend(warning::spread_in_vain(&subject, &wanted.entries));
     decision.warnings.extend(warning::gate_in_vain(&subject, world.policy));
+    decision.warnings.extend(warning::transfer_in_vain(&subject, &request.namespace, world.policy));
     decision
 }
 

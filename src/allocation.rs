@@ -15,6 +15,7 @@ pub mod memory;
 pub mod operation;
 pub mod pool;
 pub mod probe;
+pub mod transfer;
 
 #[cfg(test)]
 mod tests;

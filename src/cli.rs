@@ -246,7 +246,8 @@ mod tests {
             for argument in command.get_arguments().filter(|argument| !argument.is_positional()) {
                 let flag = argument.get_long().unwrap();
                 // What a change is aimed at, and that it is wanted, is said for one command.
-                if ["help", "version", "force", "node", "yes"].contains(&flag) {
+                let is_aim = ["to", "to-namespace", "node"].contains(&flag);
+                if is_aim || ["help", "version", "force", "yes", "dry-run"].contains(&flag) {
                     continue;
                 }
                 let expected = format!("PINHOLE_{}", flag.to_uppercase().replace('-', "_"));

@@ -10,6 +10,7 @@
 pub mod allocate;
 pub mod automatic;
 pub mod gate;
+pub mod handover;
 pub mod historian;
 pub mod keeper;
 pub mod pinholes;
@@ -162,9 +163,14 @@ impl Controller {
 
     async fn claim(&self, missing: Missing, now: Timestamp, told: &mut HashSet<String>) {
         let Missing { object, uid, claims } = missing;
-        let pools = self.index.read().unwrap_or_else(PoisonError::into_inner).pools().cloned();
-        let cooldowns = Cooldowns::new(self.times.cooldown, &pools.unwrap_or_default());
-        let mut acquisition = Acquisition::new(claims, Purpose::Reserve, now, cooldowns);
+        let (cooldowns, givers) = {
+            let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+            let pools = index.pools().map_or(&[][..], |pools| pools);
+            let givers = claims.first().map(|claim| index.heirs().givers_to(&claim.holder));
+            (Cooldowns::new(self.times.cooldown, pools), givers.unwrap_or_default())
+        };
+        let acquisition = Acquisition::new(claims, Purpose::Reserve, now, cooldowns);
+        let mut acquisition = acquisition.taking_over_from(givers);
         let object = format!("{} {}", object.kind.name(), object.name);
         match claim_store::acquire(&*self.store, &mut acquisition).await {
             Verdict::Granted => {

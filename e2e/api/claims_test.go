@@ -138,6 +138,8 @@ type storedClaim struct {
 		PodUID string
 		Pool   string
 		Holder struct{ Kind, Namespace, Name string }
+
+		PreviousHolder struct{ Kind, Namespace, Name string }
 	}
 }
 

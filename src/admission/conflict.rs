@@ -1,7 +1,8 @@
 //! One request against the ports that others hold.
 //!
 //! A port of a fixed address is unique in the cluster, a port of a node's own address on its node. The same holder
-//! never conflicts with itself, so that a rolling update is never blocked. A refusal lists the evidence that it rests
+//! never conflicts with itself, so that a rolling update is never blocked, nor with one that has handed its ports over to it
+//! (`allocation::transfer`), which is the claims' to settle. A refusal lists the evidence that it rests
 //! on, for the caller to read live: a cached view may name a holder that has just let go.
 
 use std::collections::BTreeSet;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 
 use crate::admission::Decision;
 use crate::admission::World;
+use crate::admission::grant;
 use crate::admission::index::Holding;
 use crate::admission::index::ObjectKey;
 use crate::admission::index::Scope;
@@ -23,6 +25,7 @@ use crate::api::object::Kind;
 use crate::model::holder::Holder;
 use crate::model::holder::ObjectName;
 use crate::model::mapping::ExternalPorts;
+use crate::model::mapping::Mapping;
 
 /// What a refusal rests on.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -82,7 +85,8 @@ impl Judge<'_> {
         scope: &Scope,
         held: &[Arc<Holding>],
     ) -> Option<(Violation, Vec<Evidence>)> {
-        let mut others: Vec<_> = held.iter().filter(|held| self.is_of_another(held)).collect();
+        let mut others: Vec<_> =
+            held.iter().filter(|held| self.is_of_another(&entry.mapping, held)).collect();
         others.sort_by_key(|held| (held.since.clone(), held.object.clone()));
         let first = others.first()?;
         let mut evidence: Vec<_> = others.iter().map(|held| Evidence::Object(held.object.clone())).collect();
@@ -91,19 +95,39 @@ impl Judge<'_> {
             .filter_map(|held| self.holder(held).err())
             .chain(self.claimant.as_ref().err().cloned());
         evidence.extend(unknown_owners.map(Evidence::Object));
+        if self.can_be_handed_over(scope) {
+            // Whom it names as its heir stands on the holder itself.
+            let holders = others.iter().filter_map(|held| grant::root_of(&self.holder(held).ok()?));
+            evidence.extend(holders.map(Evidence::Object));
+        }
         Some((self.violation(entry, scope, first), evidence))
     }
 
-    fn is_of_another(&self, held: &Holding) -> bool {
+    fn is_of_another(&self, mapping: &Mapping, held: &Holding) -> bool {
         if held.object == *self.itself && !self.itself.name.name.is_empty() {
             return false;
         }
         match (&self.claimant, self.holder(held)) {
-            (Ok(claimant), Ok(holder)) => *claimant != holder,
+            (Ok(claimant), Ok(holder)) => {
+                *claimant != holder && !self.is_handed_over(mapping, held, claimant, &holder)
+            }
             // With one owner unknown the two may or may not be one holder: it is the evidence that will tell.
             (Err(owner), Err(other)) => *owner != other,
             _ => true,
         }
+    }
+
+    /// Whether one of the two has handed the ports over to the other: then their claims say who may have them. Whoever did so may
+    /// go on with what it has had, but has no right to anything new of the other's.
+    fn is_handed_over(&self, mapping: &Mapping, held: &Holding, claimant: &Holder, holder: &Holder) -> bool {
+        let heirs = self.world.index.heirs();
+        let goes_on = || heirs.passes(claimant, holder) && grant::has_already(self.world, claimant, mapping);
+        self.can_be_handed_over(&held.scope) && (heirs.passes(holder, claimant) || goes_on())
+    }
+
+    /// Only what is claimed is handed over, and pools are known exactly where claims are on.
+    fn can_be_handed_over(&self, scope: &Scope) -> bool {
+        self.world.index.pools().is_some() && matches!(scope, Scope::Address(_))
     }
 
     fn holder(&self, held: &Holding) -> Result<Holder, ObjectKey> {
@@ -124,7 +148,11 @@ impl Judge<'_> {
         Violation {
             field: entry.port_field.clone(),
             value: mapping.to_string(),
-            problem: format!("{shared}is held{place} by {}; {}", self.describe(held, scope), advice(held)),
+            problem: format!(
+                "{shared}is held{place} by {}; {}",
+                self.describe(held, scope),
+                self.advice(held)
+            ),
             rule: Rule::Conflict,
         }
     }
@@ -160,19 +188,38 @@ impl Judge<'_> {
         if details.is_empty() { holder } else { format!("{holder} ({})", details.join(", ")) }
     }
 
+    fn advice(&self, held: &Holding) -> String {
+        if held.terminating {
+            return "try again when it is gone, or choose another external port".to_owned();
+        }
+        let from = self.holder(held).ok().filter(|_| self.can_be_handed_over(&held.scope));
+        let verb = from.zip(self.claimant.as_ref().ok()).and_then(|(from, to)| transfer_verb(&from, to));
+        format!("choose another external port, {}", or_free_it(verb))
+    }
+
     /// Warns that a pod which is scheduled to certain nodes will get nothing there.
     fn taken_nodes(&self, entry: &Located, held: &[Arc<Holding>]) -> Option<String> {
-        let others = held.iter().filter(|held| self.is_of_another(held));
+        let others = held.iter().filter(|held| self.is_of_another(&entry.mapping, held));
         let nodes: BTreeSet<_> = others.filter_map(|held| held.node.as_deref()).collect();
         let nodes: Vec<_> = nodes.into_iter().collect();
         (!nodes.is_empty()).then(|| warning::taken_on(&entry.mapping, &nodes))
     }
 }
 
-fn advice(held: &Holding) -> &'static str {
-    if held.terminating {
-        "try again when it is gone, or choose another external port"
-    } else {
-        "choose another external port, or remove it there first"
+/// The command that hands over what one holder has to another, where whoever asks may well be able to give it: in one namespace.
+pub(super) fn transfer_verb(from: &Holder, to: &Holder) -> Option<String> {
+    let is_one = from.object.namespace == to.object.namespace && !to.object.name.is_empty();
+    let shown = |holder: &Holder| {
+        let kind = Kind::from_name(&holder.kind)?;
+        Some(format!("{}/{}", kind.name().to_lowercase(), holder.object.name))
+    };
+    Some(format!("kubectl pinhole transfer {} --to {}", shown(from)?, shown(to)?)).filter(|_| is_one)
+}
+
+/// What else can be done about a port that somebody holds.
+pub(super) fn or_free_it(verb: Option<String>) -> String {
+    match verb {
+        Some(verb) => format!("remove it there first, or have it handed over ({verb})"),
+        None => "or remove it there first".to_owned(),
     }
 }

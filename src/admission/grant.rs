@@ -153,6 +153,6 @@ pub(crate) fn has_already(world: &World<'_>, holder: &Holder, mapping: &Mapping)
 }
 
 /// The object that a holder is, if it is of a kind that is known.
-fn root_of(holder: &Holder) -> Option<ObjectKey> {
+pub(crate) fn root_of(holder: &Holder) -> Option<ObjectKey> {
     Some(ObjectKey { kind: Kind::from_name(&holder.kind)?, name: holder.object.clone() })
 }

@@ -24,6 +24,8 @@ use crate::admission::subject::Subject;
 use crate::admission::wanted;
 use crate::admission::wanted::Wanted;
 use crate::allocation::pool::Pool;
+use crate::allocation::transfer;
+use crate::allocation::transfer::Heirs;
 use crate::api::object::Kind;
 use crate::api::object::Object;
 use crate::api::object::OwnerReference;
@@ -110,13 +112,14 @@ pub struct Index {
     stored: HashMap<ObjectKey, Stored>,
     holdings: Holdings,
     owners: Owners,
+    heirs: Heirs,
     facts: Facts,
     pending: Pending,
     pools: Option<Arc<[Pool]>>,
     occupants: occupants::Table,
 }
 
-/// An object that holds ports.
+/// An object that holds ports, or hands some over.
 #[derive(Debug)]
 struct Stored {
     uid: Arc<str>,
@@ -155,6 +158,7 @@ impl Index {
             stored: HashMap::new(),
             holdings: Holdings::default(),
             owners: Owners::default(),
+            heirs: Heirs::default(),
             facts: Facts::default(),
             pending: Pending::default(),
             pools: None,
@@ -390,6 +394,11 @@ impl Index {
         self.owners.holder(key, controller)
     }
 
+    /// Who may take over whose ports.
+    pub fn heirs(&self) -> &Heirs {
+        &self.heirs
+    }
+
     /// The ports that overlap `ports` in a scope, whoever holds them.
     pub fn held(&self, scope: &Scope, protocol: Protocol, ports: PortRange) -> Vec<Arc<Holding>> {
         self.holdings.overlapping(scope, protocol, ports)
@@ -450,7 +459,10 @@ impl Index {
             self.drop_pending(key, Some(&object.metadata.uid));
         }
         let (unplaced, automatic) = self.open_of(object);
-        if !holdings.is_empty() || !unplaced.is_empty() || !automatic.is_empty() {
+        let heir = transfer::heir(&object.metadata, &key.name.namespace);
+        let names_heir = heir.is_some();
+        self.heirs.set(itself(key), heir);
+        if !holdings.is_empty() || !unplaced.is_empty() || !automatic.is_empty() || names_heir {
             for holding in &holdings {
                 self.holdings.add(holding);
             }
@@ -465,6 +477,7 @@ impl Index {
     }
 
     fn remove_stored(&mut self, key: &ObjectKey) {
+        self.heirs.set(itself(key), None);
         for holding in self.stored.remove(key).into_iter().flat_map(|stored| stored.holdings) {
             self.holdings.remove(&holding);
         }
@@ -521,6 +534,11 @@ fn holding_subject(object: &Object) -> Option<Subject<'_>> {
     let is_judged = !subject.is_derived_workload() && !subject.spec.host_network && !subject.is_mirror();
     let holds = !object.is_finished() && is_judged;
     holds.then_some(subject)
+}
+
+/// An object as a holder, which it is where nobody owns it.
+fn itself(key: &ObjectKey) -> Holder {
+    Holder::new(key.kind.name(), key.name.clone())
 }
 
 /// Whether a version is older than a known one, as far as both are numbers.

@@ -7,6 +7,8 @@ use k8s_openapi::jiff::Timestamp;
 
 use crate::admission::Decision;
 use crate::admission::Request;
+use crate::admission::conflict::or_free_it;
+use crate::admission::conflict::transfer_verb;
 use crate::admission::index::Index;
 use crate::admission::index::ObjectKey;
 use crate::admission::policy::Policy;
@@ -18,6 +20,7 @@ use crate::allocation::claim::Claim;
 use crate::allocation::claim::StoredClaim;
 use crate::allocation::key::ClaimKey;
 use crate::api::crd::port_claim::ClaimState;
+use crate::model::holder::Holder;
 use crate::model::mapping::Address;
 use crate::model::mapping::Mapping;
 
@@ -55,23 +58,28 @@ pub fn keys(mapping: &Mapping) -> Vec<ClaimKey> {
     }
 }
 
-/// Why a request is refused that wants what another holder has claimed.
-pub fn held(request: &Request, policy: &Policy, key: ClaimKey, by: &StoredClaim) -> Violation {
-    let subject = request.object.as_ref().and_then(Subject::of);
-    let entries = subject.and_then(|subject| wanted::of(&subject, policy));
-    let entries = entries.map(|wanted| wanted.entries).unwrap_or_default();
-    let entry = entries.into_iter().find(|entry| keys(&entry.mapping).contains(&key));
-    let (field, value) = entry.map_or_else(
-        || (String::new(), key.to_string()),
-        |entry| (entry.port_field, entry.mapping.to_string()),
-    );
+/// Why a request is refused that wants what another holder has claimed, in words for the one that asks as far as it is known.
+pub fn held(
+    request: &Request,
+    policy: &Policy,
+    key: ClaimKey,
+    by: &StoredClaim,
+    asker: Option<&Holder>,
+) -> Violation {
+    let (field, value) = place(request, policy, key);
     let holder = &by.claim.holder;
     let is_disclosed = policy.disclose_holder || *holder.object.namespace == *request.namespace;
     let holder = if is_disclosed { holder.to_string() } else { "an object in another namespace".to_owned() };
     let problem = match by.claim.state {
         ClaimState::Reserved | ClaimState::Bound => format!(
-            "is claimed by {holder} (PortClaim {}, since {}); choose another external port, or remove it there first",
-            by.claim.key, by.claim.since
+            "is claimed by {holder} (PortClaim {}, since {}); choose another external port, {}",
+            by.claim.key,
+            by.claim.since,
+            or_free_it(
+                asker
+                    .and_then(|asker| transfer_verb(&by.claim.holder, asker))
+                    .filter(|_| by.claim.slot.is_none())
+            )
         ),
         ClaimState::Releasing | ClaimState::Cooldown => format!(
             "was given up by {holder} and is not free yet (PortClaim {}, {} since {}); try again in a few minutes, or choose \
@@ -82,6 +90,28 @@ pub fn held(request: &Request, policy: &Policy, key: ClaimKey, by: &StoredClaim)
         ),
     };
     Violation { field, value, problem, rule: Rule::Conflict }
+}
+
+/// Why a pod is served no more whose holder has handed its port over.
+pub fn handed_over(request: &Request, policy: &Policy, key: ClaimKey, to: &StoredClaim) -> Violation {
+    let (field, value) = place(request, policy, key);
+    let problem = format!(
+        "was handed over to {}, of which a pod is ready; delete this, or take the port out of it",
+        to.claim.holder
+    );
+    Violation { field, value, problem, rule: Rule::Conflict }
+}
+
+/// Where a request asks for this, and in which words.
+fn place(request: &Request, policy: &Policy, key: ClaimKey) -> (String, String) {
+    let subject = request.object.as_ref().and_then(Subject::of);
+    let entries = subject.and_then(|subject| wanted::of(&subject, policy));
+    let entries = entries.map(|wanted| wanted.entries).unwrap_or_default();
+    let entry = entries.into_iter().find(|entry| keys(&entry.mapping).contains(&key));
+    entry.map_or_else(
+        || (String::new(), key.to_string()),
+        |entry| (entry.port_field, entry.mapping.to_string()),
+    )
 }
 
 #[cfg(test)]
@@ -95,7 +125,6 @@ mod tests {
     use crate::admission::World;
     use crate::admission::decide;
     use crate::allocation::claim::Version;
-    use crate::model::holder::Holder;
     use crate::model::holder::ObjectName;
 
     fn request(expose: &str, owners: &serde_json::Value) -> Request {
@@ -160,7 +189,7 @@ mod tests {
             version: Version { key, uid: "1".into(), revision: 1 },
         };
         let policy = Policy::default();
-        let said = held(&request, &policy, key, &stored(ClaimState::Bound)).to_string();
+        let said = held(&request, &policy, key, &stored(ClaimState::Bound), None).to_string();
         assert_eq!(
             said,
             "metadata.annotations[pinhole.dev/expose][1]: 203.0.113.7:7000-7010/tcp: is claimed by Deployment mail/postfix \
@@ -168,7 +197,7 @@ mod tests {
              there first"
         );
         let secretive = Policy { disclose_holder: false, ..policy };
-        let said = held(&request, &secretive, key, &stored(ClaimState::Cooldown)).to_string();
+        let said = held(&request, &secretive, key, &stored(ClaimState::Cooldown), None).to_string();
         assert!(
             said.contains("given up by an object in another namespace") && said.contains("try again"),
             "{said}"

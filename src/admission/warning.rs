@@ -7,7 +7,9 @@ use crate::admission::subject::Subject;
 use crate::admission::suggest;
 use crate::admission::violation::shown;
 use crate::admission::wanted::Located;
+use crate::allocation::transfer;
 use crate::api::keys;
+use crate::api::object::Kind;
 use crate::model::handover::Handover;
 use crate::model::mapping::Address;
 use crate::model::mapping::Mapping;
@@ -47,6 +49,12 @@ pub(crate) fn ignored_keys(subject: &Subject<'_>, policy: &Policy) -> Vec<String
         }
         if keys::ACK.contains(&key) {
             return Some(format!("annotation {key} is not read here; ask for ports with {}", keys::EXPOSE));
+        }
+        if key == keys::TRANSFER_TO && !matches!(subject.kind, Kind::Pod | Kind::Pinhole) {
+            let kind = subject.kind.name();
+            return Some(format!(
+                "{key} is not read in a template; it belongs among the annotations of the {kind} itself"
+            ));
         }
         if !key.starts_with(keys::PREFIX) || keys::OURS.contains(&key) {
             return None;
@@ -91,6 +99,19 @@ pub(crate) fn gate_in_vain(subject: &Subject<'_>, policy: &Policy) -> Option<Str
             keys::PROGRAMMED_GATE
         ))
     })
+}
+
+/// An heir that nothing is handed over to: because nobody can tell who it is, or because nothing is claimed here.
+pub(crate) fn transfer_in_vain(subject: &Subject<'_>, namespace: &str, policy: &Policy) -> Option<String> {
+    let key = keys::TRANSFER_TO;
+    subject.owner.annotations.get(key)?;
+    if !policy.finds_ports {
+        return Some(cut(format!(
+            "{key} has no effect: only claimed ports are handed over (claims.enabled)"
+        )));
+    }
+    let is_named = transfer::heir(subject.owner, namespace).is_some();
+    (!is_named).then(|| cut(format!("{key} names nobody: write KIND/NAME, or KIND/NAMESPACE/NAME")))
 }
 
 /// The nodes where others have the port.

@@ -205,9 +205,9 @@ fn judge(pod: &Object, known: &Known<'_>) -> Judgement {
     Judgement::Candidate(Box::new(Candidate {
         pod: name(pod),
         uid: pod.metadata.uid.clone(),
-        holder: holder(pod, index),
+        holder: known.grants.and_then(|grants| grants.holder(pod)).unwrap_or_else(|| holder(pod, index)),
         created: pod.metadata.creation_timestamp.clone(),
-        ready: are_containers_ready(pod),
+        ready: pod.are_containers_ready(),
         terminating: pod.metadata.deletion_timestamp.is_some(),
         ips: ips(pod),
         mappings: decision.mappings,
@@ -221,13 +221,6 @@ fn holder(pod: &Object, index: &Index) -> Holder {
     index
         .holder(&key, pod.metadata.controller())
         .unwrap_or_else(|owner| Holder::new(owner.kind.name(), owner.name))
-}
-
-/// Not the condition `Ready`: that one also waits for readiness gates, and one of them may wait for us.
-fn are_containers_ready(pod: &Object) -> bool {
-    let statuses = &pod.status.container_statuses;
-    pod.has_condition("ContainersReady")
-        || (!statuses.is_empty() && statuses.iter().all(|status| status.ready))
 }
 
 fn name(pod: &Object) -> ObjectName {

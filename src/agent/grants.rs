@@ -16,9 +16,11 @@ use crate::api::crd::condition::ConditionStatus;
 use crate::api::crd::pinhole::Endpoint;
 use crate::api::crd::pinhole::Pinhole;
 use crate::api::crd::pinhole::PinholeStatus;
+use crate::api::object::Object;
 use crate::cluster::pinhole_watch::Pinholes;
 use crate::model::address::ExternalAddress;
 use crate::model::automatic::AutomaticPort;
+use crate::model::holder::Holder;
 use crate::model::mapping::Address;
 use crate::model::mapping::Mapping;
 use crate::model::port::Port;
@@ -41,6 +43,8 @@ struct Grant {
     keys: BTreeSet<Key>,
     /// The pod's port behind each key.
     targets: BTreeMap<Key, Port>,
+    /// Who holds the ports: its root owner, or whoever that one has handed them over to.
+    holder: Option<Holder>,
     /// Whether the controller has said yes or no.
     is_decided: bool,
     /// Why not everything, in the controller's words.
@@ -97,6 +101,11 @@ impl Grants {
         decision.automatic.iter().filter_map(found).collect()
     }
 
+    /// Who holds the ports of a pod, in the controller's words: one that serves for another holder stands in that one's election.
+    pub fn holder(&self, pod: &Object) -> Option<Holder> {
+        self.by_pod.get(&pod.metadata.uid)?.holder.clone()
+    }
+
     /// Whether the controller has decided about the pod of this UID.
     pub fn is_decided(&self, uid: &str) -> bool {
         self.by_pod.get(uid).is_some_and(|grant| grant.is_decided)
@@ -125,6 +134,7 @@ fn grant(pinhole: &Pinhole) -> Grant {
     Grant {
         keys: status.endpoints.iter().filter_map(granted).collect(),
         targets: status.endpoints.iter().filter_map(target).collect(),
+        holder: pinhole.spec.holder.as_ref().map(Holder::from),
         is_decided: decision.is_some(),
         refusal: decision
             .filter(|condition| condition.status == ConditionStatus::False)

@@ -7,6 +7,8 @@
 //! - Claims are made in the order of their keys, so that two requests for the same ports never wait for each other.
 //! - A request that is not granted takes back what it stored, and nothing that somebody else relies on by then. What a crash
 //!   leaves behind is an orphan, which the controller collects.
+//! - What a holder has handed over changes hands in one conditional write: it never has two holders, and never none. Whoever
+//!   handed it over is granted what it may still serve, and holds nothing by it.
 //! - The same holder is never refused its own claim, whatever state that is in. Ports that were found for its pods are each
 //!   pod's own: another pod of the holder has no more right to them than a stranger.
 //!
@@ -29,6 +31,7 @@ use crate::allocation::operation::Outcome;
 use crate::allocation::pool::Cooldowns;
 use crate::api::crd::port_claim::ClaimState;
 use crate::model::address::ExternalAddress;
+use crate::model::holder::Holder;
 
 /// A claim in use is written again only when its last renewal is older: a rollout of a thousand pods is not a thousand writes.
 const RENEW_AFTER: SignedDuration = SignedDuration::from_secs(30);
@@ -71,13 +74,23 @@ pub struct Acquisition {
     purpose: Purpose,
     now: Timestamp,
     cooldowns: Cooldowns,
+    /// Whose claims the holder may take over.
+    givers: BTreeSet<Holder>,
     step: Step,
     /// What this request stored, to be taken back if it fails.
-    made: Vec<StoredClaim>,
+    made: Vec<Made>,
     /// What must not overlap with anybody's, and the revision at which the holder had it.
     unverified: Vec<(ClaimKey, u64)>,
     checks: Vec<Check>,
     patience: u8,
+}
+
+/// What a request stored.
+#[derive(Clone, Debug)]
+struct Made {
+    stored: StoredClaim,
+    /// What was there before, of a holder that has handed it over.
+    before: Option<Claim>,
 }
 
 /// Where to look for overlaps.
@@ -122,6 +135,7 @@ impl Acquisition {
             purpose,
             now,
             cooldowns: cooldowns.into(),
+            givers: BTreeSet::new(),
             step: Step::Make(0),
             made: Vec::new(),
             unverified: Vec::new(),
@@ -130,6 +144,12 @@ impl Acquisition {
         };
         acquisition.make(0);
         acquisition
+    }
+
+    /// The same, by a holder that may take over what these have claimed.
+    #[must_use]
+    pub fn taking_over_from(self, givers: BTreeSet<Holder>) -> Self {
+        Self { givers, ..self }
     }
 
     /// What to do next; `None` when it is over.
@@ -148,7 +168,13 @@ impl Acquisition {
                 Check::Key(key) => Operation::Get(key),
                 Check::Address(address) => Operation::List(address),
             },
-            Step::Undo(_) => Operation::Delete(self.made.last()?.version.clone()),
+            Step::Undo(_) => {
+                let Made { stored, before } = self.made.last()?;
+                match before {
+                    Some(before) => Operation::Update(before.clone(), stored.version.clone()),
+                    None => Operation::Delete(stored.version.clone()),
+                }
+            }
             Step::Over(_) => return None,
         };
         Some(operation)
@@ -180,7 +206,7 @@ impl Acquisition {
             (_, Outcome::Failed(failure)) => self.fail(Verdict::NotNow(failure)),
             (Step::Make(index), Outcome::Stored(stored)) => {
                 self.rely_on(&stored, stored.version.revision);
-                self.made.push(*stored);
+                self.made.push(Made { stored: *stored, before: None });
                 self.make(index + 1);
             }
             (Step::Make(index), Outcome::Exists) | (Step::Adopt(index, _), Outcome::Stale) => {
@@ -200,11 +226,17 @@ impl Acquisition {
                 };
             }
             (Step::Adopt(index, found), Outcome::Stored(stored)) => {
-                if stored.claim.is_same_grant(&found.claim) {
+                if self.is_lent(index, &found.claim) {
+                    // Its holder has seen to it that nobody else's overlaps it.
+                } else if stored.claim.is_same_grant(&found.claim) {
                     self.rely_on(&stored, found.version.revision);
+                } else if self.is_given(&found.claim) {
+                    // It has stood against others since before.
+                    self.rely_on(&stored, found.version.revision);
+                    self.made.push(Made { stored: *stored, before: Some(found.claim) });
                 } else {
                     self.rely_on(&stored, stored.version.revision);
-                    self.made.push(*stored);
+                    self.made.push(Made { stored: *stored, before: None });
                 }
                 self.make(index + 1);
             }
@@ -255,13 +287,15 @@ impl Acquisition {
         let wish = &self.wishes[index];
         let wanted = wish.key;
         let is_own = found.claim.is_same_grant(wish);
+        let is_given = wish.slot.is_none() && self.is_given(&found.claim);
+        let is_lent = self.is_lent(index, &found.claim);
         let is_free = found.claim.state == ClaimState::Cooldown
             && found.claim.since.saturating_add_or_max(self.cooldowns.of(&found.claim)) <= self.now;
-        if is_own || is_free {
+        if is_own || is_given || is_lent || is_free {
             if self.purpose == Purpose::Look {
                 return self.make(index + 1);
             }
-            let is_settled = is_own && found.claim.state == ClaimState::Bound;
+            let is_settled = (is_own || is_lent) && found.claim.state == ClaimState::Bound;
             let is_fresh = self.now < found.claim.renewed.saturating_add_or_max(RENEW_AFTER);
             if is_settled && is_fresh {
                 return self.make(index + 1);
@@ -278,11 +312,26 @@ impl Acquisition {
         }
     }
 
+    /// Whether a claim's holder has handed it over to this one.
+    fn is_given(&self, claim: &Claim) -> bool {
+        claim.slot.is_none() && self.givers.contains(&claim.holder)
+    }
+
+    /// Whether this holder has handed a claim over, does not get it back, and may go on with it.
+    fn is_lent(&self, index: usize, claim: &Claim) -> bool {
+        let wish = &self.wishes[index];
+        wish.slot.is_none() && claim.is_lent_to(&wish.holder) && !self.is_given(claim)
+    }
+
     /// A claim as the holder takes it over.
     fn adopted(&self, index: usize, found: &StoredClaim) -> Claim {
         let wish = &self.wishes[index];
+        if self.is_lent(index, &found.claim) {
+            return Claim { renewed: self.now, ..found.claim.clone() };
+        }
         if !found.claim.is_same_grant(wish) {
-            return wish.clone();
+            let previous_holder = self.is_given(&found.claim).then(|| found.claim.holder.clone());
+            return Claim { previous_holder, ..wish.clone() };
         }
         let is_given_up = matches!(found.claim.state, ClaimState::Releasing | ClaimState::Cooldown);
         let adopted = Claim {
@@ -335,7 +384,7 @@ impl Acquisition {
             if self.made.is_empty() { Step::Over(Box::new(verdict)) } else { Step::Undo(Box::new(verdict)) };
     }
 
-    /// What was taken back is gone; what another request of the same holder renewed meanwhile is that one's now, and what
+    /// What was taken back is gone, or its giver's again; what another request of the same holder renewed meanwhile is that one's now, and what
     /// could not be taken back is an orphan.
     fn undone(&mut self, step: Step) {
         self.made.pop();

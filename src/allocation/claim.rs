@@ -24,6 +24,8 @@ pub struct Claim {
     pub holder: Holder,
     /// The holder's UID when it was claimed, for people; empty where it was not known.
     pub holder_uid: String,
+    /// Who handed it over to the holder and asks for it still.
+    pub previous_holder: Option<Holder>,
     /// The pool that granted it.
     pub pool: Option<String>,
     /// How the port was chosen.
@@ -90,6 +92,7 @@ impl Claim {
             key,
             holder,
             holder_uid: String::new(),
+            previous_holder: None,
             pool: None,
             origin: ClaimOrigin::Static,
             slot: None,
@@ -106,6 +109,14 @@ impl Claim {
         self.holder == other.holder && self.slot == other.slot
     }
 
+    /// Whether this holder handed it over, and may serve it while no pod of the present one is ready. What was found for one pod
+    /// is never handed over.
+    pub fn is_lent_to(&self, holder: &Holder) -> bool {
+        self.slot.is_none()
+            && self.previous_holder.as_ref() == Some(holder)
+            && matches!(self.state, ClaimState::Reserved | ClaimState::Bound)
+    }
+
     /// The same claim in another state from now on; the same as before where it is in that state already.
     pub fn into_state(self, state: ClaimState, now: Timestamp) -> Self {
         if self.state == state { self } else { Self { state, since: now, ..self } }
@@ -113,8 +124,20 @@ impl Claim {
 
     /// The claim as an object of the API.
     pub fn to_object(&self) -> PortClaim {
-        let Self { key, holder, holder_uid, pool, origin, slot, state, since, renewed, pod_uid, retention } =
-            self;
+        let Self {
+            key,
+            holder,
+            holder_uid,
+            previous_holder,
+            pool,
+            origin,
+            slot,
+            state,
+            since,
+            renewed,
+            pod_uid,
+            retention,
+        } = self;
         let (protocol, range) = match key.claimed() {
             Claimed::Whole => (None, None),
             Claimed::Ports(protocol, block) => (Some(protocol), Some(block.range())),
@@ -126,6 +149,7 @@ impl Claim {
             port_end: range.filter(|range| !range.is_single()).map(|range| range.last().get()),
             pool: pool.clone(),
             holder: HolderReference { uid: holder_uid.clone(), ..HolderReference::from(holder) },
+            previous_holder: previous_holder.as_ref().map(HolderReference::from),
             origin: *origin,
             slot: slot.clone(),
             state: *state,
@@ -153,6 +177,7 @@ impl StoredClaim {
             port_end: _,
             pool,
             holder,
+            previous_holder,
             origin,
             slot,
             state,
@@ -165,6 +190,7 @@ impl StoredClaim {
             key,
             holder: Holder::from(&holder),
             holder_uid: holder.uid,
+            previous_holder: previous_holder.as_ref().map(Holder::from),
             pool,
             origin,
             slot,
@@ -199,6 +225,7 @@ mod tests {
     fn claim(name: &str) -> Claim {
         let holder = Holder::new("StatefulSet", ObjectName::new("games", "lobby"));
         Claim {
+            previous_holder: Some(Holder::new("Pod", ObjectName::new("lobbies", "first"))),
             pool: Some("edge".to_owned()),
             origin: ClaimOrigin::Dynamic,
             slot: Some("lobby-0/udp/7777".to_owned()),

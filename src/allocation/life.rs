@@ -5,6 +5,7 @@
 //!   was admitted may be on its way into the store, and the caller's view of pods may be old.
 //! - A claim that was in use is nobody else's before the nodes have confirmed that they serve it no more, and its cooldown
 //!   after that is over.
+//! - What was handed over and is not used by its new holder goes back to the one that handed it over, while that one asks for it.
 //! - Every change is decided from the version that was read, and is to be stored only over that version.
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use k8s_openapi::jiff::Timestamp;
 use crate::allocation::claim::Claim;
 use crate::api::crd::port_claim::ClaimState;
 use crate::api::crd::shared::RetentionPolicy;
+use crate::model::holder::Holder;
 
 /// How long an admitted request can take to be stored and to be seen: the API server's request timeout and the webhooks'
 /// after it, and as much again for a watch that lags.
@@ -32,6 +34,8 @@ pub struct Usage {
     pub is_declared: bool,
     /// Whether the holder exists.
     pub holder_exists: bool,
+    /// The holder that handed it over, while that one asks for it still.
+    pub lent_to: Option<Holder>,
     /// Whether a node may still serve it: none has when each has confirmed, or is known to be gone.
     pub is_served: bool,
 }
@@ -54,15 +58,22 @@ pub enum Change {
 
 /// What is to be done with a claim now; `None` when it is as it should be.
 pub fn next(claim: &Claim, usage: &Usage, cooldown: SignedDuration, now: Timestamp) -> Option<Change> {
-    if usage.is_used() {
-        return bind(claim, usage, now);
-    }
     let is_over =
         |since: Timestamp, time: SignedDuration| since.checked_add(time).is_ok_and(|end| end <= now);
     let is_settled = is_over(claim.renewed, GRACE);
+    if usage.is_used() {
+        // Whoever handed it over has no part in it any more once it asks no longer.
+        let previous_holder =
+            claim.previous_holder.clone().filter(|_| usage.lent_to.is_some() || !is_settled);
+        return bind(claim, previous_holder, usage, now);
+    }
+    if let Some(previous) = usage.lent_to.as_ref().filter(|_| is_settled) {
+        return Some(update(give_back(claim, previous, now)));
+    }
     // The pod that it led to stays in it, for whoever asks its nodes, until they have confirmed.
     let pod_uid = claim.pod_uid.clone().filter(|_| usage.is_served);
-    let change = |state| Some(update(Claim { pod_uid, ..claim.clone() }.into_state(state, now)));
+    let unused = Claim { pod_uid, previous_holder: None, ..claim.clone() };
+    let change = |state| Some(update(unused.into_state(state, now)));
     match claim.state {
         ClaimState::Reserved | ClaimState::Bound if !is_settled => {
             if usage.is_served {
@@ -95,9 +106,23 @@ fn update(claim: Claim) -> Change {
 }
 
 /// The claim of a port that is in use.
-fn bind(claim: &Claim, usage: &Usage, now: Timestamp) -> Option<Change> {
-    let bound = Claim { pod_uid: usage.pod.clone(), ..claim.clone() }.into_state(ClaimState::Bound, now);
+fn bind(claim: &Claim, previous_holder: Option<Holder>, usage: &Usage, now: Timestamp) -> Option<Change> {
+    let used = Claim { pod_uid: usage.pod.clone(), previous_holder, ..claim.clone() };
+    let bound = used.into_state(ClaimState::Bound, now);
     (bound != *claim).then(|| update(bound))
+}
+
+/// The claim of whoever handed the port over, and has it again.
+fn give_back(claim: &Claim, previous: &Holder, now: Timestamp) -> Claim {
+    let returned = Claim {
+        holder: previous.clone(),
+        holder_uid: String::new(),
+        previous_holder: None,
+        pod_uid: None,
+        since: now,
+        ..claim.clone()
+    };
+    returned.into_state(ClaimState::Bound, now)
 }
 
 /// A claim that is kept without a pod: the time without one begins when the pod is missed first.
@@ -173,6 +198,29 @@ mod tests {
         for (name, claim, usage, second, expected) in cases {
             assert_eq!(becomes(claim, usage, second), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn what_was_handed_over_goes_back_while_only_the_giver_asks_for_it() {
+        let giver = Holder::new("Deployment", ObjectName::new("mail", "exim"));
+        let taken = Claim { previous_holder: Some(giver.clone()), ..claim(ClaimState::Bound) };
+        let lent = Usage { lent_to: Some(giver.clone()), ..served() };
+        let becomes = |claim: &Claim, usage: &Usage, second| match next(claim, usage, COOLDOWN, at(second)) {
+            Some(Change::Update(changed)) => {
+                let previous = changed.previous_holder.map(|previous| previous.object.name);
+                format!("{} {} {previous:?}", changed.holder.object.name, changed.state.name())
+            }
+            other => format!("{other:?}"),
+        };
+        assert_eq!(becomes(&taken, &lent, 119), "None", "its heir may be on its way into the store");
+        for state in [ClaimState::Reserved, ClaimState::Bound] {
+            assert_eq!(becomes(&Claim { state, ..taken.clone() }, &lent, 120), "exim Bound None");
+        }
+        assert_eq!(becomes(&taken, &served(), 120), "postfix Releasing None", "nobody asks for it");
+        let used = Claim { pod_uid: Some("pod-1".into()), ..taken };
+        assert_eq!(becomes(&used, &Usage { lent_to: Some(giver), ..pod() }, 500), "None");
+        assert_eq!(becomes(&used, &pod(), 119), "None", "a pod of the giver may not have been seen yet");
+        assert_eq!(becomes(&used, &pod(), 120), "postfix Bound None");
     }
 
     #[test]

@@ -1,5 +1,7 @@
-//! Claims as a state machine: requests of several holders, a controller with old news, crashes, and time, in any order.
+//! Claims as a state machine: requests of several holders, ports handed over between them, a controller with old news, crashes,
+//! and time, in any order.
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -20,6 +22,7 @@ use super::memory::Memory;
 use super::operation::Failure;
 use super::operation::Operation;
 use super::operation::Outcome;
+use super::transfer::Heirs;
 use crate::api::crd::port_claim::ClaimState;
 use crate::model::holder::Holder;
 use crate::model::holder::ObjectName;
@@ -88,6 +91,11 @@ struct Flying {
 struct World {
     now: i64,
     store: Memory,
+    /// What the holders say now, and everybody whom one has ever named.
+    heirs: Heirs,
+    named: BTreeSet<(Holder, Holder)>,
+    /// What was handed over by whom, and did not come back.
+    given: BTreeSet<(Holder, ClaimKey)>,
     flying: Vec<Flying>,
     served: Vec<Pod>,
     pods_made: usize,
@@ -105,6 +113,7 @@ enum Step {
     Crash(usize),
     DeletePod(usize),
     Confirm(usize),
+    Transfer { from: usize, to: usize },
     Look,
     Control(usize),
     Pass(i64),
@@ -120,6 +129,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => any.clone().prop_map(Step::Crash),
         2 => any.clone().prop_map(Step::DeletePod),
         2 => any.clone().prop_map(Step::Confirm),
+        1 => (0..3usize, 1..3usize).prop_map(|(from, next)| Step::Transfer { from, to: (from + next) % 3 }),
         2 => Just(Step::Look),
         6 => any.prop_map(Step::Control),
         2 => (1..20i64).prop_map(Step::Pass),
@@ -136,6 +146,7 @@ impl World {
         match *step {
             Step::Ask { holder, wish } => {
                 let acquisition = ask(holder, wish, Purpose::Reserve, self.now);
+                let acquisition = acquisition.taking_over_from(self.heirs.givers_to(&self::holder(holder)));
                 self.flying.push(Flying { since: self.now, number: holder, wish, acquisition });
             }
             Step::Advance(number) => {
@@ -159,6 +170,7 @@ impl World {
                     self.served.swap_remove(index);
                 }
             }
+            Step::Transfer { from, to } => self.transfer(holder(from), holder(to)),
             Step::Look => self.look(),
             Step::Control(number) => {
                 if let Some(index) = pick(&self.known_claims, number) {
@@ -186,6 +198,24 @@ impl World {
         }
     }
 
+    /// A holder names an heir, or nobody any more.
+    fn transfer(&mut self, from: Holder, to: Holder) {
+        let is_named = self.heirs.of(&from) == Some(&to);
+        self.heirs.set(from.clone(), (!is_named).then(|| to.clone()));
+        self.named.insert((from, to));
+    }
+
+    /// Whether a holder has ever let another have its ports, itself or through others.
+    fn has_given(&self, from: &Holder, to: &Holder) -> bool {
+        let mut known = BTreeSet::from([from]);
+        while let Some((_, next)) =
+            self.named.iter().find(|(from, to)| known.contains(from) && !known.contains(to))
+        {
+            known.insert(next);
+        }
+        from != to && known.contains(to)
+    }
+
     fn look(&mut self) {
         self.known_pods = self.served.iter().filter(|pod| pod.exists).cloned().collect();
         self.known_claims = self.store.claims().cloned().collect();
@@ -194,11 +224,15 @@ impl World {
 
     fn control(&mut self, stored: &StoredClaim) {
         let is_user = |pod: &&Pod| pod.holder == stored.claim.holder && pod.keys.contains(&stored.claim.key);
+        let is_giver = |pod: &Pod| {
+            stored.claim.previous_holder.as_ref() == Some(&pod.holder) && pod.keys.contains(&stored.claim.key)
+        };
         let usage = Usage {
             pod: self.known_pods.iter().find(is_user).map(|pod| pod.uid.clone()),
             is_declared: false,
+            lent_to: self.known_pods.iter().find(|pod| is_giver(pod)).map(|pod| pod.holder.clone()),
             holder_exists: true,
-            is_served: self.served.iter().any(|pod| is_user(&pod)),
+            is_served: self.served.iter().any(|pod| is_user(&pod) || is_giver(pod)),
         };
         let operation = match life::next(&stored.claim, &usage, COOLDOWN, at(self.now)) {
             None => return,
@@ -218,24 +252,52 @@ impl World {
         }
     }
 
+    /// The claims by which a pod may be served, and whose each is: its holder's, and its giver's while that one serves it.
+    fn granted(&self, pod: &Pod) -> BTreeMap<ClaimKey, BTreeSet<Holder>> {
+        let is_its = |claim: &&Claim| claim.holder == pod.holder || claim.is_lent_to(&pod.holder);
+        let claims = self.store.claims().map(|stored| &stored.claim).filter(is_its);
+        let asked = claims.filter(|claim| pod.keys.contains(&claim.key));
+        let whose =
+            |claim: &Claim| [&claim.holder].into_iter().chain(&claim.previous_holder).cloned().collect();
+        asked.map(|claim| (claim.key, whose(claim))).collect()
+    }
+
+    /// Sees to it that each claim that changed hands was handed over, given back, or free.
+    fn follow(&mut self, before: &[StoredClaim]) {
+        for old in before.iter().map(|stored| &stored.claim) {
+            let now = self.store.claims().map(|stored| &stored.claim).find(|claim| claim.key == old.key);
+            let came_back = now.is_none_or(|new| old.previous_holder.as_ref() == Some(&new.holder));
+            if let Some(previous) = old.previous_holder.as_ref().filter(|_| came_back) {
+                self.given.remove(&(previous.clone(), old.key));
+            } else if let Some(new) = now.filter(|new| new.holder != old.holder) {
+                if new.previous_holder.as_ref() == Some(&old.holder) {
+                    assert!(self.has_given(&old.holder, &new.holder), "{old:?} was taken: {new:?}");
+                    self.given.insert((old.holder.clone(), old.key));
+                } else {
+                    assert_eq!(old.state, ClaimState::Cooldown, "{old:?} became {new:?}");
+                }
+            }
+        }
+    }
+
     fn check(&self) {
         for (index, pod) in self.served.iter().enumerate() {
-            for other in &self.served[..index] {
-                let both =
-                    || pod.keys.iter().flat_map(|key| other.keys.iter().map(move |other| (*key, *other)));
-                let shared: Vec<_> = both().filter(|(key, other)| key.overlaps(*other)).collect();
-                assert!(
-                    pod.holder == other.holder || shared.is_empty(),
-                    "two holders: {pod:?} and {other:?}"
-                );
+            let granted = self.granted(pod);
+            for other in self.served[..index].iter().filter(|other| other.holder != pod.holder) {
+                let others = self.granted(other);
+                let both = || granted.iter().flat_map(|one| others.iter().map(move |other| (one, other)));
+                let shared = both().filter(|((key, _), (other, _))| key.overlaps(**other));
+                // What was handed over is served for both. A request under way may have taken over a part of it.
+                let contradict = shared.clone().find(|((_, whose), (_, others))| whose.is_disjoint(others));
+                assert_eq!(contradict, None, "two holders: {pod:?} and {other:?}");
+                let is_given =
+                    self.has_given(&pod.holder, &other.holder) || self.has_given(&other.holder, &pod.holder);
+                assert!(is_given || shared.count() == 0, "{pod:?} and {other:?} have handed nothing over");
             }
-            let held: BTreeSet<_> = self
-                .store
-                .claims()
-                .filter(|stored| stored.claim.holder == pod.holder)
-                .map(|stored| stored.claim.key)
-                .collect();
-            let lost = pod.keys.iter().find(|key| !held.contains(key));
+            let is_kept = |key: &ClaimKey| {
+                granted.contains_key(key) || self.given.contains(&(pod.holder.clone(), *key))
+            };
+            let lost = pod.keys.iter().find(|key| !is_kept(key));
             assert_eq!(lost, None, "{pod:?} lost a claim while it is served");
         }
     }
@@ -261,7 +323,9 @@ proptest! {
     fn whatever_happens_no_port_has_two_holders_and_nothing_leaks(steps in steps()) {
         let mut world = World::default();
         for step in &steps {
+            let before: Vec<_> = world.store.claims().cloned().collect();
             world.take(step);
+            world.follow(&before);
             world.check();
         }
         world.end();
@@ -380,4 +444,69 @@ fn a_rollout_of_many_pods_writes_a_claim_in_use_twice_a_minute_at_most() {
     assert_eq!(finish(&mut ask(1, 0, Purpose::Reserve, 30), &mut store), Verdict::Granted);
     assert_ne!(revision(&store), before);
     assert_eq!(store.claims().next().unwrap().claim.state, ClaimState::Bound);
+}
+
+fn shown(store: &Memory) -> Vec<String> {
+    let said = |stored: &StoredClaim| {
+        let Claim { key, holder, previous_holder, state, .. } = &stored.claim;
+        let from = previous_holder.as_ref().map(|previous| format!(" from {}", previous.object.name));
+        format!("{key} {} {}{}", state.name(), holder.object.name, from.unwrap_or_default())
+    };
+    store.claims().map(said).collect()
+}
+
+/// What holder 1 has, with the second request's word that holder 2 may have it.
+fn handed_over(wish: usize, purpose: Purpose) -> (Memory, Acquisition) {
+    let mut store = Memory::default();
+    assert_eq!(finish(&mut ask(1, wish, Purpose::Reserve, 0), &mut store), Verdict::Granted);
+    (store, ask(2, wish, purpose, 100).taking_over_from([holder(1)].into()))
+}
+
+#[test]
+fn what_was_handed_over_changes_hands_in_one_write_and_serves_its_giver_on() {
+    let (mut store, mut heir) = handed_over(1, Purpose::Reserve);
+    assert_eq!(finish(&mut heir, &mut store), Verdict::Granted);
+    let taken = [
+        "v4-192-0-2-1-tcp-33 Reserved holder-2 from holder-1",
+        "v4-192-0-2-1-tcp-40 Reserved holder-2 from holder-1",
+    ];
+    assert_eq!(shown(&store), taken);
+    // Its pods may be recreated; whoever has nothing to do with it may not.
+    assert_eq!(finish(&mut ask(1, 1, Purpose::Reserve, 101), &mut store), Verdict::Granted);
+    let stranger = finish(&mut ask(0, 0, Purpose::Reserve, 200), &mut store);
+    assert!(matches!(stranger, Verdict::Held { .. }), "{stranger:?}");
+    assert_eq!(shown(&store), taken);
+    // And back.
+    let mut back = ask(1, 1, Purpose::Reserve, 102).taking_over_from([holder(2)].into());
+    assert_eq!(finish(&mut back, &mut store), Verdict::Granted);
+    assert_eq!(shown(&store)[0], "v4-192-0-2-1-tcp-33 Reserved holder-1 from holder-2");
+}
+
+#[test]
+fn a_dry_run_takes_nothing_over() {
+    let (mut store, mut heir) = handed_over(1, Purpose::Look);
+    let before = shown(&store);
+    assert_eq!(finish(&mut heir, &mut store), Verdict::Granted);
+    assert_eq!(shown(&store), before);
+}
+
+#[test]
+fn an_heir_that_gets_only_a_part_leaves_all_with_its_giver() {
+    let (mut store, _) = handed_over(0, Purpose::Reserve);
+    assert_eq!(finish(&mut ask(0, 6, Purpose::Reserve, 0), &mut store), Verdict::Granted);
+    let before = shown(&store);
+    let mut heir = ask(2, 4, Purpose::Reserve, 100).taking_over_from([holder(1)].into());
+    let refused = finish(&mut heir, &mut store);
+    assert!(matches!(refused, Verdict::Held { .. }), "{refused:?}");
+    assert_eq!(shown(&store), before);
+}
+
+#[test]
+fn a_part_of_a_block_is_not_handed_over() {
+    let mut store = Memory::default();
+    assert_eq!(finish(&mut ask(1, 3, Purpose::Reserve, 0), &mut store), Verdict::Granted);
+    let mut heir = ask(2, 0, Purpose::Reserve, 100).taking_over_from([holder(1)].into());
+    let refused = finish(&mut heir, &mut store);
+    assert!(matches!(refused, Verdict::Held { .. }), "{refused:?}");
+    assert_eq!(shown(&store), ["v4-192-0-2-1-tcp-32-47 Reserved holder-1"]);
 }

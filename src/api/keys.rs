@@ -14,6 +14,9 @@ pub const EXPOSE: &str = "pinhole.dev/expose";
 /// Input: whether pods that want the same port of their node's own address are kept on different nodes.
 pub const SPREAD: &str = "pinhole.dev/spread";
 
+/// Input, on a holder's own object: who may take over the ports that it holds.
+pub const TRANSFER_TO: &str = "pinhole.dev/transfer-to";
+
 /// Input: the NatPool that finds automatic ports for a pod.
 pub const POOL: &str = "pinhole.dev/pool";
 
@@ -76,7 +79,7 @@ pub const MIRROR_POD: &str = "kubernetes.io/config.mirror";
 pub const HOSTNAME_LABEL: &str = "kubernetes.io/hostname";
 
 /// The annotation keys with a prefix of ours that mean something.
-pub const OURS: [&str; 7] = [NAT, EXPOSE, SPREAD, POOL, HANDOVER, EFFECTIVE, ENDPOINTS];
+pub const OURS: [&str; 8] = [NAT, EXPOSE, SPREAD, POOL, HANDOVER, TRANSFER_TO, EFFECTIVE, ENDPOINTS];
 
 /// The longest name of a label, without its prefix.
 const LONGEST_LABEL: usize = 63;

@@ -495,6 +495,14 @@ impl Object {
         self.status.conditions.iter().any(|found| found.type_ == condition && found.status == "True")
     }
 
+    /// Whether a pod's containers are ready. Not the condition `Ready`: that one also waits for readiness gates, and one of them
+    /// may wait for us.
+    pub fn are_containers_ready(&self) -> bool {
+        let statuses = &self.status.container_statuses;
+        self.has_condition("ContainersReady")
+            || (!statuses.is_empty() && statuses.iter().all(|status| status.ready))
+    }
+
     /// Whether a pod has ports of its node by `hostPort`.
     pub fn has_host_ports(&self) -> bool {
         self.spec.containers.iter().flat_map(|container| &container.ports).any(|port| port.host_port != 0)

@@ -39,6 +39,7 @@ use crate::cli::plugin::observe::Seen;
 use crate::cli::plugin::operate::History;
 use crate::cli::plugin::operate::Nodes;
 use crate::cli::plugin::operate::Release;
+use crate::cli::plugin::operate::Transfer;
 use crate::cli::plugin::operate::pause::Wish;
 use crate::cli::plugin::picture::State;
 use crate::cli::plugin::reference::ObjectReference;
@@ -92,6 +93,14 @@ enum PluginCommand {
                             nobody has claimed it or for a wrong command line."
     )]
     Release(Release),
+
+    /// Let another workload have the ports that one has claimed, without a moment in which neither or somebody else has them:
+    /// for a rename, or for blue and green.
+    #[command(
+        after_help = "Exit code: 0 when it is said, or with --dry-run could be, 1 when it could not be written, 2 when there is \
+                            nothing to hand over or for a wrong command line."
+    )]
+    Transfer(Transfer),
 
     /// Who held an external port when, the last holder first: for reports of abuse.
     #[command(
@@ -233,6 +242,7 @@ impl Plugin {
                 PluginCommand::Test(command) => Box::pin(command.run()).await,
                 PluginCommand::Doctor(command) => Box::pin(command.run()).await,
                 PluginCommand::Release(command) => Box::pin(command.run()).await,
+                PluginCommand::Transfer(command) => Box::pin(command.run()).await,
                 PluginCommand::History(command) => command.run().await,
                 PluginCommand::Pause(nodes) => nodes.run(Wish::Pause).await,
                 PluginCommand::Resume(nodes) => nodes.run(Wish::Resume).await,

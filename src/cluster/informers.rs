@@ -170,7 +170,7 @@ fn feed(index: &mut Index, resource: Resource, news: &News) {
 }
 
 /// What besides requests is read of annotations: by the rules, and by the controller, of pods that ask for ports.
-const READ: [&str; 4] = [keys::MIRROR_POD, keys::SPREAD, keys::POOL, keys::ENDPOINTS];
+const READ: [&str; 5] = [keys::MIRROR_POD, keys::SPREAD, keys::POOL, keys::TRANSFER_TO, keys::ENDPOINTS];
 
 /// Takes from an object what nobody reads of it; `false` when that is everything.
 fn trim(object: &mut Object, policy: &Policy) -> bool {
@@ -178,6 +178,7 @@ fn trim(object: &mut Object, policy: &Policy) -> bool {
     let asks = Subject::of(object)
         .is_some_and(|subject| subject.pinhole.is_some() || policy.asks(&subject.metadata.annotations));
     let is_link = matches!(kind, Kind::ReplicaSet | Kind::Job);
+    let names_heir = object.metadata.annotations.contains_key(keys::TRANSFER_TO);
     let has_host_ports = object.has_host_ports();
     if !asks && has_host_ports {
         let Spec { node_name, containers, .. } = std::mem::take(&mut object.spec);
@@ -189,7 +190,7 @@ fn trim(object: &mut Object, policy: &Policy) -> bool {
     let is_read = |key: &str| policy.input_keys().any(|input| input == key) || READ.contains(&key);
     object.metadata.annotations.retain(|key, _| is_read(key));
     object.metadata.labels.clear();
-    asks || is_link || has_host_ports
+    asks || is_link || has_host_ports || names_heir
 }
 
 #[cfg(test)]

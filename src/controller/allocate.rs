@@ -55,6 +55,7 @@ use crate::cluster::events::Reason;
 use crate::controller::automatic;
 use crate::controller::automatic::Found;
 use crate::controller::standing;
+use crate::controller::standing::HandedOver;
 use crate::controller::standing::Known;
 use crate::controller::standing::Waiting;
 use crate::model::holder::ObjectName;
@@ -275,9 +276,15 @@ impl Allocator {
     ) -> Option<Result<Vec<Claim>, String>> {
         let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-        let (found, waiting) = (Found::of(&claims), Waiting::new());
-        let known =
-            Known { claims: &claims, found: &found, waiting: &waiting, index: &index, policy: &self.policy };
+        let (found, waiting, handed_over) = (Found::of(&claims), Waiting::new(), HandedOver::new());
+        let known = Known {
+            claims: &claims,
+            found: &found,
+            waiting: &waiting,
+            handed_over: &handed_over,
+            index: &index,
+            policy: &self.policy,
+        };
         let standing = standing::stand(pod, &known)?;
         standing.open().next()?;
         if let standing::Verdict::Refused(reason) = standing.verdict {

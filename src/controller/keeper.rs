@@ -38,6 +38,7 @@ use crate::cluster::pinhole_store::PinholeStore;
 use crate::cluster::pinhole_watch::KnownPinholes;
 use crate::cluster::pod_writer::PodWriter;
 use crate::controller::automatic::Found;
+use crate::controller::handover;
 use crate::controller::pinholes;
 use crate::controller::pinholes::Plan;
 use crate::controller::pinholes::Stranger;
@@ -125,14 +126,16 @@ impl PinholeKeeper {
             let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
             let waiting = self.waiting.read().unwrap_or_else(PoisonError::into_inner);
             let found = Found::of(&claims);
-            let known = Known {
-                claims: &claims,
-                found: &found,
-                waiting: &waiting,
-                index: &index,
-                policy: &self.policy,
-            };
             self.pinholes.read(|pinholes| {
+                let handed_over = handover::handed_over(&claims, &index, &pods, pinholes);
+                let known = Known {
+                    claims: &claims,
+                    found: &found,
+                    waiting: &waiting,
+                    handed_over: &handed_over,
+                    index: &index,
+                    policy: &self.policy,
+                };
                 let of_users = |backends: &Backends| written::plan(pinholes, backends, &known, now);
                 let written = self.backends.read(written::need(pinholes), of_users);
                 (

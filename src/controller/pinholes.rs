@@ -298,7 +298,7 @@ fn wanted(pod: &Object, standing: &Standing) -> Pinhole {
             .chain(standing.automatic.iter().map(|(port, _)| open_port(port)))
             .take(MOST_PORTS)
             .collect(),
-        holder: Some(HolderReference::from(&standing.holder)),
+        holder: Some(HolderReference::from(standing.shown_holder())),
         handover: handover::of(&pod.metadata.annotations).into(),
         ..PinholeSpec::default()
     };
@@ -381,7 +381,7 @@ fn status(stored: &Pinhole, pod: &Object, standing: &Standing, patience: &Patien
             |address| standing.first_target().map_or_else(String::new, |ports| leads_to(address, ports)),
         ),
         node: node.unwrap_or_default().to_owned(),
-        holder: format!("{} {}", standing.holder.kind, standing.holder.object.name),
+        holder: standing.shown_holder().in_short(),
         endpoints,
         releasing,
         targets: std::iter::once(target).chain(before).collect(),

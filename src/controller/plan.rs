@@ -90,7 +90,10 @@ pub fn plan(
             usage(claim, index)
         };
         let lives = usage
-            .map(|usage| if usage.is_used() { usage } else { unused(claim, &serving, times, now) })
+            .map(|usage| {
+                let unused = || unused(claim, &serving, times, now);
+                if usage.is_used() { usage } else { Usage { lent_to: usage.lent_to, ..unused() } }
+            })
             .and_then(|usage| life::next(claim, &usage, cooldowns.of(claim), now));
         let change = lives.or_else(|| into_pool(claim, index, pools))?;
         Some(Planned { stored: stored.clone(), change })
@@ -126,11 +129,17 @@ fn usage(claim: &Claim, index: &Index) -> Option<Usage> {
     let scope = Scope::Address(claim.key.address());
     let held = index.held(&scope, protocol, block.range());
     let held = held.into_iter().filter(|held| keys(held).contains(&claim.key));
+    let holders = || [&claim.holder].into_iter().chain(&claim.previous_holder);
+    let is_in_question =
+        |held: &Arc<Holding>| holders().any(|holder| holder.object.namespace == held.object.name.namespace);
     let mut users = Vec::new();
-    for held in held.filter(|held| held.object.name.namespace == claim.holder.object.namespace) {
+    let mut lent_to = None;
+    for held in held.filter(is_in_question) {
         let holder = index.holder(&held.object, held.controller.as_deref()).ok()?;
         if holder == claim.holder {
             users.push(held);
+        } else if claim.previous_holder.as_ref() == Some(&holder) {
+            lent_to = Some(holder);
         }
     }
     let pods = || users.iter().filter(|held| held.object.kind == Kind::Pod);
@@ -141,6 +150,7 @@ fn usage(claim: &Claim, index: &Index) -> Option<Usage> {
     Some(Usage {
         pod: pod.map(|held| held.uid.clone()),
         is_declared: users.iter().any(|held| held.object.kind != Kind::Pod),
+        lent_to,
         ..Usage::default()
     })
 }
@@ -181,7 +191,10 @@ fn missing(claims: &BTreeMap<ClaimKey, StoredClaim>, index: &Index, now: Timesta
     for held in index.stored_holdings() {
         let Ok(holder) = index.holder(&held.object, held.controller.as_deref()) else { continue };
         let is_its = |key: &ClaimKey| {
-            let is_its = |claim: &Claim| claim.holder == holder && claim.slot.is_none();
+            // What it has handed over it does not ask for again, unless that is handed back to it.
+            let is_lent =
+                |claim: &Claim| claim.is_lent_to(&holder) && !index.heirs().passes(&claim.holder, &holder);
+            let is_its = |claim: &Claim| (claim.holder == holder && claim.slot.is_none()) || is_lent(claim);
             claims.get(key).is_some_and(|stored| is_its(&stored.claim))
         };
         let unclaimed: Vec<_> = keys(held).into_iter().filter(|key| !is_its(key)).collect();

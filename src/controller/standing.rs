@@ -1,6 +1,7 @@
 //! How an annotated pod or a user's Pinhole stands: what it asks for, what of that its holder has claimed, and why not the rest. Pure.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use crate::admission;
 use crate::admission::Operation;
@@ -34,6 +35,8 @@ pub struct Known<'a> {
     pub found: &'a Found<'a>,
     /// Why no port is found for a pod, by its UID, where that is so.
     pub waiting: &'a Waiting,
+    /// The claims that were handed over to holders which can serve them now.
+    pub handed_over: &'a HandedOver,
     /// Owners, namespaces and nodes.
     pub index: &'a Index,
     /// What is allowed.
@@ -43,6 +46,9 @@ pub struct Known<'a> {
 /// Why no port is found for pods, by their UIDs.
 pub type Waiting = BTreeMap<String, String>;
 
+/// The claims of which a pod of the new holder is ready, so that whoever handed them over serves them no more.
+pub type HandedOver = BTreeSet<ClaimKey>;
+
 /// What was granted, and by which pool.
 pub type Granted = (Mapping, Option<String>);
 
@@ -51,6 +57,8 @@ pub type Granted = (Mapping, Option<String>);
 pub struct Standing {
     /// Who holds its ports.
     pub holder: Holder,
+    /// Whom it serves for: its holder has handed some over to that one, of which no pod is ready yet.
+    pub serves_for: Option<Holder>,
     /// What it asks for by name, as far as that can be read.
     pub wanted: Vec<Mapping>,
     /// What it leaves to a pool, and what was found. With what is wanted by name never empty.
@@ -77,6 +85,11 @@ pub enum Verdict {
 }
 
 impl Standing {
+    /// Who is shown to hold its ports: whoever has claimed them.
+    pub fn shown_holder(&self) -> &Holder {
+        self.serves_for.as_ref().unwrap_or(&self.holder)
+    }
+
     /// What has yet to be found.
     pub fn open(&self) -> impl Iterator<Item = &AutomaticPort> {
         self.automatic.iter().filter(|(_, found)| found.is_none()).map(|(port, _)| port)
@@ -104,7 +117,7 @@ impl Standing {
 
 /// How a pod or Pinhole stands; `None` for one that asks for nothing that could be read, has ended, or cannot be judged yet.
 pub fn stand(pod: &Object, known: &Known<'_>) -> Option<Standing> {
-    let Known { claims, found, waiting, index, policy } = *known;
+    let Known { claims, found, waiting, handed_over, index, policy } = *known;
     let namespace = pod.metadata.namespace.as_str();
     let labels = index.namespace_labels(namespace);
     let is_new_namespace = !policy.namespaces.selector.is_empty() && labels.is_none();
@@ -134,21 +147,30 @@ pub fn stand(pod: &Object, known: &Known<'_>) -> Option<Standing> {
     if !violations.is_empty() {
         let verdict = Verdict::Refused(violation::summary(&violations));
         let automatic = decision.automatic.into_iter().map(|port| (port, None)).collect();
-        return Some(Standing { holder, wanted, automatic, granted: Vec::new(), verdict });
+        let serves_for = None;
+        return Some(Standing { holder, serves_for, wanted, automatic, granted: Vec::new(), verdict });
     }
     let mut granted = Vec::new();
     let mut taken = Vec::new();
     let mut missing = Vec::new();
+    let mut serves_for = None;
     for mapping in wanted.iter().filter(|mapping| matches!(mapping.address(), Address::Fixed(_))) {
         let keys = reservation::keys(mapping);
-        let unclaimed: Vec<_> =
-            keys.iter().filter(|key| claimed(claims, key, &holder).is_none()).copied().collect();
+        let lent = |key: &ClaimKey| lent(claims, key, &holder).filter(|_| !handed_over.contains(key));
+        let is_claimed = |key: &ClaimKey| claimed(claims, key, &holder).is_some() || lent(key).is_some();
+        let unclaimed: Vec<_> = keys.iter().filter(|key| !is_claimed(key)).copied().collect();
         if unclaimed.is_empty() {
             let pool =
                 keys.first().and_then(|key| claims.get(key)).and_then(|found| found.claim.pool.clone());
+            let lender = keys.iter().find_map(lent).map(|stored| stored.claim.holder.clone());
+            serves_for = serves_for.or(lender);
             granted.push((mapping.clone(), pool));
         } else if let Some((key, by)) = others(claims, &unclaimed, &holder) {
-            taken.push(reservation::held(&request, policy, key, by));
+            taken.push(if by.claim.is_lent_to(&holder) {
+                reservation::handed_over(&request, policy, key, by)
+            } else {
+                reservation::held(&request, policy, key, by, Some(&holder))
+            });
         } else {
             missing.push(mapping.to_string());
         }
@@ -174,7 +196,7 @@ pub fn stand(pod: &Object, known: &Known<'_>) -> Option<Standing> {
     } else {
         Verdict::Waiting(format!("{} is about to be claimed", missing.join(", ")))
     };
-    Some(Standing { holder, wanted, automatic, granted, verdict })
+    Some(Standing { holder, serves_for, wanted, automatic, granted, verdict })
 }
 
 /// The claim of a holder that it can rely on.
@@ -184,6 +206,11 @@ fn claimed<'a>(claims: &'a Claims, key: &ClaimKey, holder: &Holder) -> Option<&'
             && stored.claim.slot.is_none()
             && matches!(stored.claim.state, ClaimState::Reserved | ClaimState::Bound)
     })
+}
+
+/// The claim that a holder has handed over.
+fn lent<'a>(claims: &'a Claims, key: &ClaimKey, holder: &Holder) -> Option<&'a StoredClaim> {
+    claims.get(key).filter(|stored| stored.claim.is_lent_to(holder))
 }
 
 /// The first of these keys that somebody else has, or a part of it.

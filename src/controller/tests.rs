@@ -236,3 +236,40 @@ async fn a_port_that_went_past_the_webhook_is_claimed_in_the_pool_that_has_it() 
     let store = scene.store.lock().unwrap();
     assert_eq!(store.claims().next().unwrap().claim.pool.as_deref(), Some("edge"));
 }
+
+fn named(name: &str, heir: Option<&str>) -> Object {
+    let mut object = deployment(PORT);
+    name.clone_into(&mut object.metadata.name);
+    let heir = heir.map(|heir| ("pinhole.dev/transfer-to".to_owned(), heir.to_owned()));
+    object.metadata.annotations = heir.into_iter().collect();
+    object
+}
+
+#[tokio::test]
+async fn a_port_goes_to_its_heir_back_when_that_is_gone_and_in_no_circles() {
+    let (blue, green) = (|heir| named("blue", heir), |heir| named("green", heir));
+    let mut scene = scene().stored(&blue(None)).reserved("Deployment", "blue", "v4-203-0-113-7-tcp-25");
+    assert_eq!(scene.after(1).await, ["v4-203-0-113-7-tcp-25 Bound blue"]);
+    // Whoever went past the webhook gets what is handed over, too; what is not, it does not.
+    let mut scene = scene.stored(&green(None));
+    assert_eq!(scene.after(1).await, ["v4-203-0-113-7-tcp-25 Bound blue"]);
+    let mut scene = scene.stored(&blue(Some("Deployment/green")));
+    scene.after(1).await;
+    for seconds in [1, 1, 500] {
+        assert_eq!(scene.after(seconds).await, ["v4-203-0-113-7-tcp-25 Bound green"]);
+    }
+    let mut scene = scene.stored(&green(Some("Deployment/blue")));
+    assert_eq!(scene.after(1).await, ["v4-203-0-113-7-tcp-25 Bound green"], "each names the other");
+    let mut scene = scene.stored(&blue(None));
+    scene.after(1).await;
+    assert_eq!(scene.after(1).await, ["v4-203-0-113-7-tcp-25 Bound blue"], "handed back");
+
+    let mut scene = scene.stored(&green(None)).stored(&blue(Some("Deployment/green")));
+    scene.after(1).await;
+    assert_eq!(scene.after(200).await, ["v4-203-0-113-7-tcp-25 Bound green"]);
+    scene.deleted(&green(None));
+    scene.after(1).await;
+    assert_eq!(scene.after(1).await, ["v4-203-0-113-7-tcp-25 Bound blue"], "its heir is gone");
+    scene.deleted(&blue(None));
+    assert_eq!(scene.after(200).await, ["v4-203-0-113-7-tcp-25 Releasing blue"]);
+}

@@ -189,7 +189,7 @@ impl Scene<'_> {
             external: in_short(&standing.shown()),
             target: leads_to(spec),
             node: serving.nodes.iter().cloned().collect::<Vec<_>>().join(","),
-            holder: format!("{} {}", standing.holder.kind, standing.holder.object.name),
+            holder: standing.shown_holder().in_short(),
             endpoints: self.endpoints(&resolved),
             releasing: Vec::new(),
             targets: resolved.targets,

@@ -43,6 +43,11 @@ impl Holder {
     pub fn new(kind: impl Into<Arc<str>>, object: ObjectName) -> Self {
         Self { kind: kind.into(), object }
     }
+
+    /// Kind and name, where the namespace is said elsewhere.
+    pub fn in_short(&self) -> String {
+        format!("{} {}", self.kind, self.object.name)
+    }
 }
 
 impl fmt::Display for Holder {

@@ -53,6 +53,7 @@ use crate::cluster::claim_store::ClaimStore;
 use crate::cluster::evidence::Found;
 use crate::cluster::evidence::LiveReadError;
 use crate::cluster::evidence::LiveReads;
+use crate::model::holder::Holder;
 use crate::telemetry::startup::Incomplete;
 use crate::telemetry::startup::Startup;
 use crate::webhook::decider::claiming::Claiming;
@@ -236,15 +237,32 @@ impl Decider {
             return Ok(Decision { violations: vec![violation], ..decision });
         }
         let purpose = if dry_run { Purpose::Look } else { Purpose::Reserve };
-        let verdict = claiming.claim(purpose).await?;
+        let asker = claiming.wishes.first().map(|wish| wish.holder.clone());
+        let mut verdict = claiming.clone().claim(purpose).await?;
+        if let (Verdict::Held { by, .. }, Some(asker)) = (&verdict, &asker)
+            && self.is_handed_over(&by.claim.holder, asker).await?
+        {
+            verdict = claiming.claim(purpose).await?;
+        }
         match verdict {
             Verdict::Granted => Ok(decision),
             Verdict::Held { wanted, by } => {
-                let violation = reservation::held(request, &self.policy, wanted, &by);
+                let violation = reservation::held(request, &self.policy, wanted, &by, asker.as_ref());
                 Ok(Decision { violations: vec![violation], ..decision })
             }
             Verdict::NotNow(failure) => Err(NotNow::Claims(failure)),
         }
+    }
+
+    /// Whether a holder has handed over what it has, which the watches have not shown yet: the last thing to be read before a
+    /// refusal.
+    async fn is_handed_over(&self, from: &Holder, to: &Holder) -> Result<bool, NotNow> {
+        let root = Kind::from_name(&from.kind).filter(|_| !self.read_index().heirs().passes(from, to));
+        let (Some(kind), Some(live)) = (root, self.live.as_deref()) else { return Ok(false) };
+        let root = ObjectKey { kind, name: from.object.clone() };
+        let (evidence, read) = self.read(live, Evidence::Object(root)).await?;
+        read.bring_into(&mut self.write_index(), &evidence);
+        Ok(self.read_index().heirs().passes(from, to))
     }
 
     /// The claims that a decision needs. An owner that the watches have not shown yet is read live.

@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::*;
 use crate::admission::conflict::Evidence;
 use crate::admission::index::ObjectKey;
+use crate::allocation::pool::Pool;
 use crate::api::object::Kind;
 use crate::model::holder::ObjectName;
 
@@ -285,4 +286,80 @@ fn output_keys_that_somebody_forged_change_nothing() {
     let cluster = Cluster::new().store(forged);
     assert_eq!(cluster.index.holdings_count(), 0);
     assert_granted(&cluster.create(exposing("web", PORT)));
+}
+
+/// A cluster with claims, whose only pool opens everything.
+fn claiming() -> Cluster {
+    let mut cluster = Cluster::new();
+    let open = json!({"addresses": ["203.0.113.7"], "ports": [{"first": 1, "last": 65535}], "namespaces": {"all": true}});
+    let pool = Pool::read("edge", &serde_json::from_value(open).unwrap()).unwrap();
+    cluster.index.set_pools(Some([pool].into()));
+    cluster
+}
+
+fn giving(object: Value, heir: &str) -> Value {
+    with(object, &[("/metadata/annotations", json!({"pinhole.dev/transfer-to": heir}))])
+}
+
+#[test]
+fn what_was_handed_over_is_for_its_heir_to_ask_for_and_for_nobody_else() {
+    let blue = || workload("Deployment", "blue", PORT);
+    let green = || workload("Deployment", "green", PORT);
+    let cluster = claiming().store(blue());
+    let decision = cluster.create(green());
+    assert_refused(
+        &decision,
+        "spec.template.metadata.annotations[pinhole.dev/expose][0]: 203.0.113.7:25/tcp: is held by Deployment default/blue \
+         (since 2026-11-22T09:00:00Z); choose another external port, remove it there first, or have it handed over (kubectl \
+         pinhole transfer deployment/blue --to deployment/green)",
+    );
+    assert_eq!(decision.evidence, [Evidence::Object(key(Kind::Deployment, "blue"))]);
+    let elsewhere = cluster.create(in_namespace(green(), "market"));
+    assert!(summary(&elsewhere.violations).ends_with("or remove it there first"), "{elsewhere:?}");
+
+    let cluster = cluster.store(giving(blue(), "Deployment/green"));
+    assert_granted(&cluster.create(green()));
+    for other in [
+        workload("Deployment", "red", PORT),
+        workload("StatefulSet", "green", PORT),
+        in_namespace(green(), "market"),
+    ] {
+        assert!(!cluster.create(other).is_granted());
+    }
+    let cluster = cluster.store(blue());
+    assert!(!cluster.create(green()).is_granted(), "it was taken back");
+    let abroad = cluster.store(giving(blue(), "Deployment/market/green"));
+    assert_granted(&abroad.create(in_namespace(green(), "market")));
+    assert!(!abroad.create(green()).is_granted());
+}
+
+#[test]
+fn whoever_names_a_holder_as_its_heir_has_no_right_to_what_that_one_holds() {
+    let cluster = claiming().store(workload("Deployment", "green", PORT));
+    let thief = giving(workload("Deployment", "blue", PORT), "Deployment/green");
+    assert!(!cluster.create(thief.clone()).is_granted());
+    let idle = giving(workload("Deployment", "blue", "203.0.113.7:26"), "Deployment/green");
+    let cluster = cluster.store(idle.clone());
+    assert!(!cluster.update(idle, thief.clone()).is_granted());
+
+    // One that has had them goes on: its pods may be recreated until the heir's are ready.
+    let cluster = claiming().store(thief).store(workload("Deployment", "green", PORT)).store(owned_by(
+        workload("ReplicaSet", "blue-1", PORT),
+        "Deployment",
+        "blue",
+    ));
+    assert_granted(&cluster.create(owned_by(exposing("blue-1-a", PORT), "ReplicaSet", "blue-1")));
+}
+
+#[test]
+fn without_claims_and_on_a_nodes_own_address_nothing_is_handed_over() {
+    let giver = |ports: &str| giving(workload("Deployment", "blue", ports), "Deployment/green");
+    assert!(!Cluster::new().store(giver(PORT)).create(workload("Deployment", "green", PORT)).is_granted());
+    let pinned = |object: Value| with(object, &[("/spec/template/spec/nodeName", json!("node-1"))]);
+    let cluster = claiming().store(pinned(giver("25")));
+    let said = summary(&cluster.create(pinned(workload("Deployment", "green", "25"))).violations);
+    assert!(
+        said.contains("is held on node node-1 by Deployment default/blue") && !said.contains("transfer"),
+        "{said}"
+    );
 }

@@ -207,3 +207,39 @@ async fn nothing_is_said_twice() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(bench.said(), "");
 }
+
+/// The Pinhole of a pod, which serves for this holder.
+fn serving_for(number: u16, accepted: &str, ports: &[u16], holder: &str) -> (ObjectName, Pinhole) {
+    let (_, mut object) = pinhole(accepted, ports).pop_first().unwrap();
+    object.metadata.name = Some(format!("pod-{number}"));
+    object.spec.target.pod_uid = Some(format!("uid-{number}"));
+    let reference = json!({"kind": "Deployment", "namespace": "mail", "name": holder});
+    object.spec.holder = Some(serde_json::from_value(reference).unwrap());
+    (ObjectName::new("mail", format!("pod-{number}")), object)
+}
+
+#[tokio::test]
+async fn a_port_that_was_handed_over_changes_hands_when_the_new_pod_is_ready_and_not_before() {
+    let pods = |ready: bool| {
+        let mut new = exposing(pod(2), "203.0.113.7:25:80");
+        new.metadata.creation_timestamp = "2026-01-02T00:00:00Z".to_owned();
+        new.metadata.resource_version = if ready { "2" } else { "1" }.to_owned();
+        new.status.conditions.retain(|_| ready);
+        [asking("203.0.113.7:25:80"), new]
+    };
+    let granted = |old: &str| {
+        let ports: &[u16] = if old == "True" { &[25] } else { &[] };
+        Pinholes::from([serving_for(1, old, ports, "green"), serving_for(2, "True", &[25], "green")])
+    };
+    let bench = Bench::with_pods(settings(Kernel::default(), granted("True")), pods(false).into());
+    bench.until("the old one serves", |bench| bench.kernel.entries() == [ENTRY]).await;
+    let [_, ready] = pods(true);
+    bench.apply(ready);
+    let new = ["203.0.113.7:25/tcp -> 10.244.0.3:80"];
+    bench.until("the new one serves", |bench| bench.kernel.entries() == new).await;
+    bench.granted(granted("False"));
+    let is_told =
+        |bench: &Bench| bench.said().contains("false NotProgrammed Some(3) is claimed by somebody else");
+    bench.until("the old one is told", is_told).await;
+    assert_eq!(bench.kernel.entries(), new);
+}

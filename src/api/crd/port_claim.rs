@@ -100,8 +100,13 @@ pub struct PortClaimSpec {
     #[schemars(length(min = 1, max = 253))]
     pub pool: Option<String>,
 
-    /// Who holds it. Changed only by an explicit transfer.
+    /// Who holds it. Changed only by an explicit transfer (annotation pinhole.dev/transfer-to on the old holder).
     pub holder: HolderReference,
+
+    /// Who handed it over to the holder. It goes on serving the port while no pod of the holder is ready, and gets it back if
+    /// the holder gives it up first. Absent where nobody did, and once that one asks for the port no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_holder: Option<HolderReference>,
 
     /// How the port was chosen. Static: the holder named it. Dynamic: it was found for the holder. Node: it is on the own
     /// address of the node where the pod runs. Default: Static.

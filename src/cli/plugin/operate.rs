@@ -6,6 +6,7 @@
 pub(super) mod pause;
 mod release;
 mod report;
+mod transfer;
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -16,14 +17,19 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
+use serde_json::Value;
 
+use crate::allocation::claim::Claim;
 use crate::allocation::claim::StoredClaim;
 use crate::allocation::history;
 use crate::allocation::operation::Operation;
 use crate::allocation::operation::Outcome;
 use crate::api::crd::nat_node::NatNode;
 use crate::api::crd::port_claim::PortClaim;
+use crate::api::object::Kind;
+use crate::api::object::Object;
 use crate::cli::plugin::AccessFlags;
+use crate::cli::plugin::ClusterFlags;
 use crate::cli::plugin::FOUND;
 use crate::cli::plugin::Output;
 use crate::cli::plugin::USAGE;
@@ -33,7 +39,10 @@ use crate::cli::plugin::look;
 use crate::cli::plugin::observe::Depth;
 use crate::cli::plugin::operate::pause::Wish;
 use crate::cli::plugin::operate::release::Judgement;
+use crate::cli::plugin::operate::transfer::Party;
+use crate::cli::plugin::reference::ObjectReference;
 use crate::cli::plugin::reference::PortReference;
+use crate::cli::plugin::reference::Reference;
 use crate::cli::plugin::yaml;
 use crate::cli::terminal;
 use crate::cli::terminal::Palette;
@@ -42,6 +51,8 @@ use crate::cluster::claim_store::ClaimStore;
 use crate::cluster::history_store;
 use crate::cluster::reader::ReadError;
 use crate::cluster::reader::Reader;
+use crate::cluster::resource::Resource;
+use crate::model::holder::Holder;
 use crate::model::holder::ObjectName;
 
 /// Where our resources are.
@@ -63,6 +74,28 @@ pub(super) struct Release {
 
     #[command(flatten)]
     access: AccessFlags,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Transfer {
+    /// Who hands over what it has claimed: `deployment/web`, or an external port, for the one that has it.
+    #[arg(value_name = "TYPE/NAME|ADDRESS:PORT[/PROTO]")]
+    from: Reference,
+
+    /// Who may take it over; it need not be there yet.
+    #[arg(long, value_name = "TYPE/NAME")]
+    to: ObjectReference,
+
+    /// The namespace of the one that takes over. Default: that of the one that hands over.
+    #[arg(long, value_name = "NAME")]
+    to_namespace: Option<String>,
+
+    /// Only say what would happen.
+    #[arg(long)]
+    dry_run: bool,
+
+    #[command(flatten)]
+    cluster: ClusterFlags,
 }
 
 #[derive(Debug, Args)]
@@ -122,6 +155,105 @@ impl Release {
             }
         }
     }
+}
+
+impl Transfer {
+    pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
+        let Self { from, to, to_namespace, dry_run, cluster } = self;
+        let (reader, namespace) = cluster.connect().await?;
+        let mistake = |reason: String| {
+            eprintln!("pinhole: {reason}");
+            Ok(ExitCode::from(USAGE))
+        };
+        let from = match from {
+            Reference::Object(object) => holder_of(&object, &namespace),
+            Reference::Port(port) => match claim_of(&reader, &port).await? {
+                Some(stored) => stored.claim.holder,
+                None => {
+                    return mistake(format!(
+                        "nobody has claimed {port}; ports of nodes' own addresses are not claimed"
+                    ));
+                }
+            },
+        };
+        let Some(path) = path_of(&from) else {
+            return mistake(format!(
+                "{from} is of a kind whose annotations Pinhole does not read; it cannot hand over its ports"
+            ));
+        };
+        let to = holder_of(&to, to_namespace.as_deref().unwrap_or(&from.object.namespace));
+        let claims = match reader
+            .list(&format!(
+                "{API}/portclaims?fieldSelector=spec.holder.namespace%3D{}",
+                from.object.namespace
+            ))
+            .await
+        {
+            Ok(listed) => claims(listed)?,
+            Err(ReadError::Absent) => {
+                return mistake(
+                    "ports are not claimed in this cluster, so none can be handed over".to_owned(),
+                );
+            }
+            Err(error) => anyhow::bail!("the PortClaims cannot be read: {error}"),
+        };
+        let to_path = path_of(&to).context("the kind of --to has no path")?;
+        let (giver, heir) = (stored_at(&reader, &path).await?, stored_at(&reader, &to_path).await?);
+        let planned = transfer::plan(
+            Party { holder: &from, stored: giver.as_ref() },
+            Party { holder: &to, stored: heir.as_ref() },
+            &claims,
+        );
+        let plan = match planned {
+            Ok(plan) => plan,
+            Err(reason) => return mistake(reason),
+        };
+        terminal::print(&plan.said)?;
+        let changes = [(&to_path, &plan.take_back), (&path, &plan.give)].into_iter();
+        for (path, change) in
+            changes.filter(|_| !dry_run).filter_map(|(path, change)| Some((path, change.as_ref()?)))
+        {
+            if let Err(error) = reader.merge(path, change).await {
+                eprintln!("pinhole: {path} cannot be annotated: {error}");
+                return Ok(ExitCode::from(FOUND));
+            }
+        }
+        terminal::print(&transfer::outcome(&plan, &from, dry_run))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The object of a reference as a holder.
+fn holder_of(object: &ObjectReference, namespace: &str) -> Holder {
+    Holder::new(object.kind.name(), ObjectName::new(namespace, object.name.as_str()))
+}
+
+/// Where a holder's object is; `None` for a kind that Pinhole does not know.
+fn path_of(holder: &Holder) -> Option<String> {
+    let kind = Kind::from_name(&holder.kind)?;
+    let version = kind.api_version();
+    let root = if version.contains('/') { "/apis" } else { "/api" };
+    let ObjectName { namespace, name } = &holder.object;
+    Some(format!("{root}/{version}/namespaces/{namespace}/{}/{name}", Resource::Holder(kind).plural()))
+}
+
+/// What a path holds, if anything.
+async fn stored_at(reader: &Reader, path: &str) -> anyhow::Result<Option<Object>> {
+    match reader.get(path).await {
+        Ok(found) => {
+            Ok(Some(serde_json::from_value(found).with_context(|| format!("{path} cannot be read"))?))
+        }
+        Err(ReadError::Absent) => Ok(None),
+        Err(error) => anyhow::bail!("{path} cannot be read: {error}"),
+    }
+}
+
+fn claims(listed: Vec<Value>) -> anyhow::Result<Vec<Claim>> {
+    let read = |object| {
+        let object: PortClaim = serde_json::from_value(object).context("a PortClaim cannot be read")?;
+        Ok(StoredClaim::read(&object)?.claim)
+    };
+    listed.into_iter().map(read).collect()
 }
 
 impl History {

@@ -42,7 +42,7 @@ pub(crate) struct PortReference {
 }
 
 /// Every name that kubectl knows a kind by.
-const NAMES: [(Kind, [&str; 3]); 7] = [
+const NAMES: [(Kind, [&str; 3]); 8] = [
     (Kind::Pod, ["pod", "pods", "po"]),
     (Kind::Deployment, ["deployment", "deployments", "deploy"]),
     (Kind::StatefulSet, ["statefulset", "statefulsets", "sts"]),
@@ -50,6 +50,7 @@ const NAMES: [(Kind, [&str; 3]); 7] = [
     (Kind::ReplicaSet, ["replicaset", "replicasets", "rs"]),
     (Kind::Job, ["job", "jobs", "job"]),
     (Kind::CronJob, ["cronjob", "cronjobs", "cj"]),
+    (Kind::Pinhole, ["pinhole", "pinholes", "ph"]),
 ];
 
 impl FromStr for ObjectReference {
@@ -64,7 +65,7 @@ impl FromStr for ObjectReference {
         let kind = NAMES.iter().find(|(_, names)| names.contains(&kind_name.as_str())).map(|(kind, _)| *kind);
         let Some(kind) = kind else {
             return Err(format!(
-                "{kind_name:?} asks for no ports; write pod, deployment, statefulset, daemonset, replicaset, job or cronjob"
+                "{kind_name:?} asks for no ports; write pod, deployment, statefulset, daemonset, replicaset, job, cronjob or pinhole"
             ));
         };
         if name.is_empty() || name.contains('/') {

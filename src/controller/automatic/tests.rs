@@ -12,6 +12,7 @@ use crate::cluster::pinhole_watch::Pinholes;
 use crate::controller::plan;
 use crate::controller::plan::Times;
 use crate::controller::standing;
+use crate::controller::standing::HandedOver;
 use crate::controller::standing::Waiting;
 
 struct Scene {
@@ -59,6 +60,8 @@ fn at() -> Timestamp {
     Timestamp::from_second(1_700_000_000).unwrap()
 }
 
+static NOTHING: HandedOver = HandedOver::new();
+
 impl Scene {
     fn standing(&self, pod: &Object) -> Standing {
         let found = Found::of(&self.claims);
@@ -67,7 +70,7 @@ impl Scene {
 
     fn known<'a>(&'a self, found: &'a Found<'a>) -> Known<'a> {
         let Self { index, claims, waiting, policy } = self;
-        Known { claims, found, waiting, index, policy }
+        Known { claims, found, waiting, handed_over: &NOTHING, index, policy }
     }
 
     fn choose(&self, pod: &Object, attempt: u32) -> Result<Vec<Claim>, Refusal> {

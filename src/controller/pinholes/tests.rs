@@ -16,6 +16,7 @@ use crate::allocation::key::ClaimKey;
 use crate::cluster::claim_watch::Claims;
 use crate::controller::automatic::Found;
 use crate::controller::releasing::Serving;
+use crate::controller::standing::HandedOver;
 use crate::controller::standing::Waiting;
 use crate::model::holder::Holder;
 
@@ -25,6 +26,7 @@ struct Scene {
     claims: Claims,
     index: Index,
     policy: Policy,
+    handed_over: HandedOver,
     now: Timestamp,
     made: u32,
 }
@@ -36,6 +38,7 @@ fn scene() -> Scene {
         claims: Claims::new(),
         index: Index::new(Arc::new(Policy::default())),
         policy: Policy::default(),
+        handed_over: HandedOver::new(),
         now: Timestamp::from_second(1_700_000_000).unwrap(),
         made: 0,
     }
@@ -83,6 +86,7 @@ impl Scene {
             claims: &self.claims,
             found: &found,
             waiting: &waiting,
+            handed_over: &self.handed_over,
             index: &self.index,
             policy: &self.policy,
         };
@@ -466,4 +470,32 @@ fn a_claim_that_is_lost_is_waited_for_although_the_pod_asks_on() {
     scene.reported(false, "Released");
     scene.settle();
     assert!(!Serving::of(&scene.pinholes).has(&key));
+}
+
+#[test]
+fn whoever_handed_its_port_over_serves_it_for_the_new_holder_until_that_is_ready() {
+    let mut scene = scene().with(pod(PORT, json!({}))).claimed(KEY, "green");
+    let key = KEY.parse().unwrap();
+    let claim = &mut scene.claims.get_mut(&key).unwrap().claim;
+    claim.previous_holder = Some(Holder::new("Pod", ObjectName::new("mail", "mx")));
+    scene.settle();
+    let holder = |scene: &mut Scene| {
+        let spec = scene.mx().spec.holder.clone().unwrap();
+        (spec.name, scene.mx().status.clone().unwrap().holder)
+    };
+    assert_eq!(scene.columns()[3], "True Granted");
+    assert_eq!(scene.mx().status.clone().unwrap().endpoints.len(), 1);
+    assert_eq!(holder(&mut scene), ("green".to_owned(), "Pod green".to_owned()), "agents elect among both");
+    scene.handed_over.insert(key);
+    scene.settle();
+    assert_eq!(
+        scene.columns()[3],
+        "False PortTaken metadata.annotations[pinhole.dev/expose][0]: 203.0.113.7:25/tcp: was handed over to Pod mail/green, of \
+         which a pod is ready; delete this, or take the port out of it"
+    );
+    assert!(scene.mx().status.clone().unwrap().endpoints.is_empty());
+    assert_eq!(holder(&mut scene), ("mx".to_owned(), "Pod mx".to_owned()));
+    scene.handed_over.clear();
+    scene.settle();
+    assert_eq!(scene.columns()[3], "True Granted", "a failure of the new one is a failover");
 }

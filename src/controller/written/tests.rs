@@ -20,6 +20,7 @@ use crate::cluster::backends::NamedPort;
 use crate::cluster::backends::Slice;
 use crate::cluster::claim_watch::Claims;
 use crate::controller::automatic::Found;
+use crate::controller::standing::HandedOver;
 use crate::controller::standing::Waiting;
 use crate::model::holder::Holder;
 use crate::model::port::Protocol;
@@ -111,6 +112,7 @@ impl Scene {
             claims: &self.claims,
             found: &found,
             waiting: &waiting,
+            handed_over: &HandedOver::new(),
             index: &self.index,
             policy: &self.policy,
         };

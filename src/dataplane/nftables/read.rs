@@ -106,10 +106,9 @@ pub(crate) fn read(socket: &mut Socket, skeleton: &Skeleton) -> io::Result<Readi
 
 /// What cannot be told to be open to all is not told at all.
 fn leave_out_unrestricted(elements: &mut Elements, unread: &BTreeSet<Collection>) {
-    for (restricted, open) in [
-        (Collection::Restricted, Collection::Ports),
-        (Collection::RestrictedRanges, Collection::Ranges),
-    ] {
+    for (restricted, open) in
+        [(Collection::Restricted, Collection::Ports), (Collection::RestrictedRanges, Collection::Ranges)]
+    {
         if unread.contains(&restricted) {
             elements.remove(&open);
         }

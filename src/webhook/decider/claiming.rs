@@ -1,6 +1,7 @@
 //! Claims what a decision grants, in a task of its own: what a call has stored that is cut off meanwhile, because its caller
 //! has lost patience or gone, is taken back at once and counts against nobody's quota.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::RwLock;
@@ -26,9 +27,11 @@ use crate::allocation::pool::Cooldowns;
 use crate::allocation::pool::Pool;
 use crate::cluster::claim_store;
 use crate::cluster::claim_store::ClaimStore;
+use crate::model::holder::Holder;
 use crate::webhook::decider::NotNow;
 
 /// The claims of one request, under way.
+#[derive(Clone)]
 pub(super) struct Claiming {
     pub(super) store: Arc<dyn ClaimStore>,
     pub(super) policy: Arc<Policy>,
@@ -63,7 +66,8 @@ impl Claiming {
     pub(super) async fn claim(self, purpose: Purpose) -> Result<Verdict, NotNow> {
         let cooldowns = Cooldowns::new(life::COOLDOWN, &self.pools());
         let now = claim_store::now();
-        let mut acquisition = Acquisition::new(self.wishes.clone(), purpose, now, cooldowns);
+        let acquisition = Acquisition::new(self.wishes.clone(), purpose, now, cooldowns);
+        let mut acquisition = acquisition.taking_over_from(self.givers());
         let (verdict_tx, verdict_rx) = oneshot::channel();
         tokio::spawn(async move {
             let verdict = self.play(&mut acquisition, purpose).await;
@@ -98,6 +102,13 @@ impl Claiming {
     async fn take_back(&self, acquisition: &mut Acquisition, reason: String) -> Verdict {
         acquisition.revoke(Verdict::NotNow(Failure { reason, is_lasting: false }));
         claim_store::acquire(&*self.store, acquisition).await
+    }
+
+    /// Whose claims the holder may take over.
+    fn givers(&self) -> BTreeSet<Holder> {
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        let givers = self.wishes.first().map(|wish| index.heirs().givers_to(&wish.holder));
+        givers.unwrap_or_default()
     }
 
     fn pools(&self) -> Arc<[Pool]> {

@@ -36,6 +36,7 @@ use crate::controller::plan;
 use crate::controller::plan::Planned;
 use crate::controller::plan::Times;
 use crate::controller::standing;
+use crate::controller::standing::HandedOver;
 use crate::controller::standing::Known;
 use crate::controller::standing::Waiting;
 use crate::dataplane::Applied;
@@ -55,6 +56,7 @@ const ADDRESS: &str = "203.0.113.7";
 /// The longest that a watch of the controller lags.
 const LAG: i64 = 30;
 const NAMES: [&str; 2] = ["a", "b"];
+static NOTHING: HandedOver = HandedOver::new();
 const NODES: usize = 2;
 
 #[derive(Default)]
@@ -286,7 +288,8 @@ impl World {
     }
 
     fn known<'a>(&'a self, index: &'a Index, found: &'a Found<'a>, waiting: &'a Waiting) -> Known<'a> {
-        Known { claims: &self.known_claims, found, waiting, index, policy: &self.policy }
+        let claims = &self.known_claims;
+        Known { claims, found, waiting, handed_over: &NOTHING, index, policy: &self.policy }
     }
 
     fn look(&mut self) {

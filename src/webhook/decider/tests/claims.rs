@@ -257,3 +257,48 @@ async fn a_quota_is_never_exceeded_however_many_ask_at_once() {
         "a quota is each namespace's own"
     );
 }
+
+fn deployment(name: &str, heir: Option<&str>) -> Object {
+    let annotations = heir.map(|heir| json!({"pinhole.dev/transfer-to": heir}));
+    let template = json!({"metadata": {"annotations": {"pinhole.dev/expose": PORT}}});
+    let object = json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": {"template": template},
+        "metadata": {"namespace": "mail", "name": name, "uid": format!("uid-of-{name}"), "annotations": annotations}});
+    serde_json::from_value(object).unwrap()
+}
+
+#[tokio::test]
+async fn a_port_is_handed_over_by_a_word_that_no_watch_has_shown_yet() {
+    let open = pools(&[json!({"addresses": ["203.0.113.7"], "ports": [{"first": 1, "last": 99}],
+        "namespaces": {"all": true}})]);
+    // Whether the watch has shown what the old holder asks for, or only its claim is there.
+    for cached in [vec![deployment("blue", None)], Vec::new()] {
+        let claims = Claims::default();
+        let setting = setting(&cached);
+        setting.stored.pools.lock().unwrap().clone_from(&open);
+        let decider = Arc::into_inner(setting.decider).unwrap();
+        decider.write_index().set_pools(Some(Arc::clone(&open)));
+        let decider = decider.with_claims(Arc::new(claims.clone()));
+        let decide = async |object: &Object, dry_run| decider.decide(&create(object), dry_run).await.unwrap();
+        let holders = || {
+            let memory = claims.memory.lock().unwrap();
+            let said = |claim: &Claim| {
+                (claim.holder.to_string(), claim.previous_holder.as_ref().map(ToString::to_string))
+            };
+            memory.claims().map(|stored| said(&stored.claim)).collect::<Vec<_>>()
+        };
+        assert!(decide(&deployment("blue", None), false).await.is_granted());
+        setting.stored.put(&deployment("blue", None));
+        let said = decide(&deployment("green", None), false).await.violations[0].to_string();
+        assert!(said.contains("kubectl pinhole transfer deployment/blue --to deployment/green"), "{said}");
+
+        setting.stored.put(&deployment("blue", Some("Deployment/green")));
+        assert!(!decide(&deployment("red", None), false).await.is_granted());
+        assert!(decide(&deployment("green", None), true).await.is_granted());
+        assert_eq!(holders(), [("Deployment mail/blue".to_owned(), None)], "a dry run takes nothing over");
+        assert!(decide(&deployment("green", None), false).await.is_granted());
+        assert_eq!(
+            holders(),
+            [("Deployment mail/green".to_owned(), Some("Deployment mail/blue".to_owned()))]
+        );
+    }
+}
