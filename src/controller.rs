@@ -9,6 +9,7 @@
 
 pub mod allocate;
 pub mod automatic;
+pub mod ending;
 pub mod gate;
 pub mod handover;
 pub mod historian;

@@ -152,6 +152,20 @@ func (c clerk) startAgent(address string, arguments ...string) *lab.Agent {
 	return agent
 }
 
+// pause keeps the agent of node-1 from changing anything, and returns once it has heard so.
+func (c clerk) pause(paused bool) {
+	c.t.Helper()
+	if said, patched := c.kubectl("", "patch", "natnode", "node-1", "--type=merge", "-p", fmt.Sprintf(`{"spec":{"paused":%t}}`, paused)); !patched {
+		c.t.Fatal(said)
+	}
+	if !paused {
+		return
+	}
+	if said, heard := c.kubectl("", "wait", "--for=condition=Paused", "natnode/node-1", "--timeout=30s"); !heard {
+		c.t.Fatal(said)
+	}
+}
+
 func TestAnAgentServesWhatIsGrantedAndSaysSoInThePinhole(t *testing.T) {
 	c := newClerk(t, "granted")
 	agent := c.startAgent("192.0.2.75", "--claims", "--nat-node")
@@ -188,12 +202,6 @@ func TestAnAgentServesWhatIsGrantedAndSaysSoInThePinhole(t *testing.T) {
 	entries(true)
 
 	// Its port is nobody else's before the node has let go of it, and with its namespace deleted as well.
-	pause := func(paused bool) {
-		t.Helper()
-		if said, patched := c.kubectl("", "patch", "natnode", "node-1", "--type=merge", "-p", fmt.Sprintf(`{"spec":{"paused":%t}}`, paused)); !patched {
-			t.Fatal(said)
-		}
-	}
 	const claim = "v4-192-0-2-75-tcp-2525"
 	uid := ""
 	if err := lab.Poll(controllerPatience, func() error {
@@ -204,10 +212,7 @@ func TestAnAgentServesWhatIsGrantedAndSaysSoInThePinhole(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	pause(true)
-	if said, paused := c.kubectl("", "wait", "--for=condition=Paused", "natnode/node-1", "--timeout=30s"); !paused {
-		t.Fatal(said)
-	}
+	c.pause(true)
 	c.must(http.MethodDelete, c.podsPath()+"/mx", object{"gracePeriodSeconds": 0}, nil)
 	c.eventuallyShown("mx", "False Releasing")
 	c.must(http.MethodDelete, "/api/v1/namespaces/granted", nil, nil)
@@ -217,7 +222,7 @@ func TestAnAgentServesWhatIsGrantedAndSaysSoInThePinhole(t *testing.T) {
 	if now := c.claims("192.0.2.75")[claim].Spec; now.PodUID != uid || uid == "" {
 		t.Errorf("the claim of pod %q leads to %q and is %s", uid, now.PodUID, now.State)
 	}
-	pause(false)
+	c.pause(false)
 	released := time.Now()
 	entries(false)
 	c.eventuallyShown("mx", "NotFound")

@@ -145,7 +145,16 @@ func TestAnAgentServesAPinholeThatAUserWrote(t *testing.T) {
 		t.Errorf("the user's object has %s", said)
 	}
 
+	// It stays, and its port is nobody else's, until its node has let go.
+	const claim = "v4-192-0-2-83-tcp-443"
+	c.pause(true)
 	c.must(http.MethodDelete, "/apis/pinhole.dev/v1alpha1/namespaces/served/pinholes/web", nil, nil)
+	c.eventuallyShown("web", "False Releasing")
+	if entries, err := agent.Entries(); err != nil || !strings.Contains(entries, "192.0.2.83") || !c.claimed(claim) {
+		t.Errorf("the kernel of a paused node has %s, %v", entries, err)
+	}
+	c.pause(false)
+	c.eventuallyShown("web", "NotFound")
 	if err := lab.Poll(controllerPatience, func() error {
 		entries, err := agent.Entries()
 		if err == nil && strings.Contains(entries, "192.0.2.83") {

@@ -54,8 +54,10 @@ pub fn news(pinholes: &Pinholes, seen: &Seen<'_>) -> Vec<Report> {
         let leftover: Vec<_> = present.iter().copied().filter(|entry| !all.contains(entry)).collect();
         let said = say(&owner, uid, wanted, present, &leftover, seen);
         let generation = pinhole.metadata.generation;
-        let is_decided =
+        let is_current =
             pinhole.status.as_ref().is_some_and(|status| status.observed_generation == generation);
+        // Until it is decided the kernel keeps what it has, granted or not.
+        let is_decided = is_current && seen.grants.is_decided(uid);
         let report = said.into_report(seen.node_name, generation.filter(|_| is_decided));
         let stored = pinhole.status.iter().flat_map(|status| &status.nodes);
         let is_news = !stored.into_iter().any(|stored| *stored == report);

@@ -1,7 +1,8 @@
 //! The Pinholes that users write, as a node serves them: what each asks for, and the pod that its status leads it to.
 //!
 //! The status is the controller's, and nobody else can write it. All the same it is looked at twice: packets are led to pods'
-//! addresses only, as far as the networks of pods are known, and what the spec does not ask for any more is closed at once, whatever the status still grants.
+//! addresses only, as far as the networks of pods are known, and what the spec does not ask for any more, and all of one that is deleted, is
+//! closed at once, whatever the status still grants.
 
 use std::net::IpAddr;
 
@@ -31,7 +32,6 @@ pub struct Written {
     /// The pods behind it that are known.
     pub targets: Vec<Pod>,
     created: String,
-    is_terminating: bool,
     /// What it asks for, each with the port behind the first external one, where the controller has said which.
     forwards: Vec<(Mapping, Option<Port>)>,
     /// The addresses of the active pod; `None` while the controller has not said anything.
@@ -46,7 +46,8 @@ impl Written {
         }
         let metadata = &stored.metadata;
         let status = stored.status.clone().unwrap_or_default();
-        let (forwards, _) = pinhole::forwards(&stored.spec);
+        let is_deleted = metadata.deletion_timestamp.is_some();
+        let (forwards, _) = if is_deleted { Default::default() } else { pinhole::forwards(&stored.spec) };
         let behind = |mapping: &Mapping| {
             let key = key(mapping)?;
             let endpoint = status.endpoints.iter().find(|endpoint| granted(endpoint) == Some(key))?;
@@ -72,7 +73,6 @@ impl Written {
             },
             targets: status.targets.iter().map(pod).collect(),
             created: metadata.creation_timestamp.as_ref().map(|time| time.0.to_string()).unwrap_or_default(),
-            is_terminating: metadata.deletion_timestamp.is_some(),
             forwards: forwards.collect(),
             active: is_said.then(|| active.map(|pod| pod.ips).unwrap_or_default()),
         })
@@ -109,7 +109,7 @@ impl Written {
             holder: Holder::new("Pinhole", self.itself.name.clone()),
             created: self.created.clone(),
             ready: true,
-            terminating: self.is_terminating,
+            terminating: false,
             mappings: here.filter_map(mapping).collect(),
             handover: Handover::default(),
             ips,

@@ -182,7 +182,7 @@ impl Acquisition {
 
     /// What this request stored that was nobody's or somebody else's before.
     pub fn made(&self) -> impl Iterator<Item = &Claim> {
-        self.made.iter().map(|stored| &stored.claim)
+        self.made.iter().map(|stored| &stored.stored.claim)
     }
 
     /// Takes back what a granted request stored, for a reason that was found afterwards.

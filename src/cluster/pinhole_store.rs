@@ -1,7 +1,5 @@
 //! Pinholes in the API server: server-side apply, each writer with a field manager of its own.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::Client;
@@ -59,20 +57,23 @@ impl PinholeStore {
         applied.map(drop).map_err(|error| failed("applying", name, &error))
     }
 
-    /// Sets the controller's labels of the object of this UID; what else it has stays.
-    pub async fn label(
-        &self,
-        name: &ObjectName,
-        uid: &str,
-        labels: &BTreeMap<String, String>,
-    ) -> Result<(), PinholeError> {
+    /// Sets the controller's labels and finalizer of an object that is still as it was seen; what else it has stays.
+    pub async fn label(&self, pinhole: &Pinhole) -> Result<(), PinholeError> {
+        let name = name(pinhole);
+        let ObjectMeta { uid, resource_version, labels, finalizers, .. } = &pinhole.metadata;
         let body = json!({
             "apiVersion": "pinhole.dev/v1alpha1",
             "kind": "Pinhole",
-            "metadata": {"name": &*name.name, "uid": uid, "labels": labels},
+            "metadata": {
+                "name": &*name.name,
+                "uid": uid,
+                "resourceVersion": resource_version,
+                "labels": labels,
+                "finalizers": finalizers.as_deref().unwrap_or_default(),
+            },
         });
         let params = PatchParams::apply(CONTROLLER).force();
-        let applied = self.api(name).patch(&name.name, &params, &Patch::Apply(body)).await;
+        let applied = self.api(&name).patch(&name.name, &params, &Patch::Apply(body)).await;
         applied.map(drop).map_err(|error| failed("labelling", name.clone(), &error))
     }
 

@@ -43,6 +43,7 @@ use crate::controller::pinholes;
 use crate::controller::pinholes::Plan;
 use crate::controller::pinholes::Stranger;
 use crate::controller::pinholes::Write;
+use crate::controller::releasing::Patience;
 use crate::controller::standing::Known;
 use crate::controller::standing::Waiting;
 use crate::controller::written;
@@ -136,12 +137,10 @@ impl PinholeKeeper {
                     index: &index,
                     policy: &self.policy,
                 };
-                let of_users = |backends: &Backends| written::plan(pinholes, backends, &known, now);
+                let patience = Patience::of(&known, self.release_timeout, now);
+                let of_users = |backends: &Backends| written::plan(pinholes, backends, &known, &patience);
                 let written = self.backends.read(written::need(pinholes), of_users);
-                (
-                    pinholes::plan(&pods, pinholes, &known, self.release_timeout, now),
-                    written.unwrap_or_default(),
-                )
+                (pinholes::plan(&pods, pinholes, &known, &patience), written.unwrap_or_default())
             })
         };
         let changes = writes.into_iter().chain(written.writes);
@@ -168,9 +167,7 @@ impl PinholeKeeper {
             }
             Write::Apply(pinhole) => ("PinholeApplied", self.store.apply(pinhole).await),
             Write::Report(pinhole) => ("PinholeReported", self.store.report(pinhole).await),
-            Write::Label { name, uid, labels } => {
-                ("PinholeLabelled", self.store.label(name, uid, labels).await)
-            }
+            Write::Label(pinhole) => ("PinholeLabelled", self.store.label(pinhole).await),
             Write::Delete(pinhole) => ("PinholeDeleted", self.store.delete(pinhole).await),
         };
         match result {

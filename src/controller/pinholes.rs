@@ -7,11 +7,9 @@
 //! - It goes when no node has anything of it any more, see [`releasing`].
 //! - Nothing is written that is stored already.
 
-use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use k8s_openapi::jiff::SignedDuration;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
@@ -33,6 +31,7 @@ use crate::api::object::Object;
 use crate::cluster::asking_pods::AskingPods;
 use crate::cluster::pinhole_watch::Pinholes;
 use crate::controller::automatic;
+use crate::controller::ending;
 use crate::controller::gate;
 use crate::controller::releasing;
 use crate::controller::releasing::Patience;
@@ -69,15 +68,8 @@ pub enum Write {
     Apply(Box<Pinhole>),
     /// What became of it, of the object with this UID.
     Report(Box<Pinhole>),
-    /// Which nodes serve somebody's object, of this UID, in its labels.
-    Label {
-        /// Its name.
-        name: ObjectName,
-        /// Its UID.
-        uid: String,
-        /// All labels of ours.
-        labels: BTreeMap<String, String>,
-    },
+    /// Which nodes serve somebody's object, in its labels: all of ours, and our finalizer or none.
+    Label(Box<Pinhole>),
     /// What a pod is told.
     Announce {
         /// The pod.
@@ -107,17 +99,8 @@ pub struct Stranger {
     pub uid: String,
 }
 
-/// What is to be written now. A node that is not heard of is waited for no longer than `timeout`.
-pub fn plan(
-    pods: &AskingPods,
-    pinholes: &Pinholes,
-    known: &Known<'_>,
-    timeout: SignedDuration,
-    now: Timestamp,
-) -> Plan {
-    let named: BTreeSet<_> =
-        known.claims.values().filter_map(|stored| stored.claim.pod_uid.as_deref()).collect();
-    let patience = Patience { index: known.index, named: &named, timeout, now };
+/// What is to be written now.
+pub fn plan(pods: &AskingPods, pinholes: &Pinholes, known: &Known<'_>, patience: &Patience<'_>) -> Plan {
     let mut plan = Plan::default();
     for (name, pod) in pods {
         let Some(standing) = standing::stand(pod, known) else { continue };
@@ -132,17 +115,17 @@ pub fn plan(
                 plan.strangers.push(Stranger { pod: name.clone(), uid: pod.metadata.uid.clone() });
             }
             Some(stored) => {
-                plan.writes.extend(update(stored, pod, &standing, &patience));
+                plan.writes.extend(update(stored, pod, &standing, patience));
                 let gate =
                     |condition| Write::Gate { pod: name.clone(), uid: pod.metadata.uid.clone(), condition };
-                plan.writes.extend(gate::condition(pod, stored, now).map(gate));
+                plan.writes.extend(gate::condition(pod, stored, patience.now).map(gate));
             }
             None => plan.writes.push(Write::Apply(Box::new(wanted(pod, &standing)))),
         }
     }
     let is_over = |name: &ObjectName| pods.get(name).is_none_or(Object::is_finished);
     let over = pinholes.iter().filter(|(name, stored)| is_ours(stored) && is_over(name));
-    plan.writes.extend(over.filter_map(|(_, stored)| end(stored, &patience)));
+    plan.writes.extend(over.filter_map(|(_, stored)| ending::end(stored, patience)));
     plan
 }
 
@@ -153,94 +136,18 @@ pub(super) fn is_ours(pinhole: &Pinhole) -> bool {
 
 /// What differs between a stored object and what it should be.
 fn update(stored: &Pinhole, pod: &Object, standing: &Standing, patience: &Patience<'_>) -> Option<Write> {
-    let withdrawals = releasing::withdrawals(stored, &endpoints(standing));
+    let nodes = nodes(pod);
+    let withdrawals = releasing::withdrawals(stored, &endpoints(standing), &nodes);
     let spec = PinholeSpec { withdrawals, ..wanted(pod, standing).spec };
-    write_spec(stored, spec, pod.spec.node_name.as_deref())
-        .or_else(|| write_status(stored, status(stored, pod, standing, patience)))
-}
-
-/// What is left to do with the object of a pod that asks for nothing any more. First nothing of it is granted, then its nodes
-/// say that they have nothing of it, then it goes.
-fn end(stored: &Pinhole, patience: &Patience<'_>) -> Option<Write> {
-    let is_named = stored.spec.target.pod_uid.as_deref().is_some_and(|uid| patience.named.contains(uid));
-    let delete = || (!is_named).then(|| Write::Delete(Box::new(of(stored))));
-    if !releasing::is_anywhere(stored) {
-        return delete();
-    }
-    let spec = PinholeSpec { suspended: true, ..stored.spec.clone() };
-    let is_waiting = |status: &PinholeStatus| !status.releasing.is_empty();
-    write_spec(stored, spec, None)
-        .or_else(|| write_status(stored, ended(stored, patience)))
-        .or_else(|| if stored.status.as_ref().is_some_and(is_waiting) { None } else { delete() })
-}
-
-/// The status of an object whose pod asks for nothing any more.
-fn ended(stored: &Pinhole, patience: &Patience<'_>) -> PinholeStatus {
-    let known = stored.status.clone().unwrap_or_default();
-    let mut withdrawn = stored.clone();
-    let status = withdrawn.status.get_or_insert_default();
-    if known.observed_generation != stored.metadata.generation {
-        status.targets = releasing::targets(stored);
-        // An agent that found its kernel so before claims were on has what is asked for, granted or not.
-        let asked = stored.spec.ports.iter().filter_map(asked);
-        let missing: Vec<_> =
-            asked.filter(|port| !status.endpoints.iter().any(|known| known == port)).collect();
-        status.endpoints.extend(missing);
-    }
-    let releasing = releasing::releasing(&withdrawn, &[], None, patience);
-    let generation = stored.metadata.generation;
-    let nodes: BTreeSet<_> = releasing.iter().map(|old| old.node.as_str()).collect();
-    let waiting = format!("waiting for {} to let go", nodes.into_iter().collect::<Vec<_>>().join(", "));
-    let accepted = Said::new(
-        ConditionStatus::False,
-        "Ended",
-        "the pod is gone, has ended, or asks for nothing any more",
-    );
-    let programmed = if releasing.is_empty() {
-        Said { status: ConditionStatus::False, ..accepted.clone() }
-    } else {
-        Said::new(ConditionStatus::False, "Releasing", &waiting)
-    };
-    let mut conditions = known.conditions;
-    for (type_, said) in [("Accepted", accepted), ("Programmed", programmed)] {
-        said.into_condition(type_, generation, patience.now).set(&mut conditions);
-    }
-    PinholeStatus {
-        observed_generation: generation,
-        endpoints: Vec::new(),
-        targets: Vec::new(),
-        releasing,
-        conditions,
-        ..known
-    }
-}
-
-/// The endpoint that a port of a spec asks for; none for one of the node's own address.
-fn asked(port: &PinholePort) -> Option<Endpoint> {
-    let PinholePort { address, protocol, port, port_end, target_port, .. } = port;
-    let Some(TargetPort::Number(target_port)) = *target_port else { return None };
-    Some(Endpoint {
-        name: None,
-        address: address.clone()?,
-        advertised_address: None,
-        protocol: *protocol,
-        port: (*port)?,
-        port_end: *port_end,
-        target_port,
-        pool: None,
-    })
+    write_spec(stored, spec, &nodes).or_else(|| write_status(stored, status(stored, pod, standing, patience)))
 }
 
 /// Makes spec, labels and finalizer of a stored object so, if they are not.
-fn write_spec(stored: &Pinhole, spec: PinholeSpec, node: Option<&str>) -> Option<Write> {
-    let labels = releasing::labels(stored.status.as_ref(), node);
-    let nodes = stored.metadata.labels.iter().flatten().map(|(label, _)| label);
-    let nodes: BTreeSet<_> =
-        nodes.filter(|label| label.starts_with(keys::NODE_LABEL_PREFIX)).cloned().collect();
+pub(super) fn write_spec(stored: &Pinhole, spec: PinholeSpec, nodes: &BTreeSet<String>) -> Option<Write> {
+    let labels = releasing::labels(stored, nodes);
     // Nobody can put a finalizer on an object that is about to go.
-    let is_kept = stored.metadata.deletion_timestamp.is_some()
-        || stored.metadata.finalizers.iter().flatten().any(|name| name == keys::RELEASE_FINALIZER);
-    if spec == stored.spec && nodes == labels && is_kept {
+    let is_kept = stored.metadata.deletion_timestamp.is_some() || releasing::is_kept(stored);
+    if spec == stored.spec && releasing::node_labels(stored) == labels && is_kept {
         return None;
     }
     let mut written = with_metadata(Pinhole { spec, ..of(stored) }, labels);
@@ -251,7 +158,7 @@ fn write_spec(stored: &Pinhole, spec: PinholeSpec, node: Option<&str>) -> Option
 }
 
 /// Writes the controller's part of a status, if it is not stored.
-fn write_status(stored: &Pinhole, status: PinholeStatus) -> Option<Write> {
+pub(super) fn write_status(stored: &Pinhole, status: PinholeStatus) -> Option<Write> {
     // What nodes say is theirs to write.
     (stored.status.as_ref() != Some(&status)).then(|| {
         let status = PinholeStatus { nodes: Vec::new(), ..status };
@@ -260,7 +167,7 @@ fn write_status(stored: &Pinhole, status: PinholeStatus) -> Option<Write> {
 }
 
 /// What names a stored object and the version of it that a write rests on.
-fn of(stored: &Pinhole) -> Pinhole {
+pub(super) fn of(stored: &Pinhole) -> Pinhole {
     let mut named = Pinhole::new("", PinholeSpec::default());
     let ObjectMeta { name, namespace, uid, resource_version, finalizers, .. } = stored.metadata.clone();
     named.metadata =
@@ -304,7 +211,8 @@ fn wanted(pod: &Object, standing: &Standing) -> Pinhole {
     };
     let mut pinhole = Pinhole::new(name, spec);
     pinhole.metadata.namespace = Some(pod.metadata.namespace.clone());
-    with_metadata(pinhole, releasing::labels(None, pod.spec.node_name.as_deref()))
+    let labels = nodes(pod).iter().map(|node| keys::node_label(node)).collect();
+    with_metadata(pinhole, labels)
 }
 
 fn port(mapping: &Mapping) -> PinholePort {
@@ -333,6 +241,11 @@ fn open_port(port: &AutomaticPort) -> PinholePort {
     }
 }
 
+/// The nodes that serve a pod.
+fn nodes(pod: &Object) -> BTreeSet<String> {
+    pod.spec.node_name.iter().cloned().collect()
+}
+
 fn endpoints(standing: &Standing) -> Vec<Endpoint> {
     standing.granted.iter().filter_map(endpoint).collect()
 }
@@ -340,7 +253,8 @@ fn endpoints(standing: &Standing) -> Vec<Endpoint> {
 /// What became of a pod's wishes.
 fn status(stored: &Pinhole, pod: &Object, standing: &Standing, patience: &Patience<'_>) -> PinholeStatus {
     let endpoints = endpoints(standing);
-    let releasing = releasing::releasing(stored, &endpoints, pod.spec.node_name.as_deref(), patience);
+    let nodes = nodes(pod);
+    let releasing = releasing::releasing(stored, &endpoints, &nodes, patience);
     let generation = stored.metadata.generation;
     let known = stored.status.clone().unwrap_or_default();
     let node = pod.spec.node_name.as_deref();
@@ -380,7 +294,7 @@ fn status(stored: &Pinhole, pod: &Object, standing: &Standing, patience: &Patien
             || format!("Pod {}", pod.metadata.name),
             |address| standing.first_target().map_or_else(String::new, |ports| leads_to(address, ports)),
         ),
-        node: node.unwrap_or_default().to_owned(),
+        node: releasing::shown(&nodes),
         holder: standing.shown_holder().in_short(),
         endpoints,
         releasing,

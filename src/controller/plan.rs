@@ -85,14 +85,18 @@ pub fn plan(
         let claim = &stored.claim;
         let usage = if claim.slot.is_some() {
             let is_declared = users.is_awaited(claim, &found);
-            users.of_claim(claim, &found).map(|pod| Usage { pod, is_declared, ..Usage::default() })
+            users.of_claim(claim, &found).map(|pod| used_by(pod, is_declared))
         } else {
             usage(claim, index)
         };
         let lives = usage
             .map(|usage| {
                 let unused = || unused(claim, &serving, times, now);
-                if usage.is_used() { usage } else { Usage { lent_to: usage.lent_to, ..unused() } }
+                if usage.is_used() {
+                    naming_the_shown(claim, usage, &serving)
+                } else {
+                    Usage { lent_to: usage.lent_to, ..unused() }
+                }
             })
             .and_then(|usage| life::next(claim, &usage, cooldowns.of(claim), now));
         let change = lives.or_else(|| into_pool(claim, index, pools))?;
@@ -147,23 +151,27 @@ fn usage(claim: &Claim, index: &Index) -> Option<Usage> {
     // Who serves is elected on the nodes; until they say so, the one that was there first stands for it.
     let pod = current
         .or_else(|| pods().min_by_key(|held| (held.terminating, held.since.clone(), held.uid.clone())));
-    Some(Usage {
-        pod: pod.map(|held| held.uid.clone()),
-        is_declared: users.iter().any(|held| held.object.kind != Kind::Pod),
-        lent_to,
-        ..Usage::default()
-    })
+    let is_declared = users.iter().any(|held| held.object.kind != Kind::Pod);
+    Some(Usage { lent_to, ..used_by(pod.map(|held| Arc::clone(&held.uid)), is_declared) })
+}
+
+fn used_by(pod: Option<Arc<str>>, is_declared: bool) -> Usage {
+    Usage { pod, is_declared, ..Usage::default() }
+}
+
+/// The use of a claim by a pod, which it names from when the pod has a Pinhole: before that no node was granted anything, so
+/// that nobody is waited for when the pod ends.
+fn naming_the_shown(claim: &Claim, usage: Usage, serving: &Serving<'_>) -> Usage {
+    let is_shown = |uid: &Arc<str>| claim.pod_uid.as_ref() == Some(uid) || serving.is_settled(uid).is_some();
+    Usage { is_declared: true, pod: usage.pod.filter(is_shown), ..usage }
 }
 
 /// The use of a claim that nothing asks for.
 fn unused(claim: &Claim, serving: &Serving<'_>, times: &Times, now: Timestamp) -> Usage {
-    // What users wrote records nothing yet of what it takes away, so their nodes are given the time of silent ones.
-    let is_written = *claim.holder.kind == *Kind::Pinhole.name();
-    let is_settled =
-        || !is_written && claim.pod_uid.as_deref().is_none_or(|uid| serving.is_settled(uid) == Some(true));
+    let is_settled = || claim.pod_uid.as_deref().is_none_or(|uid| serving.is_settled(uid) == Some(true));
     let may_be_served = match claim.state {
         // It would be over at once, and what was granted of it may not show yet.
-        ClaimState::Reserved => serving.has_pods_of(&claim.holder) || !is_settled(),
+        ClaimState::Reserved => serving.knows(&claim.holder) || !is_settled(),
         ClaimState::Bound => !is_settled(),
         // Where the Pinhole that would tell is gone, or its node does not answer, there is nothing but time to wait for.
         ClaimState::Releasing => {

@@ -21,14 +21,14 @@ use crate::admission::index::Index;
 use crate::admission::index::facts::Presence;
 use crate::allocation::key::ClaimKey;
 use crate::api::crd::pinhole::Endpoint;
-use crate::api::crd::pinhole::NodeReport;
 use crate::api::crd::pinhole::Pinhole;
 use crate::api::crd::pinhole::PinholeStatus;
 use crate::api::crd::pinhole::Releasing;
-use crate::api::crd::pinhole::TargetReport;
 use crate::api::crd::shared::Transport;
 use crate::api::keys;
+use crate::api::object::Kind;
 use crate::cluster::pinhole_watch::Pinholes;
+use crate::controller::standing::Known;
 use crate::model::address::ExternalAddress;
 use crate::model::holder::Holder;
 use crate::model::port::Port;
@@ -38,109 +38,123 @@ use crate::model::port::PortRange;
 const REMOVING: &str = "Removing";
 
 /// What is asked about nodes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Patience<'a> {
     /// Which nodes there are.
     pub index: &'a Index,
     /// The UIDs of the pods that claims lead to: nothing is forgotten of them.
-    pub named: &'a BTreeSet<&'a str>,
+    pub named: BTreeSet<&'a str>,
     /// How long a node is waited for that is not heard of.
     pub timeout: SignedDuration,
     /// Now.
     pub now: Timestamp,
 }
 
-/// What a Pinhole waits for when it grants `endpoints` on `node` from now on.
+impl<'a> Patience<'a> {
+    /// By what is known; a node that is not heard of is waited for no longer than `timeout`.
+    pub fn of(known: &Known<'a>, timeout: SignedDuration, now: Timestamp) -> Self {
+        let named = known.claims.values().filter_map(|stored| stored.claim.pod_uid.as_deref()).collect();
+        Self { index: known.index, named, timeout, now }
+    }
+}
+
+/// What a Pinhole waits for when it grants `endpoints` on `nodes` from now on.
 pub fn releasing(
     stored: &Pinhole,
     endpoints: &[Endpoint],
-    node: Option<&str>,
+    nodes: &BTreeSet<String>,
     patience: &Patience<'_>,
 ) -> Vec<Releasing> {
     let known = stored.status.clone().unwrap_or_default();
     let is_granted = |old: &Releasing| {
-        node == Some(old.node.as_str()) && endpoints.iter().any(|endpoint| is_port(endpoint, old))
+        nodes.contains(&old.node) && endpoints.iter().any(|endpoint| port(endpoint) == released(old))
     };
     let mut waiting: Vec<_> = known
         .releasing
         .iter()
-        .filter(|old| !is_granted(old) && !has_let_go(&known, stored.metadata.generation, old, patience))
+        .filter(|old| !is_granted(old) && !has_let_go(&known, old, patience))
         .cloned()
         .collect();
-    let Some(before) = node_before(&known) else { return waiting };
-    for endpoint in &known.endpoints {
-        let withdrawn = Releasing {
-            address: endpoint.address.clone(),
-            protocol: endpoint.protocol,
-            port: endpoint.port,
-            port_end: endpoint.port_end,
-            node: before.to_owned(),
-            since: patience.now,
-        };
-        let is_known = waiting.iter().any(|old| old.node == before && is_port(endpoint, old));
-        if !is_known && !is_granted(&withdrawn) {
-            waiting.push(withdrawn);
+    // A report on a generation of which something else was said before is no answer.
+    let generation = stored.metadata.generation.unwrap_or_default() + i64::from(is_current(stored, &known));
+    for node in nodes_before(stored) {
+        for endpoint in &known.endpoints {
+            let withdrawn = Releasing {
+                address: endpoint.address.clone(),
+                protocol: endpoint.protocol,
+                port: endpoint.port,
+                port_end: endpoint.port_end,
+                node: node.clone(),
+                generation,
+                since: patience.now,
+            };
+            let is_known = |old: &Releasing| old.node == node && released(old) == port(endpoint);
+            if !waiting.iter().any(is_known) && !is_granted(&withdrawn) {
+                waiting.push(withdrawn);
+            }
         }
     }
     waiting
 }
 
-/// The `withdrawals` of a Pinhole that grants `endpoints` from now on.
-pub fn withdrawals(stored: &Pinhole, endpoints: &[Endpoint]) -> Option<u32> {
-    let Some(status) = &stored.status else { return stored.spec.withdrawals };
-    let is_granted = |old: &Endpoint| endpoints.iter().any(|endpoint| port(endpoint) == port(old));
-    // Before the status is of this generation, nobody can have answered for it.
-    let is_current = status.observed_generation == stored.metadata.generation;
-    if !is_current || status.endpoints.iter().all(is_granted) {
-        return stored.spec.withdrawals;
-    }
-    Some(stored.spec.withdrawals.unwrap_or_default().wrapping_add(1))
-}
-
-/// The node that the grants of a status are for.
-pub fn node_before(status: &PinholeStatus) -> Option<&str> {
-    status.targets.first()?.node.as_deref()
-}
-
-/// The targets of a Pinhole that the controller may not have written a status of: its label tells the node then.
-pub fn targets(pinhole: &Pinhole) -> Vec<TargetReport> {
-    let known = pinhole.status.iter().flat_map(|status| &status.targets).cloned().collect::<Vec<_>>();
-    if !known.is_empty() {
-        return known;
-    }
-    let labels = pinhole.metadata.labels.iter().flatten();
-    let mut nodes = labels.filter_map(|(label, _)| label.strip_prefix(keys::NODE_LABEL_PREFIX));
-    let target = |node: &str| TargetReport {
-        pod: pinhole.spec.target.pod.clone().unwrap_or_default(),
-        pod_uid: pinhole.spec.target.pod_uid.clone().unwrap_or_default(),
-        addresses: Vec::new(),
-        node: Some(node.to_owned()),
-        active: false,
+/// The `withdrawals` of a Pinhole that grants `endpoints` on `nodes` from now on.
+pub fn withdrawals(stored: &Pinhole, endpoints: &[Endpoint], nodes: &BTreeSet<String>) -> Option<u32> {
+    let before = stored.spec.withdrawals;
+    let Some(status) = stored.status.as_ref().filter(|status| is_current(stored, status)) else {
+        // Nobody can have answered for this generation yet.
+        return before;
     };
-    nodes.next().map(target).into_iter().collect()
+    let is_granted = |old: &Endpoint| endpoints.iter().any(|endpoint| port(endpoint) == port(old));
+    let is_kept = nodes_before(stored).is_subset(nodes) && status.endpoints.iter().all(is_granted);
+    if is_kept || status.endpoints.is_empty() {
+        before
+    } else {
+        Some(before.unwrap_or_default().wrapping_add(1))
+    }
 }
 
-/// The labels by which the agents of all nodes find a Pinhole that may have something of it in their kernels.
-pub fn labels(status: Option<&PinholeStatus>, node: Option<&str>) -> BTreeSet<String> {
-    let before = status.and_then(node_before);
-    let waited_for = status.iter().flat_map(|status| &status.releasing).map(|old| old.node.as_str());
-    node.into_iter().chain(before).chain(waited_for).map(keys::node_label).collect()
+/// The nodes that the grants of a Pinhole are for. Of one that the controller has not written a status of, its labels tell.
+pub fn nodes_before(pinhole: &Pinhole) -> BTreeSet<String> {
+    let Some(status) = pinhole.status.as_ref().filter(|status| status.observed_generation.is_some()) else {
+        let labels = pinhole.metadata.labels.iter().flatten();
+        let nodes = labels.filter_map(|(label, _)| label.strip_prefix(keys::NODE_LABEL_PREFIX));
+        return nodes.map(str::to_owned).collect();
+    };
+    status.node.split(',').filter(|node| !node.is_empty()).map(str::to_owned).collect()
+}
+
+/// The nodes in the words of a status.
+pub fn shown(nodes: &BTreeSet<String>) -> String {
+    nodes.iter().cloned().collect::<Vec<_>>().join(",")
+}
+
+/// The labels by which the agents of all nodes find a Pinhole that may have something of it in their kernels, when it is served
+/// by `nodes` from now on.
+pub fn labels(stored: &Pinhole, nodes: &BTreeSet<String>) -> BTreeSet<String> {
+    let before = nodes_before(stored);
+    let waited_for = stored.status.iter().flat_map(|status| &status.releasing).map(|old| &old.node);
+    nodes.iter().chain(&before).chain(waited_for).map(|node| keys::node_label(node)).collect()
+}
+
+/// The labels of nodes that it has.
+pub fn node_labels(pinhole: &Pinhole) -> BTreeSet<String> {
+    let labels = pinhole.metadata.labels.iter().flatten().map(|(label, _)| label);
+    labels.filter(|label| label.starts_with(keys::NODE_LABEL_PREFIX)).cloned().collect()
 }
 
 /// Whether any agent can have seen it.
 pub fn is_anywhere(pinhole: &Pinhole) -> bool {
-    let mut labels = pinhole.metadata.labels.iter().flatten();
-    labels.any(|(label, _)| label.starts_with(keys::NODE_LABEL_PREFIX))
+    !node_labels(pinhole).is_empty()
 }
 
-fn has_let_go(
-    status: &PinholeStatus,
-    generation: Option<i64>,
-    old: &Releasing,
-    patience: &Patience<'_>,
-) -> bool {
+/// Whether it stays until nobody has anything of it.
+pub fn is_kept(pinhole: &Pinhole) -> bool {
+    pinhole.metadata.finalizers.iter().flatten().any(|name| name == keys::RELEASE_FINALIZER)
+}
+
+fn has_let_go(status: &PinholeStatus, old: &Releasing, patience: &Patience<'_>) -> bool {
     let report = status.nodes.iter().find(|report| report.name == old.node);
-    if report.is_some_and(|report| answers(report, status, generation)) {
+    if report.is_some_and(|report| report.observed_generation >= Some(old.generation)) {
         return true;
     }
     match patience.index.presence(&old.node) {
@@ -153,17 +167,17 @@ fn has_let_go(
     }
 }
 
-/// Whether a node speaks of what is granted now.
-fn answers(report: &NodeReport, status: &PinholeStatus, generation: Option<i64>) -> bool {
-    status.observed_generation == generation && report.observed_generation == generation
-}
-
-fn is_port(endpoint: &Endpoint, old: &Releasing) -> bool {
-    port(endpoint) == (&old.address, old.protocol, old.port, old.port_end)
+/// Whether a status is about what is asked for now.
+fn is_current(pinhole: &Pinhole, status: &PinholeStatus) -> bool {
+    status.observed_generation == pinhole.metadata.generation
 }
 
 fn port(endpoint: &Endpoint) -> (&String, Transport, u16, Option<u16>) {
     (&endpoint.address, endpoint.protocol, endpoint.port, endpoint.port_end)
+}
+
+fn released(old: &Releasing) -> (&String, Transport, u16, Option<u16>) {
+    (&old.address, old.protocol, old.port, old.port_end)
 }
 
 /// What nodes may have in their kernels, of all Pinholes.
@@ -172,7 +186,7 @@ pub struct Serving<'a> {
     keys: BTreeSet<ClaimKey>,
     /// Whether everything that was ever granted to the pod of a UID is granted still or was let go.
     settled: BTreeMap<&'a str, bool>,
-    /// Whose pods agents may have seen.
+    /// Whose pods, or Pinholes of their own, agents may have seen.
     holders: BTreeSet<Holder>,
 }
 
@@ -180,26 +194,23 @@ impl<'a> Serving<'a> {
     /// What these Pinholes say.
     pub fn of(pinholes: &'a Pinholes) -> Self {
         let mut serving = Self::default();
-        for pinhole in pinholes.values() {
-            let (Some(uid), status) = (&pinhole.spec.target.pod_uid, pinhole.status.as_ref()) else {
-                continue;
-            };
+        for (name, pinhole) in pinholes {
+            let status = pinhole.status.as_ref();
+            if let Some(uid) = &pinhole.spec.target.pod_uid {
+                let of_pods = status.iter().flat_map(|status| &status.targets);
+                let uids = of_pods.map(|target| target.pod_uid.as_str()).chain([uid.as_str()]);
+                let is_settled = is_settled(pinhole);
+                serving.settled.extend(uids.map(|uid| (uid, is_settled)));
+            }
             if !is_anywhere(pinhole) {
-                serving.settled.insert(uid, true);
                 continue;
             }
-            serving.holders.extend(pinhole.spec.holder.as_ref().map(Holder::from));
-            let Some(status) = status else {
-                serving.settled.insert(uid, false);
-                continue;
-            };
-            let uids = status.targets.iter().map(|target| target.pod_uid.as_str());
-            let is_settled = is_settled(pinhole, status);
-            serving.settled.extend(uids.chain([uid.as_str()]).map(|uid| (uid, is_settled)));
-            for endpoint in &status.endpoints {
+            let itself = || Holder::new(Kind::Pinhole.name(), name.clone());
+            serving.holders.insert(pinhole.spec.holder.as_ref().map_or_else(itself, Holder::from));
+            for endpoint in status.iter().flat_map(|status| &status.endpoints) {
                 serving.add(&endpoint.address, endpoint.protocol, endpoint.port, endpoint.port_end);
             }
-            for old in &status.releasing {
+            for old in status.iter().flat_map(|status| &status.releasing) {
                 serving.add(&old.address, old.protocol, old.port, old.port_end);
             }
         }
@@ -211,8 +222,8 @@ impl<'a> Serving<'a> {
         self.keys.contains(key)
     }
 
-    /// Whether a node may know a pod of this holder, and so have been granted what does not show yet.
-    pub fn has_pods_of(&self, holder: &Holder) -> bool {
+    /// Whether a node may know something of this holder, and so have been granted what does not show yet.
+    pub fn knows(&self, holder: &Holder) -> bool {
         self.holders.contains(holder)
     }
 
@@ -232,12 +243,17 @@ impl<'a> Serving<'a> {
     }
 }
 
-fn is_settled(pinhole: &Pinhole, status: &PinholeStatus) -> bool {
-    let generation = pinhole.metadata.generation;
-    let has_answered = |node: &str| {
-        status.nodes.iter().any(|report| report.name == node && answers(report, status, generation))
+/// Whether every node has answered for what is granted now.
+fn is_settled(pinhole: &Pinhole) -> bool {
+    if !is_anywhere(pinhole) {
+        return true;
+    }
+    let Some(status) = pinhole.status.as_ref().filter(|status| is_current(pinhole, status)) else {
+        return false;
     };
-    status.observed_generation == generation
-        && status.releasing.is_empty()
-        && node_before(status).is_none_or(has_answered)
+    let has_answered = |node: &String| {
+        let mut reports = status.nodes.iter().filter(|report| report.name == *node);
+        reports.any(|report| report.observed_generation == pinhole.metadata.generation)
+    };
+    status.releasing.is_empty() && nodes_before(pinhole).iter().all(has_answered)
 }

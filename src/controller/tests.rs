@@ -73,6 +73,19 @@ impl Scene {
         self
     }
 
+    /// A Pinhole of this pod, granted on a node that has answered for it or not.
+    fn shown(self, pod: &str, has_answered: bool) -> Self {
+        let report = json!({"name": "node-1", "programmed": has_answered, "reason": "Programmed", "message": "",
+            "observedGeneration": has_answered.then_some(1)});
+        let pinhole = json!({"apiVersion": "pinhole.dev/v1alpha1", "kind": "Pinhole",
+            "metadata": {"name": pod, "namespace": "mail", "generation": 1, "labels": {"node.pinhole.dev/node-1": ""}},
+            "spec": {"target": {"pod": pod, "podUID": format!("uid-{pod}")}, "ports": [{"port": 80}]},
+            "status": {"observedGeneration": 1, "node": "node-1", "nodes": [report]}});
+        let name = ObjectName::new("mail", pod);
+        self.controller.pinholes.replace([(name, serde_json::from_value(pinhole).unwrap())].into());
+        self
+    }
+
     fn deleted(&self, object: &Object) {
         let key = ObjectKey::of(object, "mail").unwrap();
         self.controller.index.write().unwrap().delete(&key, None);
@@ -97,15 +110,16 @@ impl Scene {
 #[tokio::test]
 async fn a_reservation_is_bound_to_its_pod_and_given_back_when_that_is_gone() {
     let pod = pod("mx", PORT, "2026-01-01T00:00:00Z");
-    let mut scene = scene().stored(&pod).reserved("Pod", "mx", "v4-203-0-113-7-tcp-25");
+    let mut scene = scene().stored(&pod).reserved("Pod", "mx", "v4-203-0-113-7-tcp-25").shown("mx", false);
     assert_eq!(scene.after(1).await, ["v4-203-0-113-7-tcp-25 Bound mx uid-mx"]);
     scene.deleted(&pod);
     assert_eq!(scene.after(118).await, ["v4-203-0-113-7-tcp-25 Bound mx uid-mx"], "its grace is not over");
     assert_eq!(scene.after(1).await, ["v4-203-0-113-7-tcp-25 Releasing mx uid-mx"]);
+    scene.controller.pinholes.replace(Pinholes::new());
     assert_eq!(
         scene.after(29).await,
         ["v4-203-0-113-7-tcp-25 Releasing mx uid-mx"],
-        "nothing tells which node serves it, so it has time"
+        "nothing tells any more which node serves it, so it has time"
     );
     assert_eq!(scene.after(1).await, ["v4-203-0-113-7-tcp-25 Cooldown mx"]);
     assert_eq!(scene.after(119).await, ["v4-203-0-113-7-tcp-25 Cooldown mx"]);
@@ -113,11 +127,24 @@ async fn a_reservation_is_bound_to_its_pod_and_given_back_when_that_is_gone() {
 }
 
 #[tokio::test]
-async fn what_a_user_s_pinhole_gives_up_waits_for_all_of_the_time_of_silent_nodes() {
-    let mut scene = scene().reserved("Pinhole", "web", "v4-203-0-113-7-tcp-25");
-    assert_eq!(scene.after(120).await, ["v4-203-0-113-7-tcp-25 Releasing web"]);
-    assert_eq!(scene.after(29).await, ["v4-203-0-113-7-tcp-25 Releasing web"]);
-    assert_eq!(scene.after(1).await, ["v4-203-0-113-7-tcp-25 Cooldown web"]);
+async fn a_port_waits_for_the_answer_of_its_node_and_for_nothing_else() {
+    let pod = pod("mx", PORT, "2026-01-01T00:00:00Z");
+    let mut scene = scene().stored(&pod).reserved("Pod", "mx", "v4-203-0-113-7-tcp-25").shown("mx", false);
+    scene.after(1).await;
+    scene.deleted(&pod);
+    assert_eq!(scene.after(120).await, ["v4-203-0-113-7-tcp-25 Releasing mx uid-mx"]);
+    let mut scene = scene.shown("mx", true);
+    assert_eq!(scene.after(1).await, ["v4-203-0-113-7-tcp-25 Cooldown mx"]);
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_pod_that_ended_before_it_had_a_pinhole() {
+    let pod = pod("mx", PORT, "2026-01-01T00:00:00Z");
+    let mut scene = scene().stored(&pod).reserved("Pod", "mx", "v4-203-0-113-7-tcp-25");
+    assert_eq!(scene.after(1).await, ["v4-203-0-113-7-tcp-25 Bound mx"], "no node was granted anything");
+    scene.deleted(&pod);
+    assert_eq!(scene.after(120).await, ["v4-203-0-113-7-tcp-25 Releasing mx"]);
+    assert_eq!(scene.after(1).await, ["v4-203-0-113-7-tcp-25 Cooldown mx"]);
 }
 
 #[tokio::test]
@@ -157,7 +184,8 @@ async fn what_uses_a_claim_keeps_it_and_what_only_seems_to_does_not() {
 async fn ports_that_nobody_claimed_are_claimed_for_the_oldest_that_asks() {
     let younger = pod("young", PORT, "2026-01-02T00:00:00Z");
     let older = pod("old", "203.0.113.7:25,203.0.113.7:7008-7024/udp", "2026-01-01T00:00:00Z");
-    let mut scene = scene().stored(&younger).stored(&older).stored(&pod("node", "8080", ""));
+    let mut scene =
+        scene().stored(&younger).stored(&older).stored(&pod("node", "8080", "")).shown("old", true);
     scene.after(1).await;
     let claims = scene.after(1).await;
     assert_eq!(
@@ -174,12 +202,13 @@ async fn ports_that_nobody_claimed_are_claimed_for_the_oldest_that_asks() {
         scene.after(seconds).await;
     }
     scene.after(1).await;
-    assert_eq!(scene.after(1).await, ["v4-203-0-113-7-tcp-25 Bound young uid-young"]);
+    assert_eq!(scene.after(1).await, ["v4-203-0-113-7-tcp-25 Bound young"]);
 }
 
 #[tokio::test]
 async fn a_claim_deleted_by_hand_comes_back() {
     let mut scene = scene().stored(&pod("mx", PORT, "")).reserved("Pod", "mx", "v4-203-0-113-7-tcp-25");
+    scene = scene.shown("mx", true);
     scene.after(1).await;
     *scene.store.lock().unwrap() = Memory::default();
     scene.after(1).await;

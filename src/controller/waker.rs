@@ -25,6 +25,7 @@ use crate::cluster::claim_watch::Claims;
 use crate::cluster::lacking_workloads::LackingWorkloads;
 use crate::cluster::workload_writer::WorkloadWriter;
 use crate::controller::automatic::Found;
+use crate::controller::standing::HandedOver;
 use crate::controller::standing::Known;
 use crate::controller::standing::Waiting;
 use crate::controller::waking;
@@ -84,11 +85,12 @@ impl Waker {
             let workloads = self.workloads.read().unwrap_or_else(PoisonError::into_inner);
             let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
             let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-            let (found, waiting) = (Found::of(&claims), Waiting::new());
+            let (found, waiting, handed_over) = (Found::of(&claims), Waiting::new(), HandedOver::new());
             let known = Known {
                 claims: &claims,
                 found: &found,
                 waiting: &waiting,
+                handed_over: &handed_over,
                 index: &index,
                 policy: &self.policy,
             };

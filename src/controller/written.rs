@@ -1,17 +1,16 @@
 //! The Pinholes that users write: what is to be written into each, from what is known. Pure, so that a test can ask it anything.
 //!
 //! # Guarantees
-//! - Of the object only the labels of its serving nodes and its status are ours; what the user wrote stays as it is.
+//! - Of the object only the labels of its serving nodes, a finalizer and its status are ours; what the user wrote stays as it is.
+//! - What is taken away from it, and all of it once it is deleted, is nobody else's before its nodes have let go, see
+//!   [`releasing`].
 //! - Its status grants what the Pinhole itself has claimed, by the same judgement as an annotated pod's.
 //! - Nothing is written that is stored already.
 
 pub mod target;
 
-use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-
-use k8s_openapi::jiff::Timestamp;
 
 use crate::admission::pinhole;
 use crate::admission::pinhole::Forward;
@@ -26,13 +25,18 @@ use crate::api::object::Object;
 use crate::cluster::backends::Backends;
 use crate::cluster::backends::Need;
 use crate::cluster::pinhole_watch::Pinholes;
+use crate::controller::ending;
 use crate::controller::pinholes::Said;
 use crate::controller::pinholes::Write;
 use crate::controller::pinholes::accepted;
 use crate::controller::pinholes::endpoint;
 use crate::controller::pinholes::in_short;
 use crate::controller::pinholes::is_ours;
+use crate::controller::pinholes::of;
 use crate::controller::pinholes::programmed;
+use crate::controller::pinholes::write_status;
+use crate::controller::releasing;
+use crate::controller::releasing::Patience;
 use crate::controller::standing;
 use crate::controller::standing::Known;
 use crate::controller::standing::Standing;
@@ -74,45 +78,48 @@ pub fn need(pinholes: &Pinholes) -> Need {
 }
 
 /// What is to be written now.
-pub fn plan(pinholes: &Pinholes, backends: &Backends, known: &Known<'_>, now: Timestamp) -> Plan {
+pub fn plan(pinholes: &Pinholes, backends: &Backends, known: &Known<'_>, patience: &Patience<'_>) -> Plan {
     let slices = target::by_service(backends);
     let mut plan = Plan::default();
     for (name, stored) in pinholes {
-        if is_ours(stored) || stored.metadata.deletion_timestamp.is_some() {
+        if is_ours(stored) {
+            continue;
+        }
+        if stored.metadata.deletion_timestamp.is_some() {
+            plan.writes.extend(ending::leave(stored, patience));
             continue;
         }
         let Some(standing) = standing::stand(&Object::of_pinhole(stored), known) else { continue };
         let scene = Scene { stored, standing: &standing, backends, slices: &slices };
         let serving = scene.serving();
-        let labels: BTreeMap<_, _> =
-            serving.nodes.iter().map(|node| (keys::node_label(node), String::new())).collect();
-        if labels != node_labels(stored) {
-            let uid = stored.metadata.uid.clone().unwrap_or_default();
-            plan.writes.push(Write::Label { name: name.clone(), uid, labels });
+        if let Some(write) = write_labels(stored, &serving.nodes) {
+            plan.writes.push(write);
             continue;
         }
-        let (status, trouble) = scene.status(name, &serving, now);
+        let (status, trouble) = scene.status(name, &serving, patience);
         plan.troubles.extend(trouble.map(|message| Trouble {
             pinhole: name.clone(),
             uid: stored.metadata.uid.clone().unwrap_or_default(),
             message,
         }));
-        if stored.status.as_ref() != Some(&status) {
-            let mut written = Pinhole::new(&name.name, PinholeSpec::default());
-            written.metadata.namespace = Some(name.namespace.to_string());
-            written.metadata.uid.clone_from(&stored.metadata.uid);
-            written.metadata.resource_version.clone_from(&stored.metadata.resource_version);
-            // What nodes say is theirs to write.
-            written.status = Some(PinholeStatus { nodes: Vec::new(), ..status });
-            plan.writes.push(Write::Report(Box::new(written)));
-        }
+        plan.writes.extend(write_status(stored, status));
     }
     plan
 }
 
-fn node_labels(pinhole: &Pinhole) -> BTreeMap<String, String> {
-    let labels = pinhole.metadata.labels.clone().unwrap_or_default();
-    labels.into_iter().filter(|(label, _)| label.starts_with(keys::NODE_LABEL_PREFIX)).collect()
+/// Makes our labels and our finalizer so, if they are not, for an object that these nodes serve from now on.
+pub(super) fn write_labels(stored: &Pinhole, nodes: &BTreeSet<String>) -> Option<Write> {
+    let labels = releasing::labels(stored, nodes);
+    // Before a node is granted anything, the object can outlive its deletion.
+    let is_deleted = stored.metadata.deletion_timestamp.is_some();
+    let is_kept = if is_deleted { releasing::is_kept(stored) } else { !labels.is_empty() };
+    if labels == releasing::node_labels(stored) && is_kept == releasing::is_kept(stored) {
+        return None;
+    }
+    let mut written = of(stored);
+    written.metadata.labels = Some(labels.into_iter().map(|label| (label, String::new())).collect());
+    written.metadata.finalizers = is_kept.then(|| vec![keys::RELEASE_FINALIZER.to_owned()]);
+    Some(Write::Label(Box::new(written)))
 }
 
 /// Who serves a Pinhole.
@@ -160,7 +167,7 @@ impl Scene<'_> {
         &self,
         name: &ObjectName,
         serving: &Serving,
-        now: Timestamp,
+        patience: &Patience<'_>,
     ) -> (PinholeStatus, Option<String>) {
         let Self { stored, standing, backends, slices } = *self;
         let spec = &stored.spec;
@@ -182,16 +189,18 @@ impl Scene<'_> {
         });
         let mut conditions = known.conditions;
         for (type_, said) in [("Accepted", accepted), ("Programmed", programmed)] {
-            said.into_condition(type_, generation, now).set(&mut conditions);
+            said.into_condition(type_, generation, patience.now).set(&mut conditions);
         }
+        let endpoints = self.endpoints(&resolved);
+        let releasing = releasing::releasing(stored, &endpoints, &serving.nodes, patience);
         let status = PinholeStatus {
             observed_generation: generation,
             external: in_short(&standing.shown()),
             target: leads_to(spec),
-            node: serving.nodes.iter().cloned().collect::<Vec<_>>().join(","),
+            node: releasing::shown(&serving.nodes),
             holder: standing.shown_holder().in_short(),
-            endpoints: self.endpoints(&resolved),
-            releasing: Vec::new(),
+            endpoints,
+            releasing,
             targets: resolved.targets,
             nodes: known.nodes,
             conditions,

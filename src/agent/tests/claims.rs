@@ -91,7 +91,8 @@ async fn a_port_of_a_fixed_address_is_served_once_it_is_granted_and_one_of_the_n
         .until("the node's own", |bench| bench.kernel.entries() == ["203.0.113.7:8080/tcp -> 10.244.0.2:80"])
         .await;
     bench.granted(pinhole("Unknown", &[]));
-    bench.until_said("true Programmed Some(3) ").await;
+    // What the kernel keeps while nothing is decided is no answer to what is granted.
+    bench.until_said("true Programmed None ").await;
     assert_eq!(bench.kernel.count(), 1, "nothing is decided, and nothing was there");
     bench.granted(pinhole("True", &[25]));
     let both = [ENTRY, "203.0.113.7:8080/tcp -> 10.244.0.2:80"];

@@ -85,7 +85,8 @@ async fn suspending_a_pinhole_closes_its_ports_and_keeps_them() {
 async fn nothing_is_programmed_that_the_spec_does_not_ask_for_or_the_status_does_not_grant() {
     let ungranted = json!({"status": {"endpoints": []}});
     let removed = json!({"spec": {"ports": [{"port": 444}]}});
-    for changes in [ungranted, removed] {
+    let deleted = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}});
+    for changes in [ungranted, removed, deleted] {
         let bench = serving(json!({}));
         bench.until("programmed", |bench| bench.kernel.entries() == [ENTRY]).await;
         bench.granted(written(changes));

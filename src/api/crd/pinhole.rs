@@ -434,6 +434,8 @@ pub struct Releasing {
     pub port_end: Option<u16>,
     /// The node.
     pub node: String,
+    /// The generation that the node reports on once it has nothing of it.
+    pub generation: i64,
     /// Since when it is waited for, in UTC.
     #[schemars(with = "String", extend("format" = "date-time"))]
     pub since: Timestamp,

@@ -90,7 +90,7 @@ impl Scene {
             index: &self.index,
             policy: &self.policy,
         };
-        plan(&self.pods, &self.pinholes, &known, TIMEOUT, self.now)
+        plan(&self.pods, &self.pinholes, &known, &Patience::of(&known, TIMEOUT, self.now))
     }
 
     /// Takes turns until nothing is left to write, as an API server would store it; says what was written.

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::jiff::SignedDuration;
+use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 use serde_json::json;
 
@@ -20,6 +22,7 @@ use crate::cluster::backends::NamedPort;
 use crate::cluster::backends::Slice;
 use crate::cluster::claim_watch::Claims;
 use crate::controller::automatic::Found;
+use crate::controller::releasing::Serving;
 use crate::controller::standing::HandedOver;
 use crate::controller::standing::Waiting;
 use crate::model::holder::Holder;
@@ -31,6 +34,7 @@ struct Scene {
     claims: Claims,
     index: Index,
     policy: Policy,
+    now: Timestamp,
 }
 
 fn named(namespace: &str, name: &str) -> ObjectName {
@@ -69,6 +73,7 @@ fn scene(changes: Value) -> Scene {
         claims: Claims::new(),
         index: Index::new(Arc::new(Policy::default())),
         policy: Policy::default(),
+        now: Timestamp::UNIX_EPOCH,
     };
     scene.claimed("v4-203-0-113-7-tcp-443", "Pinhole", "web");
     scene
@@ -116,15 +121,21 @@ impl Scene {
             index: &self.index,
             policy: &self.policy,
         };
-        plan(&self.pinholes, &self.backends, &known, Timestamp::UNIX_EPOCH)
+        let patience = Patience::of(&known, SignedDuration::from_secs(300), self.now);
+        plan(&self.pinholes, &self.backends, &known, &patience)
     }
 
     fn store(&mut self, write: Write) {
-        let stored = self.stored();
+        let stored = self.pinholes.get_mut(&named("shop", "web")).unwrap();
         match write {
-            Write::Label { uid, labels, .. } => {
-                assert_eq!(Some(uid), stored.metadata.uid);
-                stored.metadata.labels = Some(labels);
+            Write::Label(written) => {
+                assert_eq!(written.metadata.uid, stored.metadata.uid);
+                stored.metadata.labels = written.metadata.labels;
+                stored.metadata.finalizers = written.metadata.finalizers;
+            }
+            Write::Delete(gone) => {
+                assert_eq!(gone.metadata.uid, stored.metadata.uid);
+                self.pinholes.clear();
             }
             Write::Report(written) => {
                 assert_eq!(written.metadata.uid, stored.metadata.uid);
@@ -156,14 +167,14 @@ impl Scene {
         )
     }
 
-    /// Node-1 says that it is programmed.
+    /// Node-1 says that it is programmed, of the object as it is now.
     fn reported(&mut self) {
         let report = NodeReport {
             name: "node-1".into(),
             programmed: true,
             reason: "Programmed".into(),
             message: String::new(),
-            observed_generation: Some(1),
+            observed_generation: self.stored().metadata.generation,
         };
         self.stored().status.as_mut().unwrap().nodes = vec![report];
     }
@@ -379,7 +390,89 @@ fn the_controller_s_own_and_those_on_their_way_out_are_left_alone() {
     assert_eq!(need(&theirs.pinholes), Need::default());
     theirs.pinholes.clear();
     let mut leaving = scene(json!({}));
-    leaving.stored().metadata.deletion_timestamp =
-        serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+    leaving.delete();
     assert_eq!(leaving.plan(), Plan::default());
+}
+
+impl Scene {
+    /// As a user does it, and the API server with what has a finalizer.
+    fn delete(&mut self) {
+        let metadata = &mut self.stored().metadata;
+        metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+        metadata.generation = metadata.generation.map(|generation| generation + 1);
+    }
+
+    /// Takes turns until nothing is left to write.
+    fn settle(&mut self) {
+        for _ in 0..10 {
+            let Some(write) = self.plan().writes.into_iter().next() else { return };
+            self.store(write);
+        }
+        panic!("it never comes to rest: {:?}", self.plan());
+    }
+
+    fn is_served(&self) -> bool {
+        Serving::of(&self.pinholes).has(&"v4-203-0-113-7-tcp-443".parse().unwrap())
+    }
+}
+
+#[test]
+fn one_that_is_deleted_goes_when_its_node_has_let_go_or_is_gone_and_a_silent_node_has_its_time() {
+    let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+    for (name, node, answers, waits) in [
+        ("it answers", Some(ready.clone()), true, 0),
+        ("it is silent", Some(ready), false, 300),
+        ("it is gone", None, false, 0),
+    ] {
+        let mut scene = scene(json!({}));
+        if let Some(mut node) = node {
+            json_patch::merge(&mut node, &json!({"kind": "Node", "metadata": {"name": "node-1"}}));
+            scene.index.apply(&serde_json::from_value(node).unwrap());
+        }
+        scene.settle();
+        assert_eq!(
+            scene.stored().metadata.finalizers,
+            Some(vec!["pinhole.dev/release".to_owned()]),
+            "{name}"
+        );
+        scene.reported();
+        scene.settle();
+        scene.delete();
+        scene.settle();
+        if answers {
+            assert!(scene.columns().ends_with("Accepted=False Ended Programmed=False Releasing"), "{name}");
+            assert!(scene.is_served(), "what the node said before is no answer");
+            scene.reported();
+            scene.settle();
+        }
+        for seconds in [waits - 1, 1].into_iter().filter(|_| waits != 0) {
+            assert!(!scene.pinholes.is_empty() && scene.is_served(), "{name}");
+            scene.now = scene.now.checked_add(SignedDuration::from_secs(seconds)).unwrap();
+            scene.settle();
+        }
+        assert!(scene.pinholes.is_empty(), "{name}");
+    }
+}
+
+#[test]
+fn a_port_that_its_user_takes_out_is_waited_for_and_the_label_of_a_node_stays_until_it_has_let_go() {
+    let mut scene = scene(json!({}));
+    let node = json!({"kind": "Node", "metadata": {"name": "node-1"}});
+    scene.index.apply(&serde_json::from_value(node).unwrap());
+    scene.settle();
+    scene.reported();
+    scene.settle();
+    let stored = scene.stored();
+    stored.spec.addresses = vec!["203.0.113.8".to_owned()];
+    stored.metadata.generation = Some(2);
+    scene.claimed("v4-203-0-113-8-tcp-443", "Pinhole", "web");
+    scene.settle();
+    let nodes =
+        |scene: &mut Scene| scene.stored().metadata.labels.clone().unwrap().into_keys().collect::<Vec<_>>();
+    assert_eq!(nodes(&mut scene), ["node.pinhole.dev/node-1", "node.pinhole.dev/node-2"]);
+    assert!(scene.is_served());
+    scene.reported();
+    scene.settle();
+    assert_eq!(nodes(&mut scene), ["node.pinhole.dev/node-2"]);
+    assert!(!scene.is_served());
 }

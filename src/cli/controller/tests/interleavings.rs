@@ -35,6 +35,7 @@ use crate::controller::pinholes::Write;
 use crate::controller::plan;
 use crate::controller::plan::Planned;
 use crate::controller::plan::Times;
+use crate::controller::releasing::Patience;
 use crate::controller::standing;
 use crate::controller::standing::HandedOver;
 use crate::controller::standing::Known;
@@ -338,7 +339,8 @@ impl World {
         let index = self.index(&self.known_pods);
         let (found, waiting) = (Found::of(&self.known_claims), Waiting::new());
         let known = self.known(&index, &found, &waiting);
-        let plan = pinholes::plan(&self.known_pods, &self.known_pinholes, &known, self.timeout, at(self.now));
+        let patience = Patience::of(&known, self.timeout, at(self.now));
+        let plan = pinholes::plan(&self.known_pods, &self.known_pinholes, &known, &patience);
         // What a pod is told, no agent reads.
         let is_told = |write: &Write| matches!(write, Write::Announce { .. });
         let writes: Vec<_> = plan.writes.into_iter().filter(|write| !is_told(write)).collect();
@@ -388,7 +390,7 @@ impl World {
             Write::Delete(_) => {
                 self.pinholes.remove(&name);
             }
-            Write::Label { .. } | Write::Announce { .. } | Write::Gate { .. } => {}
+            Write::Label(_) | Write::Announce { .. } | Write::Gate { .. } => {}
         }
     }
 
