@@ -8,6 +8,7 @@ use crate::admission::index::occupants::Occupants;
 use crate::admission::index::occupants::Source;
 use crate::allocation::claim::Version;
 use crate::allocation::life::Change;
+use crate::api::crd::pinhole::Pinhole;
 use crate::cluster::pinhole_watch::Pinholes;
 use crate::controller::plan;
 use crate::controller::plan::Times;
@@ -332,10 +333,14 @@ fn lobby(name: &str, nth: usize) -> Object {
 impl Scene {
     /// Takes turns of the controller until nothing changes: what it does is stored at once, and nobody serves what is released.
     fn settle(&mut self, second: i64) {
+        self.settle_beside(&Pinholes::new(), second);
+    }
+
+    fn settle_beside(&mut self, pinholes: &Pinholes, second: i64) {
         let times = Times { release: SignedDuration::ZERO, cooldown: SignedDuration::from_secs(120) };
         let now = at().checked_add(SignedDuration::from_secs(second)).unwrap();
         for _ in 0..8 {
-            let planned = plan::plan(&self.claims, &self.index, &Pinholes::new(), &times, now).changes;
+            let planned = plan::plan(&self.claims, &self.index, pinholes, &times, now).changes;
             for plan::Planned { stored, change } in planned {
                 match change {
                     Change::Delete => drop(self.claims.remove(&stored.claim.key)),
@@ -373,7 +378,9 @@ fn a_fixed_port_is_the_next_pods_of_the_same_name_as_long_as_its_set_has_that_po
     scene.index.apply(&next);
     assert!(scene.standing(&next).open().next().is_none());
     assert_eq!(scene.announced(&next).unwrap()["spec"]["schedulingGates"], json!([]), "it is let go at once");
-    scene.settle(9_999);
+    let target = json!({"ports": [], "target": {"pod": "lobby-1", "podUID": "uid-lobby-1-2"}});
+    let shown = Pinhole::new("lobby-1", serde_json::from_value(target).unwrap());
+    scene.settle_beside(&[(ObjectName::new("games", "lobby-1"), shown)].into(), 9_999);
     assert!(keys.iter().all(|key| scene.claims[key].claim.pod_uid.as_deref() == Some("uid-lobby-1-2")));
 
     // Scaled in, it is given up; back within the cooldown it has its ports again, and later it has not.
