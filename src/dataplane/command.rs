@@ -73,6 +73,11 @@ impl CommandError {
         matches!(self.problem, Problem::Failed { status: LOCK_BUSY, .. })
     }
 
+    /// Whether the program took too long.
+    pub const fn is_timeout(&self) -> bool {
+        matches!(self.problem, Problem::Timeout(_))
+    }
+
     /// Whether the program ran and said no: trying the same again will not help.
     pub const fn is_refusal(&self) -> bool {
         matches!(self.problem, Problem::Failed { status, .. } if status != LOCK_BUSY)

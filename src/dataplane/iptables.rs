@@ -257,16 +257,24 @@ impl<'a> Work<'a> {
     /// Makes one transaction, if anything is to be done, and more only when jumps came out wrong. That they still do is a
     /// failure: whatever served before must not be removed then.
     pub(crate) async fn lay_out(&mut self, wanted: &Layout) -> Result<(), DataplaneError> {
-        let Self { settings, flavor, family, means, .. } = *self;
+        let Self { settings, flavor, family, .. } = *self;
         let names = Names(&settings.prefix);
         for _ in 0..JUMP_ATTEMPTS {
-            let Some(mut next) = plan(&self.tables, wanted, names, means) else { return Ok(()) };
+            let Some(mut next) = plan(&self.tables, wanted, names, self.means) else { return Ok(()) };
             if !next.rewritten.is_empty() {
                 self.refresh_counters(&next).await?;
                 self.counted.append(&mut next.rewritten);
-                next = plan(&self.tables, wanted, names, means).unwrap_or(next);
+                next = plan(&self.tables, wanted, names, self.means).unwrap_or(next);
             }
-            restore(settings, flavor, family, &next.text).await?;
+            match restore(settings, flavor, family, &next.text).await {
+                // Looking for rules one by one would take as long the next time.
+                Err(DataplaneError::Command(error)) if error.is_timeout() && self.means == Means::Rules => {
+                    self.means = Means::Chains;
+                    self.tables = save(settings, flavor, family).await?;
+                    continue;
+                }
+                outcome => outcome?,
+            }
             // A position counts rules of others, who may have changed them since.
             let known = next.jumps == 0 && memory::restore(&mut self.tables, &next.text, names).is_ok();
             let Plan { text: input, chains, .. } = next;
@@ -276,7 +284,7 @@ impl<'a> Work<'a> {
             }
             self.tables = save(settings, flavor, family).await?;
         }
-        match plan(&self.tables, wanted, names, means) {
+        match plan(&self.tables, wanted, names, self.means) {
             None => Ok(()),
             Some(_) => Err(DataplaneError::Displaced { program: program(flavor, family, "") }),
         }

@@ -3,7 +3,7 @@
 //! # Guarantees
 //! - Equal rules give no text at all.
 //! - A chain whose rules are as wanted is not mentioned, so its counters and the packets in it are not disturbed.
-//! - In a chain of which most rules stay, only the others are mentioned.
+//! - In a chain of which most rules stay, only the others are mentioned, where their places do not matter.
 //! - Counters of rules that stay survive the rewriting of their chain.
 //! - Rules of others are never named, except to put ours before or behind them.
 
@@ -60,9 +60,8 @@ pub fn plan(observed: &Tables, wanted: &Layout, names: Names<'_>, means: Means) 
             if current && table.holds(chain, rules) {
                 continue;
             }
-            let single =
-                (current && means == Means::Rules).then(|| chain::edits(chain, table.rules(chain), rules));
-            match single.flatten() {
+            let single = || chain::edits(chain, table.rules(chain), rules, names);
+            match (current && means == Means::Rules).then(single).flatten() {
                 Some(edits) => work.edited.push(edits),
                 None => work.rewritten.push((chain, rules)),
             }
