@@ -1,5 +1,8 @@
 //! Takes everything of ours out of a node: from the kernel as it is, not from memory, whatever put it there.
 
+use std::error::Error;
+use std::fmt;
+
 use crate::dataplane::DataplaneError;
 use crate::dataplane::Transaction;
 use crate::dataplane::iptables::names::Names;
@@ -28,23 +31,42 @@ pub enum Removed {
     Routing(Changed),
 }
 
+/// What could not be removed; everything else is gone.
+#[derive(Debug)]
+pub struct Uncleaned {
+    /// What was removed all the same.
+    pub removed: Vec<Removed>,
+    /// Why the rest was not.
+    pub errors: Vec<DataplaneError>,
+}
+
+impl fmt::Display for Uncleaned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let errors: Vec<_> = self.errors.iter().map(ToString::to_string).collect();
+        write!(f, "{}; the rest is removed", errors.join("; "))
+    }
+}
+
+impl Error for Uncleaned {}
+
 /// Removes jumps and chains with our prefix, our tables, and the rules and routes of links; what others made stays. Nothing there is no error, and
-/// neither is a flavour that is not installed or a kernel without nf_tables.
+/// neither is a flavour that is not installed or a kernel without nf_tables or without a family.
 ///
 /// Established connections through entries break when no other program on the node tracks connections.
-pub async fn cleanup(settings: &Settings) -> Result<Vec<Removed>, DataplaneError> {
-    let mut removed = Vec::new();
+///
+/// # Errors
+/// What cannot be removed keeps nothing else from being removed, and is told at the end.
+pub async fn cleanup(settings: &Settings) -> Result<Vec<Removed>, Uncleaned> {
+    let (mut removed, mut errors) = (Vec::new(), Vec::new());
     for flavor in Flavor::ALL {
         for family in Family::ALL {
-            let tables = match save(settings, flavor, family).await {
-                Ok(tables) => tables,
-                Err(DataplaneError::Command(error)) if error.is_missing() => continue,
-                Err(error) => return Err(error),
-            };
-            let Some(plan) = removal(&tables, Names(&settings.prefix)) else { continue };
-            restore(settings, flavor, family, &plan.text).await?;
-            let transaction = Transaction { family, input: plan.text, chains: plan.chains, elements: 0 };
-            removed.push(Removed::Rules { firewall: Firewall::Iptables(flavor), transaction });
+            match remove(settings, flavor, family).await {
+                Ok(None) => {}
+                Ok(Some(transaction)) => {
+                    removed.push(Removed::Rules { firewall: Firewall::Iptables(flavor), transaction });
+                }
+                Err(error) => errors.push(error),
+            }
         }
     }
     for family in Family::ALL {
@@ -53,12 +75,31 @@ pub async fn cleanup(settings: &Settings) -> Result<Vec<Removed>, DataplaneError
             Ok(Some(transaction)) => {
                 removed.push(Removed::Rules { firewall: Firewall::Nftables, transaction });
             }
-            Err(error) => return Err(error),
+            Err(error) => errors.push(error),
         }
     }
-    let routing = routing::remove().await.map_err(DataplaneError::Routing)?;
-    if routing != Changed::default() {
-        removed.push(Removed::Routing(routing));
+    match routing::remove().await {
+        Ok(routing) if routing == Changed::default() => {}
+        Ok(routing) => removed.push(Removed::Routing(routing)),
+        Err(error) => errors.push(DataplaneError::Routing(error)),
     }
-    Ok(removed)
+    if errors.is_empty() { Ok(removed) } else { Err(Uncleaned { removed, errors }) }
+}
+
+/// Removes what one flavour of iptables has of ours in one family, if there is anything.
+async fn remove(
+    settings: &Settings,
+    flavor: Flavor,
+    family: Family,
+) -> Result<Option<Transaction>, DataplaneError> {
+    let tables = match save(settings, flavor, family).await {
+        Ok(tables) => tables,
+        Err(DataplaneError::Command(error)) if error.is_missing() => return Ok(None),
+        // A kernel without IPv6 has no rules of it.
+        Err(DataplaneError::Command(error)) if family == Family::V6 && error.is_refusal() => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let Some(plan) = removal(&tables, Names(&settings.prefix)) else { return Ok(None) };
+    restore(settings, flavor, family, &plan.text).await?;
+    Ok(Some(Transaction { family, input: plan.text, chains: plan.chains, elements: 0 }))
 }

@@ -176,6 +176,21 @@ fn r40_cleanup_leaves_what_was_there_before(lab: &mut Lab) {
     assert_eq!(lab.on_node(async || cleanup(&settings).await).unwrap(), []);
 }
 
+fn r40_what_cannot_be_read_keeps_nothing_else_from_being_removed(lab: &mut Lab) {
+    lab.apply(&web());
+    replace_program(lab, "true");
+    let save = lab.directory().join(format!("programs/iptables-{}-save", lab.flavor));
+    fs::remove_file(&save).unwrap();
+    std::os::unix::fs::symlink("/bin/false", &save).unwrap();
+    let settings = lab.settings.clone();
+    let left = lab.on_node(async || cleanup(&settings).await).unwrap_err();
+    assert_eq!((left.removed.len(), left.errors.len()), (1, 1), "the other family is removed: {left}");
+    assert!(left.to_string().contains("exit status 1: ; the rest is removed"), "{left}");
+    lab.settings.tools.directory = None;
+    let settings = lab.settings.clone();
+    assert_eq!(lab.on_node(async || cleanup(&settings).await).unwrap().len(), 1);
+}
+
 fn r46_a_table_that_failed_is_unchanged_and_finished_by_the_next_attempt(lab: &mut Lab) {
     let _a = lab.a.serve("a", "[::]:8080");
     let tools = lab.settings.tools.clone();
@@ -415,6 +430,7 @@ mod iptables {
         r26_what_a_third_party_flushes_is_restored_whole,
         r33_the_longest_prefix_gives_names_that_the_kernel_takes,
         r39_finding_the_flavour_out_has_no_side_effects,
+        r40_what_cannot_be_read_keeps_nothing_else_from_being_removed,
         r46_a_table_that_failed_is_unchanged_and_finished_by_the_next_attempt,
         r47_edits_since_the_last_look_do_not_keep_a_change_from_being_made,
     );
