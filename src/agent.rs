@@ -23,15 +23,14 @@ pub mod listeners;
 pub mod masquerade;
 pub mod nat_node;
 pub mod node;
+pub mod presence;
 pub mod report;
 pub mod statements;
 pub mod vigil;
 pub mod written;
 
-use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::io;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,6 +51,7 @@ use crate::agent::masquerade::Masquerading;
 use crate::agent::nat_node::Desk;
 use crate::agent::nat_node::Situation;
 use crate::agent::node::Node;
+use crate::agent::presence::Presence;
 use crate::agent::report::Reporter;
 use crate::agent::vigil::Vigil;
 use crate::cluster::claim_store;
@@ -65,7 +65,6 @@ use crate::dataplane::Dataplane;
 use crate::dataplane::KernelRefused;
 use crate::dataplane::Observed;
 use crate::ruleset::Ruleset;
-use crate::ruleset::diff::Change;
 use crate::ruleset::diff::diff;
 use crate::ruleset::entry::Entry;
 use crate::ruleset::node::NodeFacts;
@@ -141,8 +140,7 @@ pub struct Agent<D> {
     has_read: bool,
     /// What the last turn wanted, to tell drift from change.
     wanted: Option<Ruleset>,
-    /// The pods that were there, and their addresses.
-    alive: BTreeMap<String, Vec<IpAddr>>,
+    presence: Presence,
     withheld: Option<Withheld>,
     retry: Option<Duration>,
     resync_at: Instant,
@@ -172,7 +170,7 @@ impl<D: Dataplane> Agent<D> {
             refused: Vec::new(),
             has_read: false,
             wanted: None,
-            alive: BTreeMap::new(),
+            presence: Presence::default(),
             withheld: None,
             retry: None,
             resync_at: Instant::now(),
@@ -235,7 +233,7 @@ impl<D: Dataplane> Agent<D> {
             self.parts.reporter.report_conditions(self.situation.blockers.clone());
         }
         self.take_stock(&wanted, &applied);
-        self.end_flows(&plan, &applied);
+        self.end_flows(&plan, &applied, withheld.is_some());
         self.parts.reporter.report(&plan, &applied);
         self.state(&plan, &applied, grants.as_ref());
         self.report_brake(withheld);
@@ -418,23 +416,19 @@ impl<D: Dataplane> Agent<D> {
         );
     }
 
-    /// Leaves to the connection table what must end there: flows of changed entries, and all of pods that are gone.
-    fn end_flows(&mut self, plan: &Plan, applied: &Applied) {
-        let alive: BTreeMap<_, _> =
-            plan.pods.values().map(|pod| (pod.uid.clone(), pod.ips.clone())).collect();
-        let before = std::mem::replace(&mut self.alive, alive);
-        let Some(flows) = &self.parts.flows else { return };
-        let gone = before.into_iter().filter(|(uid, _)| !self.alive.contains_key(uid));
-        let mut gone: BTreeSet<IpAddr> = gone.flat_map(|(_, ips)| ips).collect();
-        for change in &applied.changes {
-            // Their pods went while nobody looked.
-            if let Change::Removed(entry) | Change::Replaced { before: entry, .. } = change
-                && !plan.pods.contains_key(&entry.owner)
-            {
-                gone.extend(entry.target.map(|target| target.ip));
-            }
+    /// Leaves to the connection table what must end there: flows of changed entries, and all of pods that are gone. While the
+    /// brake holds, nobody is taken for gone: what is known of the pods is what it doubts.
+    fn end_flows(&mut self, plan: &Plan, applied: &Applied, is_doubtful: bool) {
+        let gone = if is_doubtful {
+            BTreeSet::new()
+        } else {
+            let here =
+                self.parts.pods.read(|view| view.running().map(|pod| pod.metadata.uid.clone()).collect());
+            self.presence.gone(plan, &applied.changes, &here)
+        };
+        if let Some(flows) = &self.parts.flows {
+            flows.leave(&applied.changes, gone, &plan.terminating);
         }
-        flows.leave(&applied.changes, gone, &plan.terminating);
     }
 
     /// What the node's NatNode is to say of the kernel.

@@ -57,6 +57,8 @@ pub struct Plan {
     pub pods: BTreeMap<Owner, Pod>,
     /// The UIDs of the Pinholes that users wrote; they stand among the pods, too, as do the pods behind them.
     pub pinholes: BTreeSet<String>,
+    /// The UIDs of the pods behind them, each with that of the Pinhole.
+    pub behind: BTreeMap<String, String>,
     /// The UIDs of the pods whose containers are not ready.
     pub unready: BTreeSet<String>,
     /// Who stays without a port because another pod has it.
@@ -141,6 +143,8 @@ pub fn plan(known: &Known<'_>) -> Plan {
             let pod = || Pod { name: name.clone(), uid: uid.clone(), ips: ips.clone() };
             plan.pods.entry(Owner::new(name, uid)).or_insert_with(pod);
         }
+        let pair = |target: &Pod| (target.uid.clone(), written.itself.uid.clone());
+        plan.behind.extend(written.targets.iter().map(pair));
         plan.pinholes.insert(written.itself.uid.clone());
         let limit = |mut candidate: Candidate| {
             let problem = known.grants.and_then(|grants| grants.limit(&mut candidate, known.programmed));

@@ -57,6 +57,12 @@ impl Flows {
         self.shared.filled.notify_one();
     }
 
+    /// The addresses of pods whose connections the next pass ends.
+    #[cfg(test)]
+    pub(super) fn gone(&self) -> BTreeSet<IpAddr> {
+        self.shared.batch.lock().unwrap().gone.clone()
+    }
+
     /// Makes passes until it is dropped.
     pub async fn run(self, settings: Settings, handover: Handover, metrics: AgentMetrics) {
         let mut is_failing = false;

@@ -108,6 +108,7 @@ struct Bench {
     public: Arc<Mutex<&'static str>>,
     metrics: AgentMetrics,
     readiness: Readiness,
+    flows: Flows,
     events: mpsc::Receiver<PodEvent>,
     granting: Option<(Arc<KnownPinholes>, Arc<Reports>)>,
     stop: CancellationToken,
@@ -146,6 +147,7 @@ impl Bench {
         let public = Arc::new(Mutex::new("203.0.113.7"));
         let metrics = AgentMetrics::register(&mut metrics::registry());
         let readiness = Readiness::new();
+        let flows = Flows::default();
         let (sender, events) = events::channel();
         let current = Arc::clone(&public);
         let addresses = move || {
@@ -162,7 +164,7 @@ impl Bench {
             masquerading: Masquerading::default(),
             linking: Linking::default(),
             brake: BrakeOverTime::new(settings.brake, settings.grace),
-            flows: None,
+            flows: Some(flows.clone()),
             reporter: Reporter::new("node-1".into(), true, metrics.clone(), Some(sender)),
             metrics: metrics.clone(),
             in_sync: readiness.require("rules", "starting"),
@@ -177,7 +179,7 @@ impl Bench {
         let stop = CancellationToken::new();
         let agent = Agent { desk, ..Agent::new(config, parts) };
         let running = tokio::spawn(agent.run(stop.clone()));
-        Self { kernel, pods, public, metrics, readiness, events, granting, stop, running }
+        Self { kernel, pods, public, metrics, readiness, flows, events, granting, stop, running }
     }
 
     /// An agent that knows its node and these pods.
@@ -400,6 +402,19 @@ async fn the_brake_withholds_a_mass_removal_until_its_grace_time_is_over() {
     bench.until("removed", |bench| bench.kernel.count() == 1).await;
     bench.until("ready", |bench| bench.readiness.is_ready()).await;
     assert_eq!(bench.metrics.withheld.get(), 0);
+}
+
+#[tokio::test]
+async fn no_connection_ends_while_the_brake_holds_and_all_of_pods_that_stay_away_do_afterwards() {
+    let settings = Settings { grace: Duration::from_secs(1), ..Settings::default() };
+    let bench = Bench::with_pods(settings, (0..30).map(pod).collect());
+    bench.until("programmed", |bench| bench.kernel.count() == 30).await;
+    bench.pods.feed(POD, News::Listed(Vec::new()));
+    bench.until("told", |bench| bench.missing().contains("the brake holds back")).await;
+    assert_eq!(bench.flows.gone(), BTreeSet::new());
+    bench.pods.feed(POD, News::Listed((5..30).map(pod).collect()));
+    bench.until("ready", |bench| bench.kernel.count() == 25 && bench.readiness.is_ready()).await;
+    bench.until("the five that are gone", |bench| bench.flows.gone().len() == 5).await;
 }
 
 #[tokio::test]

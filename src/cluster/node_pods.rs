@@ -53,6 +53,8 @@ const OWNER_RETRY: Duration = Duration::from_secs(30);
 pub struct View {
     /// The pods that ask for ports, or did when they were first seen.
     pub pods: BTreeMap<ObjectName, Object>,
+    /// The others: that they are there, and their addresses.
+    others: BTreeMap<ObjectName, Object>,
     /// Owners, namespaces and the node. It holds no pods: which of this node's pods has a port is not decided by
     /// who asked, but by an election.
     pub index: Index,
@@ -80,6 +82,7 @@ impl NodePods {
         }
         let view = View {
             pods: BTreeMap::new(),
+            others: BTreeMap::new(),
             index: Index::new(Arc::clone(&policy)),
             node: None,
             more_addresses: Vec::new(),
@@ -176,9 +179,7 @@ impl NodePods {
         fields: Option<String>,
         observer: Observer,
     ) {
-        let policy = Arc::clone(&self.policy);
-        let trim = Box::new(move |object: &mut Object| keep(object, &policy));
-        let mut watch = Watch::new(&connection, resource, fields.as_deref(), trim);
+        let mut watch = Watch::new(&connection, resource, fields.as_deref(), Box::new(|_| true));
         let api_server = ApiServer::new(connection.client);
         loop {
             let Ok(news) = tokio::time::timeout(OWNER_RETRY, watch.next()).await else {
@@ -265,22 +266,24 @@ impl View {
     fn feed_pods(&mut self, news: News, policy: &Policy) {
         match news {
             News::Listed(pods) => {
-                let asking = pods.into_iter().filter(|pod| policy.asks(&pod.metadata.annotations));
-                self.pods = asking.map(|pod| (name(&pod), pod)).collect();
-            }
-            // A pod that asks no longer (R10) is still there, and so are its connections.
-            News::Applied(pod) => {
-                let name = name(&pod);
-                if policy.asks(&pod.metadata.annotations) || self.pods.contains_key(&name) {
-                    self.pods.insert(name, *pod);
+                let known = std::mem::take(&mut self.pods);
+                self.others.clear();
+                for pod in pods {
+                    self.put(pod, policy, &known);
                 }
+            }
+            News::Applied(pod) => {
+                let known: BTreeMap<_, _> = self.pods.remove_entry(&name(&pod)).into_iter().collect();
+                self.put(*pod, policy, &known);
             }
             News::Deleted(pod) => {
                 let name = name(&pod);
                 // A pod of the same name that came after it stays (R09).
                 let is_it = |known: &Object| known.metadata.uid == pod.metadata.uid;
-                if self.pods.get(&name).is_some_and(is_it) {
-                    self.pods.remove(&name);
+                for pods in [&mut self.pods, &mut self.others] {
+                    if pods.get(&name).is_some_and(is_it) {
+                        pods.remove(&name);
+                    }
                 }
                 self.forget_owner(&pod);
             }
@@ -290,6 +293,22 @@ impl View {
 }
 
 impl View {
+    /// The pods that have not ended, whether they ask for ports or not.
+    pub fn running(&self) -> impl Iterator<Item = &Object> {
+        self.pods.values().chain(self.others.values()).filter(|pod| !pod.is_finished())
+    }
+
+    /// Puts a pod where it belongs. One that asks no longer (R10) is still there, and so are its connections: it stays with
+    /// those that ask.
+    fn put(&mut self, pod: Object, policy: &Policy, known: &BTreeMap<ObjectName, Object>) {
+        let name = name(&pod);
+        let is_known = known.get(&name).is_some_and(|known| known.metadata.uid == pod.metadata.uid);
+        self.others.remove(&name);
+        let asks = policy.asks(&pod.metadata.annotations);
+        let pods = if asks || is_known { &mut self.pods } else { &mut self.others };
+        pods.insert(name, pod);
+    }
+
     /// Forgets the owner of a pod that is gone, unless another pod has it too: every rollout brings a new one.
     fn forget_owner(&mut self, pod: &Object) {
         let Some(owner) = pod.metadata.controller() else { return };
@@ -311,11 +330,6 @@ fn fields(resource: Resource, node_name: &str) -> Option<String> {
         Resource::Holder(_) => Some(format!("spec.nodeName={node_name}")),
         Resource::Namespace => None,
     }
-}
-
-/// Of pods, only those that ask for ports are kept.
-fn keep(object: &mut Object, policy: &Policy) -> bool {
-    object.known_kind() != Some(Kind::Pod) || policy.asks(&object.metadata.annotations)
 }
 
 fn name(pod: &Object) -> ObjectName {

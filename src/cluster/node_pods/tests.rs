@@ -95,6 +95,20 @@ fn r12_a_list_replaces_what_vanished_while_nobody_looked() {
 }
 
 #[test]
+fn r10_a_list_keeps_a_pod_that_asks_no_longer_among_those_that_did() {
+    let pods = node_pods();
+    let running = || pods.read(|view| view.running().map(|pod| pod.metadata.uid.clone()).collect::<Vec<_>>());
+    pods.feed(POD, applied(pod("mx", "1", "pinhole.dev/expose")));
+    let listed = || vec![pod("mx", "1", "example.org/x"), pod("never-asked", "2", "example.org/x")];
+    pods.feed(POD, News::Listed(listed()));
+    assert_eq!((uids(&pods), running()), (vec!["1".to_owned()], vec!["1".to_owned(), "2".to_owned()]));
+    pods.feed(POD, applied(pod("mx", "3", "example.org/x")));
+    assert_eq!(uids(&pods), Vec::<String>::new(), "another pod of the same name never asked");
+    pods.feed(POD, deleted(pod("never-asked", "2", "example.org/x")));
+    assert_eq!(running(), ["3"]);
+}
+
+#[test]
 fn r05_nothing_is_known_before_every_list_came() {
     let pods = node_pods();
     assert_eq!(pods.waiting().len(), 2);

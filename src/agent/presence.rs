@@ -1,0 +1,117 @@
+//! Which pods are gone, so that their connections end before somebody else gets their addresses.
+//!
+//! # Guarantees
+//! - A pod that still runs on the node is not gone, whatever is asked for it.
+//! - Where nobody knows a Pinhole's pods any more, because it, its Service or all of them went at once, none of them is gone.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use crate::agent::desired::Plan;
+use crate::agent::desired::Pod;
+use crate::ruleset::diff::Change;
+use crate::ruleset::owner::Owner;
+
+/// Who was there when it was asked last.
+#[derive(Debug, Default)]
+pub struct Presence {
+    pods: BTreeMap<Owner, Pod>,
+    behind: BTreeMap<String, String>,
+}
+
+impl Presence {
+    /// The addresses of pods that went since this was asked last, or while nobody looked. `here` are the UIDs of the pods that
+    /// run on the node.
+    pub fn gone(&mut self, plan: &Plan, changes: &[Change], here: &BTreeSet<String>) -> BTreeSet<IpAddr> {
+        let now = Self { pods: plan.pods.clone(), behind: plan.behind.clone() };
+        let before = std::mem::replace(self, now);
+        let known: BTreeSet<&str> = plan.pods.values().map(|pod| pod.uid.as_str()).collect();
+        let is_led = |pinhole: &String| plan.behind.values().any(|by| by == pinhole);
+        let went = before.pods.values().filter(|pod| {
+            !known.contains(pod.uid.as_str())
+                && !here.contains(&pod.uid)
+                && before.behind.get(&pod.uid).is_none_or(is_led)
+        });
+        let mut gone: BTreeSet<IpAddr> = went.flat_map(|pod| pod.ips.iter().copied()).collect();
+        for change in changes {
+            // Their pods went while nobody looked.
+            if let Change::Removed(entry) | Change::Replaced { before: entry, .. } = change
+                && !plan.pods.contains_key(&entry.owner)
+                && !before.pods.contains_key(&entry.owner)
+            {
+                gone.extend(entry.target.map(|target| target.ip));
+            }
+        }
+        gone
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::holder::ObjectName;
+    use crate::ruleset::diff::diff;
+    use crate::ruleset::fixtures::endpoint;
+    use crate::ruleset::fixtures::ruleset;
+    use crate::ruleset::fixtures::v4_node;
+
+    fn put(plan: &mut Plan, name: &str, ips: &[&str]) {
+        let name = ObjectName::new("shop", name);
+        let uid = format!("uid-{}", name.name);
+        let ips = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+        plan.pods.insert(Owner::new(&name, &uid), Pod { name, uid, ips });
+    }
+
+    /// A plan with these pods, and a Pinhole with those behind it.
+    fn plan(asking: &[(&str, &str)], behind: Option<&[(&str, &str)]>) -> Plan {
+        let mut plan = Plan::default();
+        for (name, ip) in asking.iter().chain(behind.unwrap_or_default()) {
+            put(&mut plan, name, &[ip]);
+        }
+        if let Some(behind) = behind {
+            put(&mut plan, "pinhole", &[]);
+            plan.behind =
+                behind.iter().map(|(name, _)| (format!("uid-{name}"), "uid-pinhole".to_owned())).collect();
+        }
+        plan
+    }
+
+    #[test]
+    fn a_pod_is_gone_when_it_is_and_not_when_only_the_reason_to_know_it_is() {
+        let asking: &[_] = &[("a", "10.244.1.1")];
+        let (two, one): (&[_], &[_]) = (&[("x", "10.244.9.1"), ("y", "10.244.9.2")], &[("y", "10.244.9.2")]);
+        for (what, before, after, here, expected) in [
+            ("it went", plan(asking, None), plan(&[], None), "", &["10.244.1.1"][..]),
+            ("it is still here", plan(asking, None), plan(&[], None), "uid-a", &[]),
+            ("another took over", plan(&[], Some(two)), plan(&[], Some(one)), "", &["10.244.9.1"]),
+            ("left the Service", plan(&[], Some(two)), plan(&[], Some(one)), "uid-x", &[]),
+            ("the Service went", plan(&[], Some(two)), plan(&[], Some(&[])), "", &[]),
+            ("the Pinhole went", plan(&[], Some(two)), plan(&[], None), "", &[]),
+        ] {
+            let mut presence = Presence::default();
+            presence.gone(&before, &[], &BTreeSet::new());
+            let gone = presence.gone(&after, &[], &[here.to_owned()].into());
+            assert_eq!(gone, expected.iter().map(|ip| ip.parse().unwrap()).collect(), "{what}");
+        }
+    }
+
+    #[test]
+    fn an_entry_of_nobody_who_is_known_tells_of_a_pod_that_went_while_nobody_looked() {
+        let changes = diff(
+            &ruleset(&[endpoint("80/tcp", "web", &["10.244.1.9"])], &v4_node()),
+            &ruleset(&[], &v4_node()),
+        );
+        let mut owner = changes.iter().find_map(|change| match change {
+            Change::Removed(entry) => Some(entry.owner.clone()),
+            _ => None,
+        });
+        let gone = Presence::default().gone(&Plan::default(), &changes, &BTreeSet::new());
+        assert_eq!(gone, ["10.244.1.9".parse().unwrap()].into());
+        // A Pinhole that was known until now says nothing of the pods behind it.
+        let pinhole = Pod { name: ObjectName::new("default", "web"), uid: "u".to_owned(), ips: Vec::new() };
+        let pods = [(owner.take().unwrap(), pinhole)].into();
+        let mut presence = Presence { pods, ..Presence::default() };
+        assert_eq!(presence.gone(&Plan::default(), &changes, &BTreeSet::new()), BTreeSet::new());
+    }
+}
