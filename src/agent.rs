@@ -68,6 +68,7 @@ use crate::ruleset::Ruleset;
 use crate::ruleset::diff::diff;
 use crate::ruleset::entry::Entry;
 use crate::ruleset::node::NodeFacts;
+use crate::ruleset::owner::Owner;
 use crate::telemetry::metrics::agent::AgentMetrics;
 use crate::telemetry::readiness::Condition;
 
@@ -219,7 +220,9 @@ impl<D: Dataplane> Agent<D> {
         if self.is_resumed() {
             self.parts.brake.release();
         }
-        let (mut wanted, withheld) = self.parts.brake.hold(&observed.ruleset, planned, now);
+        let holders = self.parts.pods.read(|view| desired::holders(view.running()));
+        let is_anothers = |ip, owner: &Owner| self.presence.is_anothers(owner, &plan, holders.get(&ip));
+        let (mut wanted, withheld) = self.parts.brake.hold(&observed.ruleset, planned, &is_anothers, now);
         let hopeless = if is_fresh { Vec::new() } else { self.take_hopeless_out(&mut wanted) };
         let differences = if is_fresh { diff(&observed.ruleset, &wanted).len() } else { 0 };
         let mut applied = self.parts.dataplane.apply(&wanted, observed).await;

@@ -3,6 +3,7 @@
 //! [`Brake`] says when a change would remove suspiciously much; this says for how long it is withheld. It ends when
 //! the wish to remove that much is gone, when it has lasted for the grace time, or when an operator says that it is meant.
 
+use std::net::IpAddr;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -10,6 +11,7 @@ use crate::ruleset::Ruleset;
 use crate::ruleset::brake::Brake;
 use crate::ruleset::brake::MassRemoval;
 use crate::ruleset::brake::without_removals;
+use crate::ruleset::owner::Owner;
 
 /// The brake over time.
 #[derive(Clone, Copy, Debug)]
@@ -36,11 +38,13 @@ impl BrakeOverTime {
         Self { brake, grace, engaged_at: None, is_released: false }
     }
 
-    /// What of `desired` may be applied to `observed` now.
+    /// What of `desired` may be applied to `observed` now, where `is_anothers` tells addresses that do not belong to the owner of an
+    /// entry any more.
     pub fn hold(
         &mut self,
         observed: &Ruleset,
         desired: Ruleset,
+        is_anothers: &dyn Fn(IpAddr, &Owner) -> bool,
         now: Instant,
     ) -> (Ruleset, Option<Withheld>) {
         let Some(removal) = self.brake.engages(observed, &desired) else {
@@ -52,7 +56,7 @@ impl BrakeOverTime {
         if until <= now || self.is_released {
             return (desired, None);
         }
-        (without_removals(observed, &desired), Some(Withheld { removal, until }))
+        (without_removals(observed, &desired, is_anothers), Some(Withheld { removal, until }))
     }
 
     /// Lets the removal happen that is held back now; the next one is held back again.
@@ -70,9 +74,9 @@ mod tests {
     use crate::model::port::Protocol;
     use crate::ruleset::entry::Entry;
     use crate::ruleset::entry::Key;
-    use crate::ruleset::owner::Owner;
     use crate::ruleset::sources::Sources;
 
+    const NOBODY: fn(IpAddr, &Owner) -> bool = |_, _| false;
     const GRACE: Duration = Duration::from_mins(10);
 
     fn ruleset(ports: std::ops::Range<u16>) -> Ruleset {
@@ -91,14 +95,14 @@ mod tests {
         let mut brake = BrakeOverTime::new(Brake::default(), GRACE);
         let (before, after) = (ruleset(1..101), ruleset(80..120));
         let start = Instant::now();
-        let (applied, withheld) = brake.hold(&before, after.clone(), start);
+        let (applied, withheld) = brake.hold(&before, after.clone(), &NOBODY, start);
         assert_eq!(applied.len(), 119, "everything old and new");
         let withheld = withheld.unwrap();
         assert_eq!(withheld.removal, MassRemoval { removed: 79, present: 100 });
         assert_eq!(withheld.until, start + GRACE);
-        let (_, still) = brake.hold(&applied, after.clone(), start + GRACE / 2);
+        let (_, still) = brake.hold(&applied, after.clone(), &NOBODY, start + GRACE / 2);
         assert_eq!(still.unwrap().until, start + GRACE, "time goes on, it does not start anew");
-        assert_eq!(brake.hold(&applied, after.clone(), start + GRACE), (after, None));
+        assert_eq!(brake.hold(&applied, after.clone(), &NOBODY, start + GRACE), (after, None));
     }
 
     #[test]
@@ -106,9 +110,9 @@ mod tests {
         let mut brake = BrakeOverTime::new(Brake::default(), GRACE);
         let (all, few) = (ruleset(1..101), ruleset(1..11));
         let start = Instant::now();
-        assert!(brake.hold(&all, few.clone(), start).1.is_some());
-        assert_eq!(brake.hold(&all, all.clone(), start + GRACE / 2).1, None);
-        assert_eq!(brake.hold(&all, few, start + GRACE).1.unwrap().until, start + 2 * GRACE);
+        assert!(brake.hold(&all, few.clone(), &NOBODY, start).1.is_some());
+        assert_eq!(brake.hold(&all, all.clone(), &NOBODY, start + GRACE / 2).1, None);
+        assert_eq!(brake.hold(&all, few, &NOBODY, start + GRACE).1.unwrap().until, start + 2 * GRACE);
     }
 
     #[test]
@@ -117,10 +121,13 @@ mod tests {
         let (all, few) = (ruleset(1..101), ruleset(1..11));
         let start = Instant::now();
         brake.release();
-        assert!(brake.hold(&all, few.clone(), start).1.is_some(), "there was nothing to release yet");
+        assert!(
+            brake.hold(&all, few.clone(), &NOBODY, start).1.is_some(),
+            "there was nothing to release yet"
+        );
         brake.release();
-        assert_eq!(brake.hold(&all, few.clone(), start), (few.clone(), None));
-        assert_eq!(brake.hold(&few, few.clone(), start).1, None);
-        assert!(brake.hold(&all, few, start).1.is_some());
+        assert_eq!(brake.hold(&all, few.clone(), &NOBODY, start), (few.clone(), None));
+        assert_eq!(brake.hold(&few, few.clone(), &NOBODY, start).1, None);
+        assert!(brake.hold(&all, few, &NOBODY, start).1.is_some());
     }
 }

@@ -236,6 +236,16 @@ pub fn addresses(pods: &BTreeMap<ObjectName, Object>) -> BTreeSet<IpAddr> {
     pods.values().filter(|pod| !pod.is_finished()).flat_map(ips).collect()
 }
 
+/// Which pod has each address; pods on the node's own network have none of their own.
+pub fn holders<'a>(pods: impl Iterator<Item = &'a Object>) -> BTreeMap<IpAddr, (Owner, String)> {
+    let own = pods.filter(|pod| !pod.spec.host_network);
+    let each = own.flat_map(|pod| {
+        let holder = (Owner::new(&name(pod), &pod.metadata.uid), pod.metadata.uid.clone());
+        ips(pod).into_iter().map(move |ip| (ip, holder.clone()))
+    });
+    each.collect()
+}
+
 fn ips(pod: &Object) -> Vec<IpAddr> {
     pod.status.pod_ips.iter().filter_map(|found| found.ip.parse().ok()).collect()
 }

@@ -45,6 +45,13 @@ impl Presence {
         }
         gone
     }
+
+    /// Whether the pod that has an address by now is another than the one whom an entry of this owner was to lead to. The pods behind
+    /// Pinholes are known by them alone, also a while after they are.
+    pub fn is_anothers(&self, owner: &Owner, plan: &Plan, now: Option<&(Owner, String)>) -> bool {
+        let is_behind = |uid: &String| self.behind.contains_key(uid) || plan.behind.contains_key(uid);
+        now.is_some_and(|(pod, uid)| pod != owner && !is_behind(uid))
+    }
 }
 
 #[cfg(test)]
@@ -93,6 +100,25 @@ mod tests {
             presence.gone(&before, &[], &BTreeSet::new());
             let gone = presence.gone(&after, &[], &[here.to_owned()].into());
             assert_eq!(gone, expected.iter().map(|ip| ip.parse().unwrap()).collect(), "{what}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_anothers_when_neither_the_owner_nor_a_pod_behind_a_pinhole_has_it() {
+        let owner = |name: &str| {
+            (Owner::new(&ObjectName::new("shop", name), &format!("uid-{name}")), format!("uid-{name}"))
+        };
+        let mut presence = Presence::default();
+        presence.gone(&plan(&[], Some(&[("x", "10.244.9.1")])), &[], &BTreeSet::new());
+        for (now, plan, expected) in [
+            (None, Plan::default(), false),
+            (Some("a"), Plan::default(), false),
+            (Some("b"), Plan::default(), true),
+            (Some("x"), Plan::default(), false),
+            (Some("y"), plan(&[], Some(&[("y", "10.244.9.2")])), false),
+        ] {
+            let pod = now.map(owner);
+            assert_eq!(presence.is_anothers(&owner("a").0, &plan, pod.as_ref()), expected, "{now:?}");
         }
     }
 

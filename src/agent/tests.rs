@@ -418,6 +418,20 @@ async fn no_connection_ends_while_the_brake_holds_and_all_of_pods_that_stay_away
 }
 
 #[tokio::test]
+async fn while_the_brake_holds_nothing_leads_to_a_pod_that_got_the_address_of_another() {
+    let settings = Settings { kernel: left_by_an_agent(0..30).await, ..Settings::default() };
+    let mut other = pod(1);
+    other.metadata.name = "other".to_owned();
+    other.metadata.uid = "another".to_owned();
+    other.metadata.annotations.clear();
+    let bench = Bench::with_pods(settings, vec![other]);
+    let closed = "203.0.113.7:7001/tcp -> reserved";
+    bench.until("closed", |bench| bench.kernel.entries().iter().any(|entry| entry == closed)).await;
+    let open = bench.kernel.entries().iter().filter(|entry| !entry.ends_with("reserved")).count();
+    assert_eq!((bench.kernel.count(), open), (30, 29));
+}
+
+#[tokio::test]
 async fn the_brake_lets_go_when_an_operator_names_what_it_holds_back() {
     let spec = |resume: &str| {
         let spec = NatNodeSpec { paused: false, resume: Some(resume.to_owned()) };

@@ -3,8 +3,11 @@
 //! A deleted CRD, a restored etcd or a wrong flag look exactly like a wish to remove everything. While the brake
 //! holds, entries are added and changed but none is removed; how long it holds is the caller's business.
 
+use std::net::IpAddr;
+
 use crate::ruleset::Ruleset;
 use crate::ruleset::entry::Entry;
+use crate::ruleset::owner::Owner;
 
 /// When the brake engages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,15 +44,23 @@ impl Brake {
     }
 }
 
-/// `desired`, and whatever is observed and would vanish.
-pub fn without_removals(observed: &Ruleset, desired: &Ruleset) -> Ruleset {
+/// `desired`, and whatever is observed and would vanish. What leads to an address that `is_anothers` by now, and not the owner's
+/// any more, stays reserved and leads nowhere: that pod has not asked for it.
+pub fn without_removals(
+    observed: &Ruleset,
+    desired: &Ruleset,
+    is_anothers: &dyn Fn(IpAddr, &Owner) -> bool,
+) -> Ruleset {
     let mut kept = desired.clone();
     for entry in vanishing(observed, desired) {
+        let target = entry.target.filter(|target| !is_anothers(target.ip, &entry.owner));
         // Cannot be taken: nothing desired overlaps it, and observed entries do not overlap each other.
-        let _ = kept.insert(entry.clone());
+        let _ = kept.insert(Entry { target, ..entry.clone() });
     }
     for egress in observed.egress().filter(|egress| desired.egress_of(&egress.pod).is_none()) {
-        kept.set_egress(egress.clone());
+        if !is_anothers(egress.pod, &egress.owner) {
+            kept.set_egress(egress.clone());
+        }
     }
     kept
 }
@@ -104,7 +115,7 @@ mod tests {
             &[endpoint("25/tcp", "new", &["10.244.1.10"]), endpoint("80/tcp", "web", &["10.244.1.11"])],
             &v4_node(),
         );
-        let kept = without_removals(&observed, &desired);
+        let kept = without_removals(&observed, &desired, &|_, _| false);
         let shown: Vec<_> = kept.entries().map(Entry::to_string).collect();
         assert_eq!(
             shown,
@@ -115,5 +126,19 @@ mod tests {
             ]
         );
         assert_eq!(kept.egress().count(), 4);
+    }
+
+    #[test]
+    fn what_leads_to_an_address_that_another_pod_has_by_now_is_closed_meanwhile() {
+        let observed = ruleset(
+            &[endpoint("25/tcp", "old", &["10.244.1.8"]), endpoint("80/tcp", "web", &["10.244.1.9"])],
+            &v4_node(),
+        );
+        let reused: IpAddr = "10.244.1.8".parse().unwrap();
+        let kept = without_removals(&observed, &ruleset(&[], &v4_node()), &|ip, _| ip == reused);
+        let shown: Vec<_> = kept.entries().map(Entry::to_string).collect();
+        assert_eq!(shown, ["203.0.113.7:25/tcp -> reserved", "203.0.113.7:80/tcp -> 10.244.1.9:80"]);
+        let leaving: Vec<_> = kept.egress().map(|egress| egress.pod.to_string()).collect();
+        assert_eq!(leaving, ["10.244.1.9"], "nor does it leave with the other's address");
     }
 }
