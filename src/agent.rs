@@ -256,6 +256,8 @@ impl<D: Dataplane> Agent<D> {
         if std::mem::replace(&mut self.situation.is_paused, is_paused) != is_paused {
             // What others did meanwhile is seen, whichever way it goes.
             self.resync_at = Instant::now();
+            // Nothing could be done about what was held back, so there is all the time for it again.
+            self.parts.brake.begin_anew();
             self.parts.metrics.paused.set(i64::from(is_paused));
             if is_paused {
                 warn!(
@@ -287,10 +289,15 @@ impl<D: Dataplane> Agent<D> {
     /// A turn of a paused node: only looks, and says what it sees.
     async fn rest(&mut self) -> Result<(), Trouble> {
         let node = self.observe_node()?;
-        let (observed, _) = self.observe_kernel().await?;
-        self.situation.entries = serving(&observed.ruleset);
+        let (observed, is_fresh) = self.observe_kernel().await?;
+        self.has_read = is_fresh;
         let (plan, grants) = self.plan(&node, &observed.ruleset);
+        let wanted = self.parts.masquerading.settle(plan.ruleset.clone(), &observed.ruleset);
+        let is_as_wanted = diff(&observed.ruleset, &wanted).is_empty();
         let applied = Applied { observed, ..Applied::default() };
+        self.watch_from(&applied).await;
+        self.take_stock(&wanted, &applied);
+        self.parts.metrics.in_sync.set(i64::from(is_as_wanted));
         self.state(&plan, &applied, grants.as_ref());
         self.retry = None;
         self.observed = Some(applied.observed);
@@ -529,7 +536,8 @@ impl<D: Dataplane> Agent<D> {
 
     /// Waits for a reason to make another turn.
     async fn wait(&mut self, stop: &CancellationToken) {
-        let brake = self.withheld.map(|withheld| Instant::from_std(withheld.until));
+        let withheld = self.withheld.filter(|_| !self.situation.is_paused);
+        let brake = withheld.map(|withheld| Instant::from_std(withheld.until));
         let in_peace = brake.map_or(self.resync_at, |until| until.min(self.resync_at));
         let next = self.retry.map_or(in_peace, |pause| Instant::now() + pause);
         let mut addresses_at = Instant::now() + self.config.address_check;

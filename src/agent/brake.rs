@@ -59,6 +59,11 @@ impl BrakeOverTime {
         (without_removals(observed, &desired, is_anothers), Some(Withheld { removal, until }))
     }
 
+    /// Gives what is held back all of the grace time again.
+    pub const fn begin_anew(&mut self) {
+        self.engaged_at = None;
+    }
+
     /// Lets the removal happen that is held back now; the next one is held back again.
     pub const fn release(&mut self) {
         self.is_released = self.engaged_at.is_some();

@@ -502,7 +502,8 @@ async fn a_paused_node_is_looked_at_and_not_changed_until_it_is_no_longer_paused
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(bench.kernel.applies.load(Ordering::SeqCst), 0);
     let told = situation_rx.borrow().clone().unwrap();
-    assert!(told.is_paused && told.entries == 0);
+    assert!(told.is_paused);
+    assert_eq!((told.entries, told.missing, bench.metrics.in_sync.get()), (0, 2, 0));
 
     stored_tx.send_replace(stored(false));
     bench.until("both are programmed", |bench| bench.kernel.count() == 2).await;
@@ -513,6 +514,37 @@ async fn a_paused_node_is_looked_at_and_not_changed_until_it_is_no_longer_paused
     bench.pods.feed(POD, News::Listed(Vec::new()));
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(bench.end().await.count(), 2, "what is programmed stays");
+}
+
+#[tokio::test]
+async fn a_node_that_is_paused_while_the_brake_holds_rests_and_the_brake_has_its_time_again_afterwards() {
+    let (stored_tx, stored_rx) = watch::channel(stored(false));
+    let (desk, situation_rx) = Desk::new(stored_rx);
+    let grace = Duration::from_millis(700);
+    let settings = Settings { kernel: left_by_an_agent(0..30).await, grace, ..Settings::default() };
+    let bench = Bench::start_with(settings, Some(desk));
+    bench.list_node();
+    bench.pods.feed(POD, News::Listed(Vec::new()));
+    bench.until("the brake holds", |bench| bench.missing().contains("the brake holds back")).await;
+    stored_tx.send_replace(stored(true));
+    bench.until("it is paused", |bench| bench.metrics.paused.get() == 1).await;
+    tokio::time::sleep(grace).await;
+    let turns = std::cell::Cell::new(0);
+    let mut news = situation_rx.clone();
+    news.mark_unchanged();
+    let _ = tokio::time::timeout(Duration::from_millis(200), async {
+        while news.changed().await.is_ok() {
+            turns.set(turns.get() + 1);
+        }
+    })
+    .await;
+    assert!(turns.get() <= 2, "{} turns in 200 ms", turns.get());
+    assert_eq!((bench.kernel.count(), bench.metrics.in_sync.get()), (30, 0));
+    let unpaused = Instant::now();
+    stored_tx.send_replace(stored(false));
+    bench.until("removed", |bench| bench.kernel.count() == 0).await;
+    assert!(grace <= unpaused.elapsed(), "{:?}", unpaused.elapsed());
+    bench.end().await;
 }
 
 #[tokio::test]
