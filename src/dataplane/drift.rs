@@ -18,6 +18,7 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 
 use crate::dataplane::Backend;
+use crate::dataplane::DataplaneError;
 use crate::dataplane::Observed;
 use crate::dataplane::drift::legacy::Size;
 use crate::dataplane::iptables::names::Names;
@@ -124,7 +125,10 @@ impl Watcher {
 
     async fn tables_differ(&self, observed: &Observed) -> io::Result<bool> {
         let Some(nftables) = &self.nftables else { return Ok(false) };
-        let found = nftables.tables().await.map_err(io::Error::other)?;
+        let found = nftables.tables().await.map_err(|error| match error {
+            DataplaneError::Netlink(error) => error,
+            error => io::Error::other(error),
+        })?;
         let nothing = Table::default();
         let differs = |(family, table): (&Family, &Table)| {
             let known = observed.nftables.get(family).unwrap_or(&nothing);
@@ -172,7 +176,13 @@ impl Watcher {
     ) -> io::Result<T> {
         let marks = Arc::clone(&self.marks);
         let working = tokio::task::spawn_blocking(move || {
-            work(&mut marks.lock().unwrap_or_else(PoisonError::into_inner))
+            let mut marks = marks.lock().unwrap_or_else(PoisonError::into_inner);
+            let outcome = work(&mut marks);
+            if outcome.is_err() {
+                // Whatever is still on its way must not be taken for the next answer.
+                marks.socket = None;
+            }
+            outcome
         });
         working.await.unwrap_or_else(|error| Err(io::Error::other(error)))
     }
