@@ -120,7 +120,9 @@ impl Tools {
         let ((), output) = tokio::join!(write, child.wait_with_output());
         let output = output?;
         if output.status.success() {
-            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+            // A listing can be large; only what is no text is copied.
+            let text = String::from_utf8(output.stdout);
+            return Ok(text.unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()));
         }
         let stderr = String::from_utf8_lossy(&output.stderr);
         let stderr = stderr.trim().chars().take(SHOWN_STDERR).collect();

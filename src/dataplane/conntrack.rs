@@ -272,9 +272,23 @@ impl Deletion {
     }
 }
 
+/// The deletions that end what must end of the connections that were listed. A table of a million is held once, as text: of the
+/// rest only those are kept that a deletion could take along, as it has their destination or their source.
+fn deletions_of(listed: &str, judge: &Judge<'_>) -> BTreeSet<Deletion> {
+    let ending: BTreeSet<Flow> = parse(listed).filter(|flow| judge.ends(flow)).collect();
+    if ending.is_empty() {
+        return BTreeSet::new();
+    }
+    let destinations: BTreeSet<IpAddr> = ending.iter().map(|flow| flow.destination).collect();
+    let sources: BTreeSet<IpAddr> = ending.iter().map(|flow| flow.source).collect();
+    let is_near = |flow: &Flow| destinations.contains(&flow.destination) || sources.contains(&flow.source);
+    let near: Vec<Flow> = parse(listed).filter(is_near).collect();
+    deletions(&near, &ending.iter().collect())
+}
+
 /// Reads the lines of `conntrack -L`; what is neither TCP, UDP nor SCTP is skipped.
-fn parse(listed: &str) -> Vec<Flow> {
-    listed.lines().filter_map(parse_line).collect()
+fn parse(listed: &str) -> impl Iterator<Item = Flow> {
+    listed.lines().filter_map(parse_line)
 }
 
 /// Reads `udp 17 29 src=… dst=… sport=… dport=… [UNREPLIED] src=… dst=… sport=… dport=… mark=4096 use=1`.
@@ -312,10 +326,7 @@ pub async fn clean_up(settings: &Settings, clean_up: &CleanUp<'_>) -> Result<usi
     let mut made = 0;
     for family in Family::ALL.into_iter().filter(|family| clean_up.concerns(*family)) {
         let listed = settings.tools.run("conntrack", &["-L", "-f", option(family)], "").await?;
-        let flows = parse(&listed);
-        let judge = Judge::new(clean_up, settings.mark);
-        let ending: BTreeSet<&Flow> = flows.iter().filter(|flow| judge.ends(flow)).collect();
-        let deletions = deletions(&flows, &ending);
+        let deletions = deletions_of(&listed, &Judge::new(clean_up, settings.mark));
         if deletions.is_empty() {
             continue;
         }
@@ -472,13 +483,31 @@ mod tests {
     }
 
     #[test]
+    fn a_deletion_takes_nothing_along_that_shares_an_address_with_what_ends() {
+        // One pod's fixed address changed; the other talks to the same resolver.
+        let line = |pod: &str, port: u16| {
+            format!(
+                "udp 17 29 src={pod} dst=192.0.2.1 sport={port} dport=53 src=192.0.2.1 dst=203.0.113.7 sport=53 dport={port} mark=0 use=1\n"
+            )
+        };
+        let listed = [line(OLD, 1), line(OLD, 2), line(NEW, 3)].concat();
+        let changes = diff(&serving(&[OLD]), &ruleset(&[], &v4_node()));
+        let (gone, terminating) = (BTreeSet::new(), BTreeSet::new());
+        let clean_up =
+            CleanUp { changes: &changes, gone: &gone, terminating: &terminating, handover: Handover::Drain };
+        let deletions = deletions_of(&listed, &Judge::new(&clean_up, MarkBit::default()));
+        let lines: Vec<_> = deletions.iter().map(|deletion| deletion.line(Family::V4)).collect();
+        assert_eq!(lines, ["-D -f ipv4 -p udp --orig-src 10.244.1.9 --reply-dst 203.0.113.7"]);
+    }
+
+    #[test]
     fn connections_are_read_as_conntrack_lists_them() {
         let listed = "\
 udp      17 29 src=198.51.100.9 dst=203.0.113.7 sport=40000 dport=53 [UNREPLIED] src=10.244.1.9 dst=198.51.100.9 sport=53 dport=40000 mark=4096 use=1
 tcp      6 431999 ESTABLISHED src=fd00::1 dst=2001:db8::7 sport=5 dport=53 src=fd00::9 dst=fd00::1 sport=53 dport=5 [ASSURED] mark=0 use=1
 icmp     1 29 src=10.244.1.9 dst=198.51.100.9 type=8 code=0 id=1 src=198.51.100.9 dst=203.0.113.8 type=0 code=0 id=1 mark=0 use=1
 ";
-        let flows = parse(listed);
+        let flows: Vec<_> = parse(listed).collect();
         assert_eq!(flows.len(), 2);
         assert_eq!(flows[0], flow(Protocol::Udp, CLIENT, OLD, 4096));
         assert_eq!((flows[1].protocol, flows[1].answers_from), (Protocol::Tcp, ip("fd00::9")));
