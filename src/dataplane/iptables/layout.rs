@@ -2,7 +2,7 @@
 //!
 //! The number of chains and the length of each are bounded by how many external addresses and how many groups of 64
 //! ports are in use, not by how many entries there are, and nothing per entry is passed by packets of established
-//! connections. One changed entry rewrites one short chain.
+//! connections. One changed entry changes rules of one short chain.
 //!
 //! Connections to external ports of ours carry one bit of the connection mark. It is set in the same chain that
 //! rewrites the destination, so a connection that has the bit and was *not* rewritten came to a reserved port that
