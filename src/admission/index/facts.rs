@@ -27,6 +27,7 @@ struct Namespace {
 
 #[derive(Debug)]
 struct Node {
+    version: Option<u64>,
     hostname: Option<String>,
     labels: BTreeMap<String, String>,
     addresses: Vec<IpAddr>,
@@ -68,7 +69,13 @@ impl Facts {
     }
 
     pub(super) fn apply_node(&mut self, object: &Object) {
+        let version = object.metadata.version();
+        let known = self.nodes.get(object.metadata.name.as_str());
+        if known.is_some_and(|known| is_older(version, known.version)) {
+            return;
+        }
         let node = Node {
+            version,
             hostname: object.metadata.labels.get(keys::HOSTNAME_LABEL).cloned(),
             labels: object.metadata.labels.clone(),
             addresses: object

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::admission::index::ObjectKey;
+use crate::admission::index::is_older;
 use crate::api::object::Kind;
 use crate::api::object::Object;
 use crate::api::object::OwnerReference;
@@ -23,18 +24,25 @@ pub(super) struct Owners {
 #[derive(Debug)]
 struct Owner {
     key: ObjectKey,
+    version: Option<u64>,
     controller: Option<OwnerReference>,
 }
 
 impl Owners {
     pub(super) fn apply(&mut self, key: &ObjectKey, object: &Object) {
-        if is_link(key.kind) && !object.metadata.uid.is_empty() {
-            self.delete(key, None);
-            let uid: Arc<str> = object.metadata.uid.as_str().into();
-            let owner = Owner { key: key.clone(), controller: object.metadata.controller().cloned() };
-            self.by_uid.insert(uid.clone(), owner);
-            self.uid_of.insert(key.clone(), uid);
+        if !is_link(key.kind) || object.metadata.uid.is_empty() {
+            return;
         }
+        let version = object.metadata.version();
+        let known = self.uid_of.get(key).and_then(|uid| self.by_uid.get(uid));
+        if known.is_some_and(|known| is_older(version, known.version)) {
+            return;
+        }
+        self.delete(key, None);
+        let uid: Arc<str> = object.metadata.uid.as_str().into();
+        let owner = Owner { key: key.clone(), version, controller: object.metadata.controller().cloned() };
+        self.by_uid.insert(uid.clone(), owner);
+        self.uid_of.insert(key.clone(), uid);
     }
 
     pub(super) fn delete(&mut self, key: &ObjectKey, uid: Option<&str>) {

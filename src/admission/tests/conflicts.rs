@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::*;
 use crate::admission::conflict::Evidence;
 use crate::admission::index::ObjectKey;
+use crate::admission::index::facts::Presence;
 use crate::allocation::pool::Pool;
 use crate::api::object::Kind;
 use crate::model::holder::ObjectName;
@@ -219,6 +220,39 @@ fn an_older_version_of_an_object_changes_nothing_and_a_complete_list_always_does
     // Versions start again where a store was restored from a backup; the list that follows is what counts.
     cluster.index.reset(Kind::Pod, &[at("3", PORT)]);
     assert!(!cluster.create(exposing("web", PORT)).is_granted());
+}
+
+#[test]
+fn an_older_version_of_an_owner_or_a_node_changes_nothing_either() {
+    let at = |version: &str, mut object: Value| {
+        object["metadata"]["resourceVersion"] = json!(version);
+        slim(object)
+    };
+    let replica_set = |uid: &str| {
+        let owned = owned_by(workload("ReplicaSet", "web-1", PORT), "Deployment", "web");
+        with(owned, &[("/metadata/uid", json!(uid))])
+    };
+    let mut index = Index::new(Arc::new(Policy::default()));
+    let owner = key(Kind::ReplicaSet, "web-1");
+    index.apply(&at("20", replica_set("new")));
+    index.apply(&at("9", replica_set("old")));
+    assert_eq!(index.uid(&owner).as_deref(), Some("new"));
+    index.apply(&at("21", replica_set("newer")));
+    assert_eq!(index.uid(&owner).as_deref(), Some("newer"));
+    index.reset(Kind::ReplicaSet, &[at("3", replica_set("restored"))]);
+    assert_eq!(index.uid(&owner).as_deref(), Some("restored"));
+
+    let node = |ready: &str| {
+        let condition = json!({"type": "Ready", "status": ready});
+        json!({"kind": "Node", "metadata": {"name": "node-1"}, "status": {"conditions": [condition]}})
+    };
+    index.apply(&at("20", node("False")));
+    index.apply(&at("9", node("True")));
+    assert_eq!(index.presence("node-1"), Presence::NotReady);
+    index.apply(&at("21", node("True")));
+    assert_eq!(index.presence("node-1"), Presence::Ready);
+    index.reset_nodes(&[at("3", node("False"))]);
+    assert_eq!(index.presence("node-1"), Presence::NotReady);
 }
 
 #[test]
