@@ -102,6 +102,61 @@ func TestNobodyElseWritesWhatAgentsRelyOn(t *testing.T) {
 	}
 }
 
+func TestAnAgentReportsOnItsOwnNodeAndChangesNothingElse(t *testing.T) {
+	t.Parallel()
+	c := newClerk(t, "stolen")
+	c.placed("mx", "192.0.2.85:25")
+	c.eventuallyShown("mx", "mx 192.0.2.85:25/tcp Pod mx node-7")
+	const path = "/apis/pinhole.dev/v1alpha1/namespaces/stolen/pinholes/mx/status"
+	// asAgent has the agent of a node write a status; "" is a token that names no node.
+	asAgent := func(node, contentType, query string, status object) (string, bool) {
+		t.Helper()
+		headers := map[string]string{"Impersonate-User": "system:serviceaccount:pinhole-system:pinhole-agent", "Content-Type": contentType}
+		if node != "" {
+			headers["Impersonate-Extra-authentication.kubernetes.io%2Fnode-name"] = node
+		}
+		body := object{"apiVersion": "pinhole.dev/v1alpha1", "kind": "Pinhole", "metadata": object{"name": "mx"}, "status": status}
+		err := c.cluster.DoWith(t.Context(), 0, headers, http.MethodPatch, path+query, body, nil)
+		return fmt.Sprint(err), err == nil
+	}
+	const merge, apply = "application/merge-patch+json", "application/apply-patch+yaml"
+	report := func(node string, programmed bool) object {
+		return object{"name": node, "programmed": programmed, "reason": "Programmed", "message": "", "observedGeneration": 1}
+	}
+	for _, node := range []string{"node-8", "node-7", "node-7"} {
+		said, allowed := asAgent(node, apply, "?force=true&fieldManager=pinhole-agent-"+node, object{"nodes": []object{report(node, true)}})
+		if !allowed {
+			t.Errorf("the report of %s: %s", node, said)
+		}
+	}
+	own := []object{report("node-8", true), report("node-7", false)}
+	for what, status := range map[string]object{
+		"targets":            {"targets": []object{{"pod": "mx", "podUID": "u", "addresses": []string{"10.9.9.9"}, "active": true}}},
+		"endpoints":          {"endpoints": []object{{"address": "192.0.2.85", "protocol": "TCP", "port": 22, "targetPort": 22}}},
+		"no endpoints":       {"endpoints": nil},
+		"releasing":          {"releasing": []object{{"node": "node-8", "address": "192.0.2.85", "protocol": "TCP", "port": 22, "targetPort": 22}}},
+		"conditions":         {"conditions": []object{}},
+		"observedGeneration": {"observedGeneration": 9},
+		"holder":             {"holder": "Pod other"},
+		"another's entry":    {"nodes": []object{report("node-8", false), report("node-7", true)}},
+		"no other's entry":   {"nodes": []object{report("node-7", true)}},
+		"a further entry":    {"nodes": []object{report("node-8", true), report("node-7", true), report("node-9", true)}},
+	} {
+		if said, allowed := asAgent("node-7", merge, "", status); allowed || !strings.Contains(said, "an agent reports on its own node alone") {
+			t.Errorf("%s, by the agent of node-7: %s", what, said)
+		}
+	}
+	if said, allowed := asAgent("node-7", merge, "", object{"nodes": own}); !allowed {
+		t.Errorf("its own entry: %s", said)
+	}
+	if said, allowed := asAgent("", merge, "", object{"nodes": []object{report("node-8", false)}}); !allowed {
+		t.Errorf("a report by a token that names no node: %s", said)
+	}
+	if said, allowed := asAgent("", merge, "", object{"observedGeneration": 9}); allowed {
+		t.Errorf("more than a report by a token that names no node: %s", said)
+	}
+}
+
 func TestAPinholeThatAUserWroteIsNeverTakenOver(t *testing.T) {
 	t.Parallel()
 	c := newClerk(t, "theirs")

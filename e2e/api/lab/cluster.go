@@ -404,6 +404,11 @@ func (e *StatusError) Error() string { return fmt.Sprintf("HTTP %d: %s", e.Code,
 
 // Do sends one request to an API server, as administrator. A PATCH is a merge patch. The answer goes to out unless that is nil.
 func (c *Cluster) Do(ctx context.Context, server int, method, path string, body, out any) error {
+	return c.DoWith(ctx, server, nil, method, path, body, out)
+}
+
+// DoWith is Do with these headers, which can make it somebody else's request or another kind of patch.
+func (c *Cluster) DoWith(ctx context.Context, server int, headers map[string]string, method, path string, body, out any) error {
 	var payload io.Reader
 	if body != nil {
 		text, err := json.Marshal(body)
@@ -420,6 +425,9 @@ func (c *Cluster) Do(ctx context.Context, server int, method, path string, body,
 	request.Header.Set("Content-Type", "application/json")
 	if method == http.MethodPatch {
 		request.Header.Set("Content-Type", "application/merge-patch+json")
+	}
+	for name, value := range headers {
+		request.Header.Set(name, value)
 	}
 	response, err := c.client.Do(request)
 	if err != nil {
