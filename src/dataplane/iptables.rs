@@ -22,6 +22,8 @@ pub mod rule;
 pub mod table;
 
 use std::collections::BTreeMap;
+use std::future::Future;
+use std::time::Duration;
 
 use crate::dataplane::Applied;
 use crate::dataplane::Dataplane;
@@ -57,6 +59,8 @@ use crate::ruleset::entry::Key;
 
 /// How often jumps are put right in one apply when somebody else edits the same chains meanwhile.
 const JUMP_ATTEMPTS: usize = 3;
+/// Longer than a transaction of others, after which a table that seemed incompatible is read again.
+const INCOMPATIBLE_PAUSE: Duration = Duration::from_millis(50);
 /// Up to this many chains, reading their counters one by one is cheaper than reading all tables.
 const LISTED_CHAINS: usize = 4;
 
@@ -321,9 +325,30 @@ fn program(flavor: Flavor, family: Family, action: &str) -> String {
 ///
 /// Always without `-t`: naming a table makes iptables-legacy create it.
 pub async fn save(settings: &Settings, flavor: Flavor, family: Family) -> Result<Tables, DataplaneError> {
+    asking_again(|| save_once(settings, flavor, family)).await
+}
+
+/// iptables-nft lists chains and rules one after the other, and also calls a table incompatible that somebody changes
+/// between the two: only one that is so twice is believed to be.
+async fn asking_again<A: Future<Output = Result<Tables, DataplaneError>>>(ask: impl Fn() -> A) -> A::Output {
+    match ask().await {
+        Err(DataplaneError::Incompatible { .. }) => {
+            tokio::time::sleep(INCOMPATIBLE_PAUSE).await;
+            ask().await
+        }
+        said => said,
+    }
+}
+
+async fn save_once(settings: &Settings, flavor: Flavor, family: Family) -> Result<Tables, DataplaneError> {
     let program = program(flavor, family, "-save");
     let saved = settings.tools.run(&program, &["-c"], "").await.map_err(told)?;
-    parse::parse(&saved, Names(&settings.prefix)).map_err(|error| match error {
+    read_saved(&saved, &program, settings)
+}
+
+fn read_saved(saved: &str, program: &str, settings: &Settings) -> Result<Tables, DataplaneError> {
+    let program = program.to_owned();
+    parse::parse(saved, Names(&settings.prefix)).map_err(|error| match error {
         ParseError::Line(line) => DataplaneError::Unreadable { program, line },
         ParseError::Incompatible(table) => DataplaneError::Incompatible { program, table },
     })
@@ -383,6 +408,7 @@ fn told(error: CommandError) -> DataplaneError {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
@@ -425,5 +451,38 @@ mod tests {
         assert!(matches!(error, DataplaneError::Displaced { .. }) && !error.is_refusal(), "{error}");
         assert!(applied.observed.ruleset.is_empty(), "what did not stay is not served");
         assert!(!removed.exists());
+    }
+
+    /// What is said of outputs that come one after the other, and how many were asked for.
+    async fn said_of(outputs: &[&str]) -> (Result<Tables, DataplaneError>, usize) {
+        let left = RefCell::new(outputs.iter());
+        let said = asking_again(|| {
+            let output = left.borrow_mut().next().copied().unwrap_or("not asked for");
+            std::future::ready(read_saved(output, "iptables-nft-save", &Settings::default()))
+        });
+        let said = said.await;
+        (said, outputs.len() - left.into_inner().len())
+    }
+
+    const INCOMPATIBLE: &str = "# Table `nat' is incompatible, use 'nft' tool.\n";
+    const GOOD: &str = "*nat\n:PINHOLE-DNAT - [0:0]\nCOMMIT\n";
+
+    #[tokio::test(start_paused = true)]
+    async fn a_table_is_incompatible_when_it_is_so_twice() {
+        let (said, asked) = said_of(&[INCOMPATIBLE, GOOD, GOOD]).await;
+        assert!(said.unwrap().nat.chains.contains_key("PINHOLE-DNAT"), "it was changed while it was listed");
+        assert_eq!(asked, 2);
+        let (said, asked) = said_of(&[INCOMPATIBLE, INCOMPATIBLE, GOOD]).await;
+        let error = said.unwrap_err().to_string();
+        assert!(error.contains("iptables-nft-save cannot read the nat table"), "{error}");
+        assert_eq!(asked, 2, "a table that is really incompatible is told at once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_can_be_read_or_makes_no_sense_is_asked_for_once() {
+        assert_eq!(said_of(&[GOOD, INCOMPATIBLE]).await.1, 1);
+        let (said, asked) = said_of(&["*nat\nno rule\n", GOOD]).await;
+        assert!(matches!(said, Err(DataplaneError::Unreadable { .. })));
+        assert_eq!(asked, 1);
     }
 }
