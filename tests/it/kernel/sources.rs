@@ -103,6 +103,63 @@ fn r53_a_long_list_is_held_once_and_changes_without_a_gap_or_a_leak(lab: &mut La
     assert_eq!(count(lab), short, "a list goes with the last entry that refers to it");
 }
 
+/// Lets pod b, which no list has, try to connect all the while to ports of restricted ranges; how often it tried, and how often
+/// the pod behind them answered, be it by refusing.
+fn while_a_stranger_connects(lab: &mut Lab, change: impl FnOnce(&mut Lab)) -> (usize, usize) {
+    let stranger = std::mem::replace(&mut lab.b, Namespace::new());
+    let done = AtomicBool::new(false);
+    let counted = thread::scope(|scope| {
+        let trying = scope.spawn(|| {
+            let (mut tried, mut answered) = (0, 0);
+            let ports =
+                ["203.0.113.7:80", "203.0.113.7:7305", "203.0.113.8:9003"].map(|to| to.parse().unwrap());
+            for to in ports.iter().cycle().take_while(|_| !done.load(Ordering::Relaxed)) {
+                tried += 1;
+                let connected = stranger.run(|| TcpStream::connect_timeout(to, Duration::from_millis(3)));
+                let is_answered =
+                    connected.map_or_else(|error| error.kind() != ErrorKind::TimedOut, |_| true);
+                answered += usize::from(is_answered);
+            }
+            (tried, answered)
+        });
+        let changed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| change(lab)));
+        done.store(true, Ordering::Relaxed);
+        let counted = trying.join().unwrap();
+        changed.unwrap();
+        counted
+    });
+    lab.b = stranger;
+    counted
+}
+
+fn r53_lists_of_several_ranges_that_change_at_once_lose_nobody_and_let_no_stranger_in(lab: &mut Lab) {
+    let _a = lab.a.serve("a", "[::]:80");
+    // Long and short, of networks that come and go; the client's is in all of them, a stranger's in none.
+    let lists = [list(120), list(90), list(16), list(40), list(3)];
+    let wanted = |turn: usize| {
+        let list = |place: usize| lists.iter().cycle().nth(turn + place).unwrap();
+        let same = |ports: &str, place| from(endpoint(ports, "a", A), list(place));
+        [
+            same("80-90/tcp", 0),
+            same("7000-7010/udp", 0),
+            same("7300-7310/tcp", 1),
+            same("203.0.113.8:9000-9005/tcp", 2),
+        ]
+    };
+    lab.apply(&wanted(0));
+    let (tried, answered) = while_a_stranger_connects(lab, |lab| {
+        while_connecting(lab, |lab| {
+            for turn in 1..60 {
+                assert_ne!(lab.apply(&wanted(turn)).transactions, [], "the lists of every range are others");
+            }
+        });
+    });
+    assert!(50 < tried, "only {tried} connections were tried");
+    assert_eq!(answered, 0, "of {tried}");
+    lab.read();
+    assert_eq!(lab.apply(&wanted(59)).transactions, [], "nothing is left to do");
+}
+
 fn r26_r53_a_long_list_that_others_alter_is_repaired(lab: &mut Lab) {
     let _a = lab.a.serve("a", "[::]:80");
     let wanted = sharing(&list(100));
@@ -173,6 +230,7 @@ fn a_connection_ends_with_its_permission_where_that_was_asked_for(lab: &mut Lab)
 
 with_every_backend!(
     r53_a_long_list_is_held_once_and_changes_without_a_gap_or_a_leak,
+    r53_lists_of_several_ranges_that_change_at_once_lose_nobody_and_let_no_stranger_in,
     r26_r53_a_long_list_that_others_alter_is_repaired,
     a_connection_ends_with_its_permission_where_that_was_asked_for,
 );
