@@ -71,7 +71,14 @@ pub fn layout(ruleset: &Ruleset, family: Family, settings: &Settings) -> Layout 
     let mark = settings.mark.get();
     let mut layout = Layout::default();
     layout.filter.insert(names.input(), guard(mark).collect());
-    layout.filter.insert(names.forward(), forward(ruleset, family, mark));
+    let mut forward = forward(ruleset, family, mark);
+    let strays = strays(ruleset, family);
+    if !strays.is_empty() {
+        let jump = Rule::new(Action::Jump(names.strays())).protocol(Protocol::Tcp);
+        forward.push(jump.when(Match::State(vec![State::Invalid])));
+        layout.filter.insert(names.strays(), strays);
+    }
+    layout.filter.insert(names.forward(), forward);
     layout.filter.insert(names.accept(), vec![ours(mark, Rule::new(Action::Accept))]);
     let by_link = by_link(settings, family);
     if !by_link.is_empty() {
@@ -129,6 +136,13 @@ fn forward(ruleset: &Ruleset, family: Family, mark: u32) -> Vec<Rule> {
         rule.when(Match::NotSyn).when(unknown)
     });
     guard(mark).chain(leaking).chain(ended).collect()
+}
+
+/// Likewise what mapped pods of other nodes send through this one.
+fn strays(ruleset: &Ruleset, family: Family) -> Vec<Rule> {
+    let is_local = |pod: &IpAddr| ruleset.pod_cidrs(family).any(|net| net.contains(pod));
+    let pods = ruleset.egress_of_family(family).map(|egress| egress.pod).filter(|pod| !is_local(pod));
+    pods.map(|pod| Rule::new(Action::Drop).from(IpNet::from(pod))).collect()
 }
 
 /// Whatever comes in remembers its link; what answers to connections of ours leaves by it.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! filter  P-IN  P-FWD  P-ACCEPT
+//!         P-STRAY              mapped pods of other nodes, whose packets that conntrack rejects are dropped; only with some
 //! mangle  P-LINK               only with links
 //! nat     P-DNAT               one jump per external address and protocol
 //!           P-T-CB007107       one jump per 64 ports in use (T tcp, U udp, S sctp)
@@ -74,6 +75,11 @@ impl Names<'_> {
     /// The same for packets that are forwarded.
     pub fn forward(self) -> String {
         self.named("FWD")
+    }
+
+    /// Drops what mapped pods of other nodes send and conntrack rejects.
+    pub fn strays(self) -> String {
+        self.named("STRAY")
     }
 
     /// Accepts forwarded packets of our connections.
@@ -162,7 +168,12 @@ impl Names<'_> {
         };
         let mut parts = stem.split('-');
         match (parts.next(), parts.next(), parts.next(), parts.next()) {
-            (Some("IN" | "FWD" | "ACCEPT" | "LINK" | "DNAT" | "SNAT" | "KEEP"), None, None, None) => true,
+            (
+                Some("IN" | "FWD" | "STRAY" | "ACCEPT" | "LINK" | "DNAT" | "SNAT" | "KEEP"),
+                None,
+                None,
+                None,
+            ) => true,
             (Some("T" | "U" | "S" | "E"), Some(address), None, None) => hex(address, &[8, DIGEST_DIGITS]),
             (Some("T" | "U" | "S"), Some(address), Some(bucket), None) => {
                 hex(address, &[8, DIGEST_DIGITS]) && hex(bucket, &[BUCKET_DIGITS])
@@ -249,6 +260,18 @@ mod tests {
             "PINHOLE-L-PQC7I5SILNDM5-00A",
         ] {
             assert!(names.owns(ours), "{ours}");
+        }
+        for ours in [
+            names.input(),
+            names.forward(),
+            names.strays(),
+            names.accept(),
+            names.links(),
+            names.dnat(),
+            names.snat(),
+            names.keep(),
+        ] {
+            assert!(names.owns(&ours), "{ours}");
         }
         for foreign in [
             "PINHOLE",

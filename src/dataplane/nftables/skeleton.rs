@@ -158,6 +158,12 @@ fn chains(family: Family, settings: &Settings) -> Vec<Chain> {
     let pods = format!("{ip} saddr @{}", name(Collection::Pods));
     let forward = vec![
         format!("{pods} meta l4proto tcp ct state invalid drop"),
+        // Likewise of mapped pods of other nodes. A map is no set that could be asked who is in it, so the packet that ends here
+        // gets the address that is found; a rule that finds none does nothing.
+        format!(
+            "meta l4proto tcp ct state invalid {ip} saddr set {ip} saddr map @{} drop",
+            name(Collection::Egress)
+        ),
         // A connection whose source may no longer connect can be ended, and what its pod still sends would begin it again the
         // other way round.
         format!(

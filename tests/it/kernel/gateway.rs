@@ -29,19 +29,19 @@ use crate::kernel::namespace::Namespace;
 use crate::kernel::with_every_backend;
 
 /// The addresses of the pod on the other node.
-const FAR: &[&str] = &["10.244.2.9", "fd00:244:2::9"];
+pub(crate) const FAR: &[&str] = &["10.244.2.9", "fd00:244:2::9"];
 const CLIENT: &str = "198.18.0.9";
 const CLIENT_V6: &str = "2001:db8:99::9";
 
 /// What is behind the gateway.
-struct Beyond {
+pub(crate) struct Beyond {
     node: Namespace,
-    pod: Namespace,
+    pub(crate) pod: Namespace,
 }
 
 impl Beyond {
     /// Adds a second link and another node to a lab, whose node becomes the gateway.
-    fn build(lab: &Lab) -> Self {
+    pub(crate) fn build(lab: &Lab) -> Self {
         let [node, pod] = [(); 2].map(|()| Namespace::new());
         lab.node.sh(&format!(
             "ip -batch - <<'END'\n\
@@ -122,7 +122,7 @@ impl Beyond {
     }
 
     /// Routes what the other node sends to the outside through the gateway.
-    fn route_back(&self) {
+    pub(crate) fn route_back(&self) {
         self.node.sh("ip route add default via 10.0.0.1; ip route add ::/0 via fd00:1::1");
     }
 }

@@ -7,20 +7,21 @@ use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::Duration;
 
+use pinhole::dataplane::settings::ReturnPath;
 use rustix::net::AddressFamily;
 use rustix::net::RecvFlags;
 use rustix::net::SendFlags;
 use rustix::net::SocketType;
 use rustix::net::ipproto;
 
+use crate::kernel::gateway::Beyond;
+use crate::kernel::gateway::FAR;
 use crate::kernel::lab::A;
 use crate::kernel::lab::Lab;
 use crate::kernel::lab::endpoint;
 use crate::kernel::namespace::Namespace;
 use crate::kernel::with_every_backend;
 
-const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 9);
-const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 9);
 const EXTERNAL: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
 
 /// A socket that TCP packets are sent by as they are, and that gets a copy of all that arrive.
@@ -76,11 +77,9 @@ fn senders(socket: &OwnedFd, port: u16) -> BTreeSet<Ipv4Addr> {
     arrivals(socket, port).into_iter().map(|(sender, _)| sender).collect()
 }
 
-fn r55_a_packet_that_conntrack_rejects_does_not_leave_with_the_pods_address(lab: &mut Lab) {
-    let _a = lab.a.serve("a", "[::]:80");
-    lab.apply(&[endpoint("80/tcp", "a", A)]);
-    let heard = raw(&lab.client);
-    let sending = raw(&lab.a);
+/// Lets a pod send a segment that conntrack rejects, in a connection that the client has to it.
+fn reject(lab: &Lab, pod: &Namespace, address: Ipv4Addr, client: Ipv4Addr) {
+    let (heard, sending) = (raw(&lab.client), raw(pod));
     let mut connection = lab.client.connect("203.0.113.7:80").unwrap();
     connection.ask().unwrap();
     let port = connection.port();
@@ -89,9 +88,8 @@ fn r55_a_packet_that_conntrack_rejects_does_not_leave_with_the_pods_address(lab:
     assert!(answers.iter().all(|(sender, _)| *sender == EXTERNAL), "{:?}", answers.len());
     let (_, last) = *answers.last().unwrap();
     let send = || {
-        let (source, destination) = (SocketAddrV4::new(POD, 80), SocketAddrV4::new(CLIENT, port));
-        let packet = stray(source, destination, last);
-        rustix::net::sendto(&sending, &packet, SendFlags::empty(), &SocketAddrV4::new(CLIENT, 0)).unwrap();
+        let packet = stray(SocketAddrV4::new(address, 80), SocketAddrV4::new(client, port), last);
+        rustix::net::sendto(&sending, &packet, SendFlags::empty(), &SocketAddrV4::new(client, 0)).unwrap();
         thread::sleep(Duration::from_millis(200));
     };
     send();
@@ -103,7 +101,28 @@ fn r55_a_packet_that_conntrack_rejects_does_not_leave_with_the_pods_address(lab:
         lab.iptables("-F PINHOLE-FWD");
     }
     send();
-    assert_eq!(senders(&heard, port), BTreeSet::from([POD]), "it is our rule that holds it back");
+    assert_eq!(senders(&heard, port), BTreeSet::from([address]), "it is our rule that holds it back");
 }
 
-with_every_backend!(r55_a_packet_that_conntrack_rejects_does_not_leave_with_the_pods_address);
+fn r55_a_packet_that_conntrack_rejects_does_not_leave_with_the_pods_address(lab: &mut Lab) {
+    let _a = lab.a.serve("a", "[::]:80");
+    lab.apply(&[endpoint("80/tcp", "a", A)]);
+    reject(lab, &lab.a, Ipv4Addr::new(10, 244, 1, 9), Ipv4Addr::new(198, 51, 100, 9));
+}
+
+fn r55_nor_does_one_of_a_pod_on_another_node(lab: &mut Lab) {
+    let beyond = Beyond::build(lab);
+    let _far = beyond.pod.serve("far", "[::]:80");
+    beyond.route_back();
+    lab.settings.return_path = ReturnPath::Routed;
+    let wanted = [endpoint("80/tcp", "far", FAR)];
+    lab.apply(&wanted);
+    lab.read();
+    assert_eq!(lab.apply(&wanted).transactions, [], "it is read as it was written");
+    reject(lab, &beyond.pod, Ipv4Addr::new(10, 244, 2, 9), Ipv4Addr::new(198, 18, 0, 9));
+}
+
+with_every_backend!(
+    r55_a_packet_that_conntrack_rejects_does_not_leave_with_the_pods_address,
+    r55_nor_does_one_of_a_pod_on_another_node,
+);
