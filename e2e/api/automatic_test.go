@@ -71,6 +71,20 @@ func (c clerk) letGo(name string) (pod gatedPod) {
 	return pod
 }
 
+// boundTo waits until a claim is a pod's: a port is claimed and told to its pod before the controller notes whose it is.
+func (c clerk) boundTo(uid, address, name string) (claim storedClaim) {
+	c.t.Helper()
+	if err := lab.Poll(controllerPatience, func() error {
+		if claim = c.claims(address)[name]; claim.Spec.PodUID != uid {
+			return fmt.Errorf("the claim %s is %v, expected the one of pod %s", name, claim, uid)
+		}
+		return nil
+	}); err != nil {
+		c.t.Error(err)
+	}
+	return claim
+}
+
 func TestAPodLearnsItsPortsBeforeItIsScheduled(t *testing.T) {
 	t.Parallel()
 	c := newClerk(t, "found")
@@ -92,10 +106,9 @@ func TestAPodLearnsItsPortsBeforeItIsScheduled(t *testing.T) {
 	if !strings.Contains(string(pod.Spec.Affinity), `"key":"edge","operator":"In","values":["yes"]`) {
 		t.Errorf("the pod is not pinned to the nodes of the pool: %s", pod.Spec.Affinity)
 	}
-	claims := c.claims(told[0].Address)
 	for _, one := range told {
 		name := fmt.Sprintf("v4-%s-%s-%d", strings.ReplaceAll(one.Address, ".", "-"), strings.ToLower(one.Protocol), one.Port)
-		if claim := claims[name]; claim.Spec.PodUID != pod.Metadata.UID || claim.Spec.Pool != "found" {
+		if claim := c.boundTo(pod.Metadata.UID, one.Address, name); claim.Spec.Pool != "found" {
 			t.Errorf("the claim %s is %v", name, claim)
 		}
 	}
@@ -226,9 +239,7 @@ func TestSixtyFourPodsAtOnceGetPortsOfTheirOwn(t *testing.T) {
 		t.Errorf("%d pods have %d claims", pods, len(claims))
 	}
 	for port, uid := range owners {
-		if claim := claims[fmt.Sprintf("v4-198-51-100-43-udp-%d", port)]; claim.Spec.PodUID != uid {
-			t.Errorf("the claim of port %d is %v", port, claim)
-		}
+		c.boundTo(uid, "198.51.100.43", fmt.Sprintf("v4-198-51-100-43-udp-%d", port))
 	}
 	after := c.allocations()
 	searches, grants := after[0]-before[0], after[1]-before[1]
