@@ -115,6 +115,22 @@ func TestAPinholeFollowsItsServiceAndKeepsWhatItsUserWrote(t *testing.T) {
 	c.must(http.MethodDelete, "/api/v1/namespaces/follows/services/web", nil, nil)
 	c.eventuallyShown("web", "False NoService")
 
+	// A label that only the controller may write does not stand in the way of the status.
+	labelled := strings.Replace(leads("copied", "192.0.2.86", "{port: 443}"), "metadata: {", "metadata: {labels: {node.pinhole.dev/node-9: mine, team: web}, ", 1)
+	if said, created := c.kubectl(labelled, "create", "-f", "-"); !created || labelled == leads("copied", "192.0.2.86", "{port: 443}") {
+		t.Fatal(said)
+	}
+	c.eventuallyShown("copied", "copied 192.0.2.86:443/tcp")
+	if said, _ := c.kubectl("", "get", "ph", "copied", "-o", "jsonpath={.metadata.labels}"); said != `{"team":"web"}` {
+		t.Errorf("the labels of the copy are %s", said)
+	}
+	if said, allowed := c.kubectl("", "label", "ph", "copied", "node.pinhole.dev/node-9="); allowed || !strings.Contains(said, "are the controller's") {
+		t.Errorf("a user changed the label: %s", said)
+	}
+	if said, allowed := c.kubectl("", "label", "ph", "copied", "team=mail", "--overwrite"); !allowed {
+		t.Error(said)
+	}
+
 	// By label it leads to a pod without an annotation.
 	c.must(http.MethodPost, c.podsPath(), object{"metadata": object{"name": "mx-0", "labels": notes{"app": "mx"}},
 		"spec": object{"nodeName": "node-7", "containers": []object{{"name": "main", "image": "example.com/app:1"}}}}, nil)

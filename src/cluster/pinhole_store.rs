@@ -1,5 +1,8 @@
-//! Pinholes in the API server: server-side apply, each writer with a field manager of its own.
+//! Pinholes in the API server: server-side apply but for labels, each writer with a field manager of its own.
 
+use json_patch::AddOperation;
+use json_patch::PatchOperation;
+use json_patch::jsonptr::PointerBuf;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::Client;
@@ -7,6 +10,7 @@ use kube::api::DeleteParams;
 use kube::api::Patch;
 use kube::api::PatchParams;
 use kube::api::Preconditions;
+use serde_json::Value;
 use serde_json::json;
 
 use crate::api::crd::pinhole::NodeReport;
@@ -57,24 +61,24 @@ impl PinholeStore {
         applied.map(drop).map_err(|error| failed("applying", name, &error))
     }
 
-    /// Sets the controller's labels and finalizer of an object that is still as it was seen; what else it has stays.
+    /// Gives an object that is still as it was seen these labels and finalizers, and no others. Server-side apply would leave a
+    /// label of ours that somebody else wrote.
     pub async fn label(&self, pinhole: &Pinhole) -> Result<(), PinholeError> {
         let name = name(pinhole);
         let ObjectMeta { uid, resource_version, labels, finalizers, .. } = &pinhole.metadata;
-        let body = json!({
-            "apiVersion": "pinhole.dev/v1alpha1",
-            "kind": "Pinhole",
-            "metadata": {
-                "name": &*name.name,
-                "uid": uid,
-                "resourceVersion": resource_version,
-                "labels": labels,
-                "finalizers": finalizers.as_deref().unwrap_or_default(),
-            },
-        });
-        let params = PatchParams::apply(CONTROLLER).force();
-        let applied = self.api(&name).patch(&name.name, &params, &Patch::Apply(body)).await;
-        applied.map(drop).map_err(|error| failed("labelling", name.clone(), &error))
+        let add = |field: &str, value: Value| {
+            let path = PointerBuf::from_tokens(["metadata", field]);
+            PatchOperation::Add(AddOperation { path, value })
+        };
+        let patch = json_patch::Patch(vec![
+            add("uid", json!(uid)),
+            add("resourceVersion", json!(resource_version)),
+            add("labels", json!(labels)),
+            add("finalizers", json!(finalizers)),
+        ]);
+        let params = PatchParams { field_manager: Some(CONTROLLER.to_owned()), ..PatchParams::default() };
+        let labelled = self.api(&name).patch(&name.name, &params, &Patch::Json::<()>(patch)).await;
+        labelled.map(drop).map_err(|error| failed("labelling", name, &error))
     }
 
     /// Writes the controller's part of a status, if the object is still as it was seen.

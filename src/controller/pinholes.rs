@@ -68,7 +68,7 @@ pub enum Write {
     Apply(Box<Pinhole>),
     /// What became of it, of the object with this UID.
     Report(Box<Pinhole>),
-    /// Which nodes serve somebody's object, in its labels: all of ours, and our finalizer or none.
+    /// Which nodes serve somebody's object, in its labels: all that it is to have, and all its finalizers.
     Label(Box<Pinhole>),
     /// What a pod is told.
     Announce {

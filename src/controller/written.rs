@@ -117,8 +117,14 @@ pub(super) fn write_labels(stored: &Pinhole, nodes: &BTreeSet<String>) -> Option
         return None;
     }
     let mut written = of(stored);
-    written.metadata.labels = Some(labels.into_iter().map(|label| (label, String::new())).collect());
-    written.metadata.finalizers = is_kept.then(|| vec![keys::RELEASE_FINALIZER.to_owned()]);
+    let mut all = stored.metadata.labels.clone().unwrap_or_default();
+    all.retain(|label, _| !label.starts_with(keys::NODE_LABEL_PREFIX));
+    all.extend(labels.into_iter().map(|label| (label, String::new())));
+    written.metadata.labels = Some(all);
+    let mut finalizers = stored.metadata.finalizers.clone().unwrap_or_default();
+    finalizers.retain(|finalizer| finalizer != keys::RELEASE_FINALIZER);
+    finalizers.extend(is_kept.then(|| keys::RELEASE_FINALIZER.to_owned()));
+    written.metadata.finalizers = Some(finalizers);
     Some(Write::Label(Box::new(written)))
 }
 

@@ -209,6 +209,20 @@ fn a_granted_pinhole_leads_to_a_ready_pod_of_its_service_and_says_so_once_its_no
 }
 
 #[test]
+fn a_label_of_ours_that_its_user_wrote_is_taken_off_and_any_other_stays() {
+    let mut scene = scene(json!({}));
+    let labels = ["node.pinhole.dev/node-9", "team"].map(|label| (label.to_owned(), "mine".to_owned()));
+    scene.stored().metadata.labels = Some(labels.into());
+    scene.stored().metadata.finalizers = Some(vec!["example.com/theirs".to_owned()]);
+    assert!(scene.shown().contains("| node-1 |"), "its status is written");
+    let metadata = scene.stored().metadata.clone();
+    let shown: Vec<_> =
+        metadata.labels.iter().flatten().map(|(label, value)| format!("{label}={value}")).collect();
+    assert_eq!(shown, ["node.pinhole.dev/node-1=", "team=mine"]);
+    assert_eq!(metadata.finalizers.unwrap(), ["example.com/theirs", "pinhole.dev/release"]);
+}
+
+#[test]
 fn what_keeps_a_pinhole_from_being_served_is_named_and_told() {
     type Change = fn(&mut Scene);
     let ready = || vec![backend("web-1", "10.244.1.9", "node-1", Fitness::Ready)];
