@@ -13,6 +13,7 @@ pub mod key;
 pub mod life;
 pub mod memory;
 pub mod operation;
+pub mod overlap;
 pub mod pool;
 pub mod probe;
 pub mod transfer;

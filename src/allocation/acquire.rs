@@ -39,6 +39,9 @@ const RENEW_AFTER: SignedDuration = SignedDuration::from_secs(30);
 /// A reservation that is younger may still be taken back by a request that fails elsewhere.
 const UNSETTLED: SignedDuration = SignedDuration::from_secs(5);
 
+/// The shortest time that can be told apart in what is stored.
+const SHORTEST: SignedDuration = SignedDuration::from_secs(1);
+
 /// How many moments one waits for others.
 const PATIENCE: u8 = 6;
 
@@ -337,13 +340,16 @@ impl Acquisition {
         let adopted = Claim {
             holder_uid: wish.holder_uid.clone(),
             pool: wish.pool.clone(),
-            renewed: self.now,
             retention: wish.retention.clone(),
             // A port that was found leads to the pod that it was found for.
             pod_uid: if wish.slot.is_some() { wish.pod_uid.clone() } else { found.claim.pod_uid.clone() },
             ..found.claim.clone()
         };
-        if is_given_up { adopted.into_state(ClaimState::Reserved, self.now) } else { adopted }
+        let adopted = if is_given_up { adopted.into_state(ClaimState::Reserved, self.now) } else { adopted };
+        // Later than whatever it says: a store leaves a version as it is when nothing changes, and whoever made the claim could
+        // take it back from under this request.
+        let before = adopted.renewed.max(adopted.since);
+        Claim { renewed: self.now.max(before.saturating_add_or_max(SHORTEST)), ..adopted }
     }
 
     /// Decides about claims that may overlap the holder's.

@@ -9,6 +9,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use crate::model::address::ExternalAddress;
@@ -144,6 +145,21 @@ impl ClaimKey {
             Claimed::Ports(protocol, block) => {
                 let blocks = block.around().map(|around| Self::ports(self.address, protocol, around));
                 blocks.chain([Self::whole(self.address)]).collect()
+            }
+        }
+    }
+
+    /// Where those that lie inside this one are among all in their order, itself among them. Larger ones that begin where it
+    /// does are there, too.
+    pub fn within(self) -> RangeInclusive<Self> {
+        let at = |protocol, first, size| Self::ports(self.address, protocol, PortBlock { first, size });
+        match self.claimed {
+            Claimed::Whole => {
+                let [.., last] = Protocol::ALL;
+                self..=at(last, Port::MAX, u16::MAX)
+            }
+            Claimed::Ports(protocol, block) => {
+                at(protocol, block.first, 1)..=at(protocol, block.range().last(), u16::MAX)
             }
         }
     }
@@ -323,6 +339,13 @@ mod tests {
         fn two_keys_overlap_exactly_if_one_is_the_other_or_is_around_it(one in keys(), other in keys()) {
             let nested = one == other || one.around().contains(&other) || other.around().contains(&one);
             prop_assert_eq!(one.overlaps(other), nested);
+        }
+
+        #[test]
+        fn what_lies_inside_a_key_is_in_its_range_with_nothing_that_does_not_overlap(one in keys(), other in keys()) {
+            let is_inside = one == other || other.around().contains(&one);
+            let is_in_range = one.within().contains(&other);
+            prop_assert!(if is_in_range { one.overlaps(other) } else { !is_inside }, "{} {}", one, other);
         }
 
         #[test]

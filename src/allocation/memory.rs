@@ -40,7 +40,13 @@ impl Memory {
                     .cloned()
                     .collect(),
             ),
-            Operation::Update(claim, version) if self.is_current(&version) => self.store(claim, version.uid),
+            Operation::Update(claim, version) if self.is_current(&version) => {
+                // As the API server: what changes nothing is not written.
+                match self.claims.get(&claim.key).filter(|stored| stored.claim == claim) {
+                    Some(same) => Outcome::Stored(Box::new(same.clone())),
+                    None => self.store(claim, version.uid),
+                }
+            }
             Operation::Delete(version) if self.is_current(&version) => {
                 self.revision += 1;
                 self.claims.remove(&version.key);

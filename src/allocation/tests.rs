@@ -22,6 +22,8 @@ use super::memory::Memory;
 use super::operation::Failure;
 use super::operation::Operation;
 use super::operation::Outcome;
+use super::overlap;
+use super::overlap::Rank;
 use super::transfer::Heirs;
 use crate::api::crd::port_claim::ClaimState;
 use crate::model::holder::Holder;
@@ -98,6 +100,8 @@ struct World {
     given: BTreeSet<(Holder, ClaimKey)>,
     flying: Vec<Flying>,
     served: Vec<Pod>,
+    /// Stored objects that nobody was asked about; each is served once the controller has bound all its claims to it.
+    bypassed: Vec<Pod>,
     pods_made: usize,
     /// What the controller knows, and since when.
     known_pods: Vec<Pod>,
@@ -107,13 +111,27 @@ struct World {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Ask { holder: usize, wish: usize },
+    Ask {
+        holder: usize,
+        wish: usize,
+    },
     Advance(usize),
-    Settle { flying: usize, is_stored: bool },
+    Settle {
+        flying: usize,
+        is_stored: bool,
+    },
     Crash(usize),
+    /// An object is stored without having been granted anything.
+    Bypass {
+        holder: usize,
+        wish: usize,
+    },
     DeletePod(usize),
     Confirm(usize),
-    Transfer { from: usize, to: usize },
+    Transfer {
+        from: usize,
+        to: usize,
+    },
     Look,
     Control(usize),
     Pass(i64),
@@ -127,6 +145,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => (any.clone(), proptest::bool::weighted(0.8))
             .prop_map(|(flying, is_stored)| Step::Settle { flying, is_stored }),
         1 => any.clone().prop_map(Step::Crash),
+        1 => (0..3usize, 0..WISHES.len()).prop_map(|(holder, wish)| Step::Bypass { holder, wish }),
         2 => any.clone().prop_map(Step::DeletePod),
         2 => any.clone().prop_map(Step::Confirm),
         1 => (0..3usize, 1..3usize).prop_map(|(from, next)| Step::Transfer { from, to: (from + next) % 3 }),
@@ -160,9 +179,16 @@ impl World {
                     self.flying.swap_remove(index);
                 }
             }
+            Step::Bypass { holder, wish } => {
+                let pod = self.pod(holder, wish);
+                self.bypassed.push(pod);
+            }
             Step::DeletePod(number) => {
-                if let Some(index) = pick(&self.served, number) {
-                    self.served[index].exists = false;
+                let (served, bypassed) = (self.served.len(), self.bypassed.len());
+                match number % (served + bypassed).max(1) {
+                    index if index < served => self.served[index].exists = false,
+                    index if index < served + bypassed => drop(self.bypassed.swap_remove(index - served)),
+                    _ => {}
                 }
             }
             Step::Confirm(number) => {
@@ -188,13 +214,8 @@ impl World {
         let is_granted = *verdict == Verdict::Granted;
         let flying = self.flying.swap_remove(index);
         if is_granted && is_stored {
-            self.pods_made += 1;
-            self.served.push(Pod {
-                uid: format!("pod-{}", self.pods_made).into(),
-                holder: holder(flying.number),
-                keys: keys(flying.wish),
-                exists: true,
-            });
+            let pod = self.pod(flying.number, flying.wish);
+            self.served.push(pod);
         }
     }
 
@@ -216,8 +237,15 @@ impl World {
         from != to && known.contains(to)
     }
 
+    fn pod(&mut self, number: usize, wish: usize) -> Pod {
+        self.pods_made += 1;
+        let uid = format!("pod-{}", self.pods_made).into();
+        Pod { uid, holder: holder(number), keys: keys(wish), exists: true }
+    }
+
     fn look(&mut self) {
-        self.known_pods = self.served.iter().filter(|pod| pod.exists).cloned().collect();
+        let stored = self.served.iter().filter(|pod| pod.exists).chain(&self.bypassed);
+        self.known_pods = stored.cloned().collect();
         self.known_claims = self.store.claims().cloned().collect();
         self.known_since = self.now;
     }
@@ -227,8 +255,14 @@ impl World {
         let is_giver = |pod: &Pod| {
             stored.claim.previous_holder.as_ref() == Some(&pod.holder) && pod.keys.contains(&stored.claim.key)
         };
+        let claims = self.known_claims.iter().map(|stored| (stored.claim.key, stored.clone())).collect();
+        let rank = overlap::rank(stored, &claims);
+        let pod = self.known_pods.iter().find(is_user).map(|pod| pod.uid.clone());
+        if rank == Rank::Unclear && pod.is_some() {
+            return;
+        }
         let usage = Usage {
-            pod: self.known_pods.iter().find(is_user).map(|pod| pod.uid.clone()),
+            pod: pod.filter(|_| rank == Rank::First),
             is_declared: false,
             lent_to: self.known_pods.iter().find(|pod| is_giver(pod)).map(|pod| pod.holder.clone()),
             holder_exists: true,
@@ -240,6 +274,15 @@ impl World {
             Some(Change::Delete) => Operation::Delete(stored.version.clone()),
         };
         self.store.perform(operation);
+        let is_bound = |pod: &mut Pod| {
+            let is_its = |stored: &&StoredClaim| {
+                stored.claim.state == ClaimState::Bound && stored.claim.holder == pod.holder
+            };
+            let bound: BTreeSet<_> =
+                self.store.claims().filter(is_its).map(|stored| stored.claim.key).collect();
+            pod.keys.iter().all(|key| bound.contains(key))
+        };
+        self.served.extend(self.bypassed.extract_if(.., is_bound));
     }
 
     /// No request takes longer than the API server waits for it, and no watch lags for ever.
@@ -306,6 +349,7 @@ impl World {
     fn end(&mut self) {
         self.flying.clear();
         self.served.clear();
+        self.bypassed.clear();
         for _ in 0..8 {
             self.now += 200;
             self.look();
@@ -430,6 +474,17 @@ fn a_store_that_fails_midway_is_cleaned_up_and_the_request_may_come_back() {
     assert_eq!(finish(&mut acquisition, &mut store), Verdict::NotNow(failure));
     assert_eq!(store.claims().count(), 0);
     assert_eq!(finish(&mut ask(1, 1, Purpose::Reserve, 1), &mut store), Verdict::Granted);
+}
+
+#[test]
+fn what_a_second_request_of_the_holder_relies_on_is_not_taken_back_by_the_first_within_the_same_second() {
+    let mut store = Memory::default();
+    let mut first = ask(1, 1, Purpose::Reserve, 0);
+    advance(&mut first, &mut store);
+    assert_eq!(finish(&mut ask(1, 0, Purpose::Reserve, 0), &mut store), Verdict::Granted);
+    first.take(Outcome::Failed(Failure { reason: "the store is away".to_owned(), is_lasting: false }));
+    finish(&mut first, &mut store);
+    assert_eq!(store.claims().map(|stored| stored.claim.key).collect::<Vec<_>>(), keys(0));
 }
 
 #[test]

@@ -28,6 +28,8 @@ use crate::allocation::grant::Refusal;
 use crate::allocation::key::ClaimKey;
 use crate::allocation::key::Claimed;
 use crate::allocation::key::PortBlock;
+use crate::allocation::overlap;
+use crate::allocation::overlap::Rank;
 use crate::allocation::pool::Asker;
 use crate::allocation::pool::Pool;
 use crate::allocation::probe;
@@ -67,11 +69,13 @@ pub struct Found<'a> {
 
 impl<'a> Found<'a> {
     /// What these claims say. Should there be two for one slot, because two controllers led for a moment, the first by its key
-    /// counts and the other is nobody's.
+    /// counts and the other is nobody's; so is one that was never granted, because another overlaps it.
     pub fn of(claims: &'a Claims) -> Self {
         let mut by_slot = HashMap::new();
         for stored in claims.values() {
-            if let Some(slot) = &stored.claim.slot {
+            if let Some(slot) = &stored.claim.slot
+                && overlap::rank(stored, claims) == Rank::First
+            {
                 by_slot.entry((&stored.claim.holder, slot.as_str())).or_insert(stored);
             }
         }

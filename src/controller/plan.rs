@@ -20,6 +20,8 @@ use crate::allocation::key::Claimed;
 use crate::allocation::life;
 use crate::allocation::life::Change;
 use crate::allocation::life::Usage;
+use crate::allocation::overlap;
+use crate::allocation::overlap::Rank;
 use crate::allocation::pool::Asker;
 use crate::allocation::pool::Cooldowns;
 use crate::allocation::pool::Pool;
@@ -89,6 +91,12 @@ pub fn plan(
         } else {
             usage(claim, index)
         };
+        let usage = usage.and_then(|usage| match overlap::rank(stored, claims) {
+            Rank::First => Some(usage),
+            Rank::Unclear => Some(usage).filter(|usage| !usage.is_used()),
+            // It was never granted, whoever asks for it.
+            Rank::Second => Some(Usage { lent_to: usage.lent_to, ..Usage::default() }),
+        });
         let lives = usage
             .map(|usage| {
                 let unused = || unused(claim, &serving, times, now);
@@ -117,7 +125,8 @@ fn pool_of<'p>(key: ClaimKey, holder: &Holder, index: &Index, pools: &'p [Pool])
 /// Takes a claim into a pool that came after it.
 fn into_pool(claim: &Claim, index: &Index, pools: &[Pool]) -> Option<Change> {
     let is_known = |name: &String| pools.iter().any(|pool| pool.name == *name);
-    if claim.pool.as_ref().is_some_and(is_known) {
+    // The version of a reservation tells when it was made.
+    if claim.state == ClaimState::Reserved || claim.pool.as_ref().is_some_and(is_known) {
         return None;
     }
     let pool = pool_of(claim.key, &claim.holder, index, pools)?;

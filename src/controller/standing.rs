@@ -15,6 +15,8 @@ use crate::admission::violation;
 use crate::admission::violation::Rule;
 use crate::allocation::claim::StoredClaim;
 use crate::allocation::key::ClaimKey;
+use crate::allocation::overlap;
+use crate::allocation::overlap::Rank;
 use crate::api::crd::port_claim::ClaimState;
 use crate::api::object::Object;
 use crate::cluster::claim_watch::Claims;
@@ -205,6 +207,7 @@ fn claimed<'a>(claims: &'a Claims, key: &ClaimKey, holder: &Holder) -> Option<&'
         stored.claim.holder == *holder
             && stored.claim.slot.is_none()
             && matches!(stored.claim.state, ClaimState::Reserved | ClaimState::Bound)
+            && overlap::rank(stored, claims) == Rank::First
     })
 }
 
@@ -215,12 +218,5 @@ fn lent<'a>(claims: &'a Claims, key: &ClaimKey, holder: &Holder) -> Option<&'a S
 
 /// The first of these keys that somebody else has, or a part of it.
 fn others<'a>(claims: &'a Claims, keys: &[ClaimKey], holder: &Holder) -> Option<(ClaimKey, &'a StoredClaim)> {
-    let is_others = |stored: &&StoredClaim| stored.claim.holder != *holder || stored.claim.slot.is_some();
-    keys.iter().find_map(|key| {
-        let around = key.around();
-        let at = std::iter::once(key).chain(&around).filter_map(|key| claims.get(key)).find(is_others);
-        let within = || claims.values().filter(is_others).find(|stored| stored.claim.key.overlaps(*key));
-        let found = at.or_else(|| key.contains_others().then(within).flatten())?;
-        Some((*key, found))
-    })
+    keys.iter().find_map(|key| Some((*key, overlap::others(claims, *key, holder, None).next()?)))
 }

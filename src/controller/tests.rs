@@ -206,6 +206,19 @@ async fn ports_that_nobody_claimed_are_claimed_for_the_oldest_that_asks() {
 }
 
 #[tokio::test]
+async fn what_was_claimed_over_the_port_of_another_and_not_taken_back_is_never_bound() {
+    let (port, block) = ("v4-203-0-113-7-tcp-7010", "v4-203-0-113-7-tcp-7008-7023");
+    let first = pod("first", "203.0.113.7:7010", "2026-01-01T00:00:00Z");
+    let mut scene = scene().stored(&first).reserved("Pod", "first", port);
+    let bound = format!("{port} Bound first");
+    assert_eq!(scene.after(1).await, [bound.as_str()]);
+    let mut scene = scene.stored(&deployment("203.0.113.7:7008-7023")).reserved("Deployment", "mx", block);
+    assert_eq!(scene.after(1).await, [format!("{block} Reserved mx"), bound.clone()]);
+    scene.after(121).await;
+    assert_eq!(scene.after(1).await, [bound]);
+}
+
+#[tokio::test]
 async fn a_claim_deleted_by_hand_comes_back() {
     let mut scene = scene().stored(&pod("mx", PORT, "")).reserved("Pod", "mx", "v4-203-0-113-7-tcp-25");
     scene = scene.shown("mx", true);

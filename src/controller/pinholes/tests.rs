@@ -203,6 +203,19 @@ const PORT: &str = "203.0.113.7:25";
 const KEY: &str = "v4-203-0-113-7-tcp-25";
 
 #[test]
+fn a_claim_that_was_never_granted_grants_nothing() {
+    let mut scene = scene().with(pod("203.0.113.7:7008-7023", json!({})));
+    let (block, port) = ("v4-203-0-113-7-tcp-7008-7023", "v4-203-0-113-7-tcp-7010");
+    scene = scene.claimed(port, "other").claimed(block, "mx");
+    scene.claims.get_mut(&block.parse().unwrap()).unwrap().version.revision = 2;
+    scene.settle();
+    let status = scene.pinholes.values().next().unwrap().status.as_ref().unwrap();
+    assert!(status.endpoints.is_empty(), "{status:?}");
+    let said = serde_json::to_string(status).unwrap();
+    assert!(said.contains("PortTaken") && said.contains(port), "{said}");
+}
+
+#[test]
 fn a_pod_with_its_claims_gets_one_object_that_comes_to_rest() {
     let mut scene = scene().with(pod("203.0.113.7:25,8080:80", json!({}))).claimed(KEY, "mx");
     assert_eq!(scene.settle(), ["tell mail/mx", "apply mail/mx", "report mail/mx"]);
