@@ -24,6 +24,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use crate::allocation::claim::Claim;
 use crate::allocation::claim::StoredClaim;
+use crate::allocation::claim::Version;
 use crate::allocation::key::ClaimKey;
 use crate::allocation::operation::Failure;
 use crate::allocation::operation::Operation;
@@ -117,6 +118,8 @@ enum Step {
     Check(usize),
     /// Waits for a younger claim to yield.
     Await(usize),
+    /// Removes what has cooled down, the last first, and looks again.
+    Clear(usize, Vec<Version>),
     /// Takes back what was stored, from the last to the first.
     Undo(Box<Verdict>),
     Over(Box<Verdict>),
@@ -171,6 +174,7 @@ impl Acquisition {
                 Check::Key(key) => Operation::Get(key),
                 Check::Address(address) => Operation::List(address),
             },
+            Step::Clear(_, cooled) => Operation::Delete(cooled.last()?.clone()),
             Step::Undo(_) => {
                 let Made { stored, before } = self.made.last()?;
                 match before {
@@ -246,6 +250,10 @@ impl Acquisition {
             (Step::Check(index), Outcome::Found(found)) => self.check(index, found.as_deref().into_iter()),
             (Step::Check(index), Outcome::Listed(found)) => self.check(index, found.iter()),
             (Step::Await(index), Outcome::Waited) => self.step = Step::Check(index),
+            (Step::Clear(index, mut cooled), Outcome::Deleted | Outcome::Stale) => {
+                cooled.pop();
+                self.step = if cooled.is_empty() { Step::Check(index) } else { Step::Clear(index, cooled) };
+            }
             (step, outcome) => {
                 let reason =
                     format!("the store of claims answered {outcome:?} while {step:?}; please report this");
@@ -292,8 +300,7 @@ impl Acquisition {
         let is_own = found.claim.is_same_grant(wish);
         let is_given = wish.slot.is_none() && self.is_given(&found.claim);
         let is_lent = self.is_lent(index, &found.claim);
-        let is_free = found.claim.state == ClaimState::Cooldown
-            && found.claim.since.saturating_add_or_max(self.cooldowns.of(&found.claim)) <= self.now;
+        let is_free = self.cooldowns.are_over_for(&found.claim, self.now);
         if is_own || is_given || is_lent || is_free {
             if self.purpose == Purpose::Look {
                 return self.make(index + 1);
@@ -362,10 +369,17 @@ impl Acquisition {
             let (wanted, revision) = self.unverified.iter().find(|(key, _)| key.overlaps(other.claim.key))?;
             Some((*wanted, *revision, other))
         });
+        let (cooled, overlaps): (Vec<_>, Vec<_>) =
+            overlaps.partition(|(_, _, other)| self.cooldowns.are_over_for(&other.claim, self.now));
         // The eldest decides: one that came before is final.
-        let Some((wanted, revision, other)) = overlaps.min_by_key(|(_, _, other)| other.version.revision)
-        else {
-            return self.look(index + 1);
+        let eldest = overlaps.into_iter().min_by_key(|(_, _, other)| other.version.revision);
+        let Some((wanted, revision, other)) = eldest else {
+            let cooled: Vec<_> = cooled.into_iter().map(|(_, _, other)| other.version.clone()).collect();
+            if cooled.is_empty() || self.purpose == Purpose::Look {
+                return self.look(index + 1);
+            }
+            self.step = Step::Clear(index, cooled);
+            return;
         };
         let is_younger = revision < other.version.revision;
         let by = Box::new(other.clone());

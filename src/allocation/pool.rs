@@ -9,6 +9,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use k8s_openapi::jiff::SignedDuration;
+use k8s_openapi::jiff::Timestamp;
 
 use crate::allocation::claim::Claim;
 use crate::api::crd::nat_pool::ClaimMode;
@@ -16,6 +17,7 @@ use crate::api::crd::nat_pool::NamespaceGrant;
 use crate::api::crd::nat_pool::NatPoolSpec;
 use crate::api::crd::nat_pool::PoolPorts;
 use crate::api::crd::nat_pool::ServiceAccountGrant;
+use crate::api::crd::port_claim::ClaimState;
 use crate::api::crd::shared::LabelSelector;
 use crate::model::address::ExternalAddress;
 use crate::model::mapping::Address;
@@ -112,6 +114,12 @@ impl Cooldowns {
     /// What these pools say, and `default` for claims of none of them.
     pub fn new(default: SignedDuration, pools: &[Pool]) -> Self {
         Self { default, by_pool: pools.iter().map(|pool| (pool.name.clone(), pool.cooldown)).collect() }
+    }
+
+    /// Whether a claim has cooled down, so that its ports are anybody's.
+    pub fn are_over_for(&self, claim: &Claim, now: Timestamp) -> bool {
+        let end = claim.since.checked_add(self.of(claim)).unwrap_or(Timestamp::MAX);
+        claim.state == ClaimState::Cooldown && end <= now
     }
 
     /// How long the port of a claim is kept from others.

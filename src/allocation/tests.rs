@@ -465,6 +465,27 @@ fn a_port_that_has_cooled_down_is_anybodys_and_before_that_only_its_holders() {
 }
 
 #[test]
+fn a_block_that_has_cooled_down_is_in_nobodys_way_and_neither_is_a_port_in_a_block() {
+    for (cooled, wished) in [(3, 0), (0, 3), (1, 5)] {
+        let cooling = || {
+            let mut store = Memory::default();
+            for key in keys(cooled) {
+                let claim = Claim { state: ClaimState::Cooldown, ..Claim::reserve(key, holder(1), at(0)) };
+                store.perform(Operation::Create(claim));
+            }
+            store
+        };
+        let mut store = cooling();
+        let early = finish(&mut ask(2, wished, Purpose::Reserve, 59), &mut store);
+        assert!(matches!(early, Verdict::Held { .. }), "{early:?}");
+        assert_eq!(finish(&mut ask(2, wished, Purpose::Look, 60), &mut store), Verdict::Granted);
+        assert_eq!(store.claims().count(), keys(cooled).len(), "a dry run removes nothing");
+        assert_eq!(finish(&mut ask(2, wished, Purpose::Reserve, 60), &mut store), Verdict::Granted);
+        assert_eq!(store.claims().map(|stored| stored.claim.key).collect::<Vec<_>>(), keys(wished));
+    }
+}
+
+#[test]
 fn a_store_that_fails_midway_is_cleaned_up_and_the_request_may_come_back() {
     let mut store = Memory::default();
     let mut acquisition = ask(1, 1, Purpose::Reserve, 0);
