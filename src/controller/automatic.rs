@@ -18,6 +18,7 @@ use serde_json::Value;
 use serde_json::json;
 
 use crate::admission::index::Index;
+use crate::admission::index::Scope;
 use crate::admission::policy::Policy;
 use crate::admission::subject::Subject;
 use crate::allocation::claim::Claim;
@@ -261,7 +262,8 @@ fn group(ports: &[&AutomaticPort]) -> Wanted {
     Wanted { slot: format!("{}/{target}", names.join("+")), protocols }
 }
 
-/// Whether a port is one that nobody is granted, or that something has which never asks for it.
+/// Whether a port is one that nobody is granted, that something has which never asks for it, or that a stored object asks for by
+/// name: while claims are being built it may be served without one.
 fn is_somebody_elses(key: ClaimKey, index: &Index, policy: &Policy) -> bool {
     let Claimed::Ports(protocol, block) = key.claimed() else { return true };
     let (address, ports) = (key.address(), block.range());
@@ -272,6 +274,7 @@ fn is_somebody_elses(key: ClaimKey, index: &Index, policy: &Policy) -> bool {
     policy.restricted_ports.first_match(protocol, ports).is_some()
         || is_protected()
         || index.occupant_of_address(address, protocol, ports).is_some()
+        || !index.held(&Scope::Address(address), protocol, ports).is_empty()
 }
 
 /// Whether a pod on this node can be served at an address of the pool, as far as is known.

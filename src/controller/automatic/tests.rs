@@ -228,6 +228,18 @@ fn what_nobody_may_have_is_never_chosen() {
 }
 
 #[test]
+fn what_a_stored_object_asks_for_by_name_is_not_chosen_before_it_is_claimed() {
+    let mut spec = open();
+    spec["addresses"] = json!(["192.0.2.1"]);
+    spec["ports"] = json!([{"first": 30000, "last": 30003, "staticBand": 0}]);
+    let mut scene = scene(spec);
+    scene.index.apply(&pod("older", "192.0.2.1:30000-30002:80-82", json!({})));
+    assert_eq!(scene.claim(&pod("a", "auto:80", json!({})))[0].to_string(), "v4-192-0-2-1-tcp-30003");
+    assert!(scene.choose(&pod("b", "auto:80", json!({})), 0).is_err());
+    assert_eq!(scene.claim(&pod("u", "auto:80/udp", json!({}))).len(), 1, "of that protocol nobody asks");
+}
+
+#[test]
 fn a_pod_is_pinned_to_the_node_that_has_its_address_and_one_that_is_bound_gets_an_address_of_its_node() {
     let mut spec = open();
     spec["addresses"] = json!(["203.0.113.7", "203.0.113.8"]);
