@@ -109,6 +109,19 @@ impl Decision {
 /// Deletes, updates that leave the asking annotations alone, and objects that ask for nothing are granted whatever
 /// they are: what runs is never blocked by a rule that came later.
 pub fn decide(request: &Request, world: &World<'_>) -> Decision {
+    judge(request, world, conflict::judge)
+}
+
+/// Decides on a request but for what other holders have, which whoever knows their claims knows better.
+pub fn decide_apart_from_others(request: &Request, world: &World<'_>) -> Decision {
+    judge(request, world, |_, _, _, _, _| {})
+}
+
+fn judge(
+    request: &Request,
+    world: &World<'_>,
+    judge_others: impl FnOnce(&Subject<'_>, &str, &[Located], &World<'_>, &mut Decision),
+) -> Decision {
     let misplaced = misplaced::violations(request, world.policy);
     let Some(subject) = asking_subject(request, world.policy) else {
         return Decision { violations: misplaced, ..Decision::default() };
@@ -132,7 +145,7 @@ pub fn decide(request: &Request, world: &World<'_>) -> Decision {
     grant::judge(&subject, &request.namespace, &wanted.entries, world, &mut decision);
     grant::judge_automatic(&subject, &request.namespace, &wanted.automatic, world, &mut decision);
     occupied::judge(&subject, &request.namespace, &wanted.entries, world, &mut decision);
-    conflict::judge(&subject, &request.namespace, &wanted.entries, world, &mut decision);
+    judge_others(&subject, &request.namespace, &wanted.entries, world, &mut decision);
     violation::sort(&mut decision.violations);
     decision.warnings.extend(warning::shared_by_replicas(&subject, &wanted.entries));
     decision.warnings.extend(warning::spread_in_vain(&subject, &wanted.entries));

@@ -132,7 +132,7 @@ pub fn stand(pod: &Object, known: &Known<'_>) -> Option<Standing> {
         object: Some(pod.clone()),
         old_object: None,
     };
-    let decision = admission::decide(&request, &World { policy, index });
+    let decision = admission::decide_apart_from_others(&request, &World { policy, index });
     // What is wrong with an annotation of which nothing can be read, its pod's node says; of a Pinhole nobody else does.
     let is_unreadable = pod.pinhole.is_some() && !decision.is_granted();
     if !decision.asks() && !is_unreadable {
@@ -142,7 +142,7 @@ pub fn stand(pod: &Object, known: &Known<'_>) -> Option<Standing> {
     let holder = index.holder(&itself, pod.metadata.controller()).ok()?;
     let wanted = decision.mappings;
     // Between holders the claims decide, and on a node's own address the agents.
-    let violations = decision.violations.into_iter().filter(|violation| violation.rule != Rule::Conflict);
+    let violations = decision.violations.into_iter();
     // What is claimed was granted, whatever has become of the pools.
     let (ungranted, violations): (Vec<_>, Vec<_>) =
         violations.partition(|violation| violation.rule == Rule::Pool);

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::*;
 use crate::admission::conflict::Evidence;
+use crate::admission::decide_apart_from_others;
 use crate::admission::index::ObjectKey;
 use crate::admission::index::facts::Presence;
 use crate::allocation::pool::Pool;
@@ -38,6 +39,20 @@ fn a_port_that_another_pod_holds_is_refused_with_its_holder_and_since_when() {
     assert_eq!(decision.evidence, [Evidence::Object(held)]);
     assert_granted(&cluster.create(exposing("web", "203.0.113.7:25/udp")));
     assert_granted(&cluster.create(exposing("web", "203.0.113.8:25")));
+}
+
+#[test]
+fn apart_from_others_all_is_decided_but_what_they_hold() {
+    let cluster = Cluster::new().store(exposing("postfix", PORT));
+    let apart = |ports| {
+        let asked = request(Operation::Create, Some(exposing("web", ports)), None);
+        decide_apart_from_others(&asked, &World { policy: &cluster.policy, index: &cluster.index })
+    };
+    let decision = apart(PORT);
+    assert_granted(&decision);
+    assert!(decision.evidence.is_empty(), "nobody's holdings were looked at");
+    assert_eq!(decision.mappings, cluster.create(exposing("web", PORT)).mappings);
+    assert!(!apart("203.0.113.7:22").is_granted(), "a restricted port is refused all the same");
 }
 
 #[test]
