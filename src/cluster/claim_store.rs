@@ -4,6 +4,7 @@
 //! Creating is the API server's create-if-absent, reading is a quorum read and never a cache, and every change names the UID
 //! and the version that it rests on. An answer that was lost is a failure; whoever repeats the request finds its own claim.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -25,6 +26,7 @@ use crate::allocation::key::ClaimKey;
 use crate::allocation::operation::Failure;
 use crate::allocation::operation::Operation;
 use crate::allocation::operation::Outcome;
+use crate::allocation::pool::Pool;
 use crate::api::crd::port_claim::PortClaim;
 use crate::cluster::trouble::describe;
 use crate::cluster::trouble::is_denied;
@@ -49,6 +51,31 @@ pub async fn acquire(store: &dyn ClaimStore, acquisition: &mut Acquisition) -> V
     let unfinished =
         || Failure { reason: "a request for claims ended without a verdict".to_owned(), is_lasting: true };
     acquisition.verdict().cloned().unwrap_or_else(|| Verdict::NotNow(unfinished()))
+}
+
+/// The claims of the namespace of these wishes, which count against a quota that one of them is under; `None` where none is.
+pub async fn counted(
+    store: &dyn ClaimStore,
+    pools: &[Pool],
+    wishes: &[Claim],
+) -> Result<Option<Vec<StoredClaim>>, Failure> {
+    let is_asked = |pool: &Pool| wishes.iter().any(|wish| wish.pool.as_ref() == Some(&pool.name));
+    let is_limited = pools.iter().any(|pool| pool.ports_per_namespace.is_some() && is_asked(pool));
+    let Some(first) = wishes.first().filter(|_| is_limited) else { return Ok(None) };
+    match store.perform(Operation::ListOf(Arc::clone(&first.holder.object.namespace))).await {
+        Outcome::Listed(held) => Ok(Some(held)),
+        Outcome::Failed(failure) => Err(failure),
+        outcome => {
+            let reason = format!("the store of claims answered {outcome:?} to a list; please report this");
+            Err(Failure { reason, is_lasting: true })
+        }
+    }
+}
+
+/// Takes back what a granted request stored, for a reason that was found afterwards.
+pub async fn take_back(store: &dyn ClaimStore, acquisition: &mut Acquisition, failure: Failure) -> Verdict {
+    acquisition.revoke(Verdict::NotNow(failure));
+    acquire(store, acquisition).await
 }
 
 /// The time that claims are written with: whole seconds, as elsewhere in Kubernetes.

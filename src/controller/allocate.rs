@@ -39,8 +39,6 @@ use crate::allocation::grant::Refusal;
 use crate::allocation::key::ClaimKey;
 use crate::allocation::life;
 use crate::allocation::operation::Failure;
-use crate::allocation::operation::Operation;
-use crate::allocation::operation::Outcome;
 use crate::allocation::pool::Cooldowns;
 use crate::allocation::pool::Pool;
 use crate::api::object::Kind;
@@ -245,12 +243,16 @@ impl Allocator {
             let mut acquisition = Acquisition::new(wishes.clone(), Purpose::Reserve, now, cooldowns);
             let mut verdict = claim_store::acquire(&*self.store, &mut acquisition).await;
             // A webhook may have claimed something of the same namespace meanwhile.
-            if verdict == Verdict::Granted
-                && let Ok(Some(refusal)) = self.over_quota(pod, &wishes).await
-            {
-                acquisition
-                    .revoke(Verdict::NotNow(Failure { reason: refusal.to_string(), is_lasting: false }));
-                verdict = claim_store::acquire(&*self.store, &mut acquisition).await;
+            if verdict == Verdict::Granted {
+                let failure = match self.over_quota(pod, &wishes).await {
+                    Ok(None) => None,
+                    Ok(Some(refusal)) => Some(Failure { reason: refusal.to_string(), is_lasting: false }),
+                    // Nobody can say; it is not granted before somebody can.
+                    Err(failure) => Some(failure),
+                };
+                if let Some(failure) = failure {
+                    verdict = claim_store::take_back(&*self.store, &mut acquisition, failure).await;
+                }
             }
             match verdict {
                 Verdict::Granted => return Some(End::Claimed(keys)),
@@ -296,28 +298,11 @@ impl Allocator {
 
     /// What is said of a pod whose namespace would hold more of a pool than it may. Nothing is read where no quota is set.
     async fn over_quota(&self, pod: &Object, wishes: &[Claim]) -> Result<Option<Refusal>, Failure> {
-        let has_quota = |pool: &Pool| {
-            pool.ports_per_namespace.is_some()
-                && wishes.iter().any(|wish| wish.pool.as_ref() == Some(&pool.name))
-        };
-        let is_limited = {
-            let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-            index.pools().is_some_and(|pools| pools.iter().any(has_quota))
-        };
-        let Some(first) = wishes.first().filter(|_| is_limited) else { return Ok(None) };
-        let namespace = Arc::clone(&first.holder.object.namespace);
-        let held = match self.store.perform(Operation::ListOf(namespace)).await {
-            Outcome::Listed(held) => held,
-            Outcome::Failed(failure) => return Err(failure),
-            outcome => {
-                let reason =
-                    format!("the store of claims answered {outcome:?} to a list; please report this");
-                return Err(Failure { reason, is_lasting: true });
-            }
-        };
+        let pools = self.index.read().unwrap_or_else(PoisonError::into_inner).pools().cloned();
+        let pools = pools.unwrap_or_default();
+        let Some(held) = claim_store::counted(&*self.store, &pools, wishes).await? else { return Ok(None) };
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-        let pools = index.pools().map_or(&[][..], |pools| pools);
-        Ok(grant::over_quota(pools, automatic::asker(pod, &index), &held, wishes))
+        Ok(grant::over_quota(&pools, automatic::asker(pod, &index), &held, wishes))
     }
 
     /// Waits until the watch has shown what was claimed: a turn that did not see it would claim again.

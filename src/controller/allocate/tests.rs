@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use futures::future::BoxFuture;
 use serde_json::json;
 
 use super::*;
 use crate::allocation::claim::StoredClaim;
 use crate::allocation::memory::Memory;
+use crate::allocation::operation::Operation;
+use crate::allocation::operation::Outcome;
 use crate::cluster::events;
 use crate::model::holder::Holder;
 
@@ -163,6 +166,37 @@ async fn a_namespace_gets_no_more_than_its_quota() {
     assert_eq!(scene.slots().len(), 2);
     let note = scene.event_rx.try_recv().unwrap().note;
     assert!(note.starts_with("needs 1 more of NatPool games, of which this namespace holds 2"), "{note}");
+}
+
+/// A store that lists a namespace once, and fails then.
+struct ListsOnce {
+    store: Arc<Mutex<Memory>>,
+    lists: Mutex<usize>,
+}
+
+impl ClaimStore for ListsOnce {
+    fn perform(&self, operation: Operation) -> BoxFuture<'_, Outcome> {
+        if matches!(operation, Operation::ListOf(_)) {
+            let mut lists = self.lists.lock().unwrap();
+            *lists += 1;
+            if *lists == 2 {
+                let failure = Failure { reason: "the store is away".to_owned(), is_lasting: false };
+                return Box::pin(async { Outcome::Failed(failure) });
+            }
+        }
+        self.store.perform(operation)
+    }
+}
+
+#[tokio::test]
+async fn a_quota_that_cannot_be_read_again_is_not_taken_for_kept() {
+    let mut spec = pool(30_100);
+    spec["quota"] = json!({"portsPerNamespace": 2});
+    let mut scene = scene(spec);
+    scene.allocator.store = Arc::new(ListsOnce { store: Arc::clone(&scene.store), lists: Mutex::default() });
+    scene.asking("a", "auto:80");
+    scene.turn(true).await;
+    assert!(scene.stored().is_empty());
 }
 
 #[tokio::test]

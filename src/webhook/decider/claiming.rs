@@ -21,8 +21,6 @@ use crate::allocation::claim::Claim;
 use crate::allocation::grant;
 use crate::allocation::life;
 use crate::allocation::operation::Failure;
-use crate::allocation::operation::Operation;
-use crate::allocation::operation::Outcome;
 use crate::allocation::pool::Cooldowns;
 use crate::allocation::pool::Pool;
 use crate::cluster::claim_store;
@@ -44,18 +42,8 @@ impl Claiming {
     /// What is said of a request whose namespace would hold more of a pool than it may. Nothing is read where no quota is set.
     /// `made` is what it has stored; before that, it is compared with what is there.
     pub(super) async fn over_quota(&self, made: Option<Vec<Claim>>) -> Result<Option<Violation>, NotNow> {
-        let has_quota = |pool: &Pool| {
-            pool.ports_per_namespace.is_some()
-                && self.wishes.iter().any(|wish| wish.pool.as_ref() == Some(&pool.name))
-        };
-        let is_limited = self.pools().iter().any(has_quota);
-        let Some(first) = self.wishes.first().filter(|_| is_limited) else { return Ok(None) };
-        let namespace = Arc::clone(&first.holder.object.namespace);
-        let held = match self.store.perform(Operation::ListOf(namespace)).await {
-            Outcome::Listed(held) => held,
-            Outcome::Failed(failure) => return Err(NotNow::Claims(failure)),
-            _ => return Err(NotNow::Unsettled),
-        };
+        let held = claim_store::counted(&*self.store, &self.pools(), &self.wishes).await;
+        let Some(held) = held.map_err(NotNow::Claims)? else { return Ok(None) };
         let more = made.unwrap_or_else(|| grant::more(&held, &self.wishes));
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
         let world = World { policy: &self.policy, index: &index };
@@ -100,8 +88,7 @@ impl Claiming {
 
     /// Takes back what a granted request stored. What was not granted has done so already.
     async fn take_back(&self, acquisition: &mut Acquisition, reason: String) -> Verdict {
-        acquisition.revoke(Verdict::NotNow(Failure { reason, is_lasting: false }));
-        claim_store::acquire(&*self.store, acquisition).await
+        claim_store::take_back(&*self.store, acquisition, Failure { reason, is_lasting: false }).await
     }
 
     /// Whose claims the holder may take over.
