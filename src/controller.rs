@@ -9,6 +9,7 @@
 
 pub mod allocate;
 pub mod automatic;
+pub mod backoff;
 pub mod ending;
 pub mod gate;
 pub mod handover;
@@ -42,9 +43,12 @@ use tracing::info;
 use tracing::warn;
 
 use crate::admission::index::Index;
+use crate::admission::index::ObjectKey;
 use crate::allocation::acquire::Acquisition;
 use crate::allocation::acquire::Purpose;
 use crate::allocation::acquire::Verdict;
+use crate::allocation::claim::StoredClaim;
+use crate::allocation::key::ClaimKey;
 use crate::allocation::life::Change;
 use crate::allocation::operation::Operation;
 use crate::allocation::operation::Outcome;
@@ -54,6 +58,8 @@ use crate::cluster::claim_store;
 use crate::cluster::claim_store::ClaimStore;
 use crate::cluster::claim_watch::Claims;
 use crate::cluster::pinhole_watch::KnownPinholes;
+use crate::controller::backoff::Backoff;
+use crate::controller::plan::Dispute;
 use crate::controller::plan::Missing;
 use crate::controller::plan::Planned;
 use crate::controller::plan::Times;
@@ -94,22 +100,30 @@ pub struct Controller {
     pub metrics: ControllerMetrics,
 }
 
+/// What is kept from turn to turn: nothing that decides what is right, only what need not be said or tried again.
+#[derive(Debug, Default)]
+struct Remembered {
+    /// Who was told that its port is somebody else's.
+    told: HashSet<String>,
+    /// Whose ports could not be claimed.
+    later: Backoff,
+}
+
 impl Controller {
     /// Takes turns until it is stopped.
     pub async fn run(self, stop: CancellationToken) {
         let mut turn = tokio::time::interval(PERIOD);
         turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut told = HashSet::new();
+        let mut remembered = Remembered::default();
         loop {
             tokio::select! {
-                _ = turn.tick() => self.turn(claim_store::now(), &mut told).await,
+                _ = turn.tick() => self.turn(claim_store::now(), &mut remembered).await,
                 () = stop.cancelled() => return,
             }
         }
     }
 
-    /// One turn. `told` remembers who was told that its port is somebody else's.
-    async fn turn(&self, now: Timestamp, told: &mut HashSet<String>) {
+    async fn turn(&self, now: Timestamp, remembered: &mut Remembered) {
         let leads = *self.leading_rx.borrow();
         let is_complete = self.startup.is_complete()
             && self.claims_known.load(Ordering::Acquire)
@@ -126,12 +140,19 @@ impl Controller {
         };
         let changes = stream::iter(plan.changes.into_iter().take(MOST_IN_A_TURN));
         changes.for_each_concurrent(WRITES_AT_ONCE, |planned| self.change(planned)).await;
+        for Dispute { object, uid, wanted, by } in &plan.disputes {
+            remembered.tell(object, uid, *wanted, by);
+        }
+        let uids: HashSet<_> = plan.missing.iter().map(|missing| Arc::clone(&missing.uid)).collect();
+        remembered.later.retain(|uid| uids.contains(uid));
         // One after the other, the oldest first: of two that want one port the older gets it.
-        for missing in plan.missing.into_iter().take(MOST_IN_A_TURN) {
+        let missing = plan.missing.into_iter().filter(|missing| remembered.later.is_due(&missing.uid, now));
+        let missing: Vec<_> = missing.take(MOST_IN_A_TURN).collect();
+        for missing in missing {
             if !*self.leading_rx.borrow() {
                 return;
             }
-            self.claim(missing, now, told).await;
+            self.claim(missing, now, remembered).await;
         }
     }
 
@@ -162,7 +183,7 @@ impl Controller {
         }
     }
 
-    async fn claim(&self, missing: Missing, now: Timestamp, told: &mut HashSet<String>) {
+    async fn claim(&self, missing: Missing, now: Timestamp, remembered: &mut Remembered) {
         let Missing { object, uid, claims } = missing;
         let (cooldowns, givers) = {
             let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
@@ -172,30 +193,43 @@ impl Controller {
         };
         let acquisition = Acquisition::new(claims, Purpose::Reserve, now, cooldowns);
         let mut acquisition = acquisition.taking_over_from(givers);
-        let object = format!("{} {}", object.kind.name(), object.name);
         match claim_store::acquire(&*self.store, &mut acquisition).await {
             Verdict::Granted => {
                 self.metrics.changed("Repaired");
-                info!(object, "Claimed the ports of an object that had no claim");
+                info!(object = shown(&object), "Claimed the ports of an object that had no claim");
             }
             Verdict::Held { wanted, by } => {
-                if MOST_TOLD <= told.len() {
-                    told.clear();
-                }
-                if told.insert(format!("{uid} {wanted}")) {
-                    warn!(
-                        object, claim = %by.claim.key, holder = %by.claim.holder,
-                        "{wanted} is asked for by {object} and claimed by {}; give one of them another port",
-                        by.claim.holder
-                    );
-                }
+                remembered.later.put_off(&uid, now);
+                remembered.tell(&object, &uid, wanted, &by);
             }
             Verdict::NotNow(failure) => {
+                remembered.later.put_off(&uid, now);
                 self.metrics.failed();
-                warn!(object, "A missing claim cannot be made, trying again: {failure}");
+                warn!(object = shown(&object), "A missing claim cannot be made, trying again: {failure}");
             }
         }
     }
+}
+
+impl Remembered {
+    /// Says once that what an object asks for is somebody else's.
+    fn tell(&mut self, object: &ObjectKey, uid: &str, wanted: ClaimKey, by: &StoredClaim) {
+        if MOST_TOLD <= self.told.len() {
+            self.told.clear();
+        }
+        if self.told.insert(format!("{uid} {wanted}")) {
+            let object = shown(object);
+            warn!(
+                object, claim = %by.claim.key, holder = %by.claim.holder,
+                "{wanted} is asked for by {object} and claimed by {}; give one of them another port",
+                by.claim.holder
+            );
+        }
+    }
+}
+
+fn shown(object: &ObjectKey) -> String {
+    format!("{} {}", object.kind.name(), object.name)
 }
 
 /// How many claims are in each state.

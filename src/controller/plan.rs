@@ -2,6 +2,7 @@
 
 use std::cell::LazyCell;
 use std::collections::BTreeMap;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use k8s_openapi::jiff::SignedDuration;
@@ -49,6 +50,8 @@ pub struct Plan {
     pub changes: Vec<Planned>,
     /// Objects whose ports nobody has claimed, the oldest first.
     pub missing: Vec<Missing>,
+    /// Objects that cannot get all their ports, because somebody else has claimed one.
+    pub disputes: Vec<Dispute>,
 }
 
 /// A change of one claim.
@@ -69,6 +72,19 @@ pub struct Missing {
     pub uid: Arc<str>,
     /// The claims to make.
     pub claims: Vec<Claim>,
+}
+
+/// An object that asks for a port which somebody else has claimed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dispute {
+    /// The pod or workload.
+    pub object: ObjectKey,
+    /// Its UID.
+    pub uid: Arc<str>,
+    /// What it asks for.
+    pub wanted: ClaimKey,
+    /// What stands in its way.
+    pub by: StoredClaim,
 }
 
 /// What is to be done now.
@@ -110,7 +126,9 @@ pub fn plan(
         let change = lives.or_else(|| into_pool(claim, index, pools))?;
         Some(Planned { stored: stored.clone(), change })
     };
-    Plan { changes: claims.values().filter_map(change).collect(), missing: missing(claims, index, now) }
+    let changes = claims.values().filter_map(change).collect();
+    let (missing, disputes) = settle(missing(claims, index, now), claims, index, &cooldowns, now);
+    Plan { changes, missing, disputes }
 }
 
 /// The pool that a claim belongs to, by what is known of its holder; `None` for one of no pool.
@@ -200,8 +218,40 @@ fn keys(held: &Holding) -> Vec<ClaimKey> {
     }
 }
 
-/// The objects whose ports nobody has claimed. A port that another holder has claimed is in dispute; it is asked for again in
-/// each turn, and whoever holds it is left alone.
+/// What of the missing can be had, once for all objects of a holder that ask for the same, and what is in dispute: as long as
+/// another's claim is there, nothing is written for the sake of one that cannot win, and whoever holds it is left alone.
+fn settle(
+    missing: Vec<Missing>,
+    claims: &BTreeMap<ClaimKey, StoredClaim>,
+    index: &Index,
+    cooldowns: &Cooldowns,
+    now: Timestamp,
+) -> (Vec<Missing>, Vec<Dispute>) {
+    let mut free = Vec::new();
+    let mut disputes = Vec::new();
+    let mut asked = HashSet::new();
+    for one in missing {
+        let others = |wish: &Claim| {
+            let is_in_its_way = |other: &&StoredClaim| {
+                !cooldowns.are_over_for(&other.claim, now)
+                    && !index.heirs().passes(&other.claim.holder, &wish.holder)
+            };
+            let by = overlap::others(claims, wish.key, &wish.holder, None).find(is_in_its_way)?;
+            Some((wish.key, by.clone()))
+        };
+        if let Some((wanted, by)) = one.claims.iter().find_map(others) {
+            disputes.push(Dispute { object: one.object, uid: one.uid, wanted, by });
+            continue;
+        }
+        let asks: Vec<_> = one.claims.iter().map(|claim| (claim.key, claim.holder.clone())).collect();
+        if asked.insert(asks) {
+            free.push(one);
+        }
+    }
+    (free, disputes)
+}
+
+/// The objects whose ports nobody has claimed for them, the oldest first.
 fn missing(claims: &BTreeMap<ClaimKey, StoredClaim>, index: &Index, now: Timestamp) -> Vec<Missing> {
     let pools = index.pools().map_or(&[][..], |pools| pools);
     let mut objects: BTreeMap<(Arc<str>, ObjectKey), Missing> = BTreeMap::new();

@@ -6,7 +6,6 @@ use k8s_openapi::jiff::SignedDuration;
 use serde_json::json;
 
 use super::*;
-use crate::admission::index::ObjectKey;
 use crate::admission::policy::Policy;
 use crate::allocation::claim::Claim;
 use crate::allocation::memory::Memory;
@@ -20,7 +19,7 @@ struct Scene {
     controller: Controller,
     store: Arc<Mutex<Memory>>,
     leading_tx: watch::Sender<bool>,
-    told: HashSet<String>,
+    remembered: Remembered,
     now: Timestamp,
 }
 
@@ -41,7 +40,7 @@ fn scene() -> Scene {
         metrics: ControllerMetrics::default(),
     };
     let now = Timestamp::from_second(1_700_000_000).unwrap();
-    Scene { controller, store, leading_tx, told: HashSet::new(), now }
+    Scene { controller, store, leading_tx, remembered: Remembered::default(), now }
 }
 
 fn pod(name: &str, ports: &str, created: &str) -> Object {
@@ -97,7 +96,7 @@ impl Scene {
         let seen =
             self.store.lock().unwrap().claims().map(|stored| (stored.claim.key, stored.clone())).collect();
         *self.controller.claims.write().unwrap() = seen;
-        self.controller.turn(self.now, &mut self.told).await;
+        self.controller.turn(self.now, &mut self.remembered).await;
         let store = self.store.lock().unwrap();
         let said = |claim: &Claim| {
             let pod = claim.pod_uid.as_deref().map(|uid| format!(" {uid}")).unwrap_or_default();
@@ -196,7 +195,7 @@ async fn ports_that_nobody_claimed_are_claimed_for_the_oldest_that_asks() {
             "v4-203-0-113-7-udp-7024 Bound old uid-old",
         ]
     );
-    assert_eq!(scene.told.len(), 1, "the younger one is named once");
+    assert_eq!(scene.remembered.told.len(), 1, "the younger one is named once");
     scene.deleted(&older);
     for seconds in [200, 30, 120] {
         scene.after(seconds).await;
@@ -216,6 +215,44 @@ async fn what_was_claimed_over_the_port_of_another_and_not_taken_back_is_never_b
     assert_eq!(scene.after(1).await, [format!("{block} Reserved mx"), bound.clone()]);
     scene.after(121).await;
     assert_eq!(scene.after(1).await, [bound]);
+}
+
+#[tokio::test]
+async fn what_is_in_dispute_costs_no_write_and_keeps_nobody_from_being_repaired() {
+    let mut scene = scene().reserved("Pod", "first", "v4-203-0-113-7-tcp-7010").stored(&pod(
+        "first",
+        "203.0.113.7:7010",
+        "",
+    ));
+    scene.after(1).await;
+    for number in 0..MOST_IN_A_TURN {
+        let of_another = pod(&format!("old-{number}"), "203.0.113.7:7001-7010", "2026-01-01T00:00:00Z");
+        scene = scene.stored(&of_another);
+    }
+    let mut scene = scene.stored(&pod("young", PORT, "2026-01-02T00:00:00Z"));
+    scene.after(1).await;
+    let claims = scene.after(1).await;
+    assert_eq!(claims, ["v4-203-0-113-7-tcp-25 Bound young", "v4-203-0-113-7-tcp-7010 Bound first"]);
+    let made = |scene: &Scene| scene.store.lock().unwrap().clone();
+    let before = format!("{:?}", made(&scene));
+    scene.after(1).await;
+    assert_eq!(format!("{:?}", made(&scene)), before, "the revision of the store counts each write");
+    assert_eq!(scene.remembered.told.len(), MOST_IN_A_TURN);
+}
+
+#[test]
+fn pods_of_one_holder_that_ask_for_one_port_are_repaired_once() {
+    let scene = scene();
+    let mut index = scene.controller.index.write().unwrap();
+    for name in ["mx-1", "mx-2"] {
+        let mut pod = pod(name, PORT, "");
+        let owner =
+            json!({"apiVersion": "x/v1", "kind": "GameSet", "name": "mx", "uid": "s", "controller": true});
+        pod.metadata.owner_references = vec![serde_json::from_value(owner).unwrap()];
+        index.apply(&pod);
+    }
+    let plan = plan::plan(&Claims::new(), &index, &Pinholes::new(), &scene.controller.times, scene.now);
+    assert_eq!(plan.missing.len(), 1);
 }
 
 #[tokio::test]
