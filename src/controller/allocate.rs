@@ -8,6 +8,7 @@
 //! of claims), report (Events, metrics, and the wish of the keeper of Pinholes to know).
 
 use std::collections::BTreeSet;
+use std::collections::HashMap;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -34,6 +35,7 @@ use crate::allocation::acquire::Acquisition;
 use crate::allocation::acquire::Purpose;
 use crate::allocation::acquire::Verdict;
 use crate::allocation::claim::Claim;
+use crate::allocation::claim::StoredClaim;
 use crate::allocation::grant;
 use crate::allocation::grant::Refusal;
 use crate::allocation::key::ClaimKey;
@@ -52,6 +54,8 @@ use crate::cluster::events::PodEvent;
 use crate::cluster::events::Reason;
 use crate::controller::automatic;
 use crate::controller::automatic::Found;
+use crate::controller::automatic::Need;
+use crate::controller::backoff::Backoff;
 use crate::controller::standing;
 use crate::controller::standing::HandedOver;
 use crate::controller::standing::Known;
@@ -109,6 +113,27 @@ pub struct Allocator {
 struct Turn {
     taken: BTreeSet<ClaimKey>,
     made: Vec<ClaimKey>,
+    /// Why there is nothing for whoever needs the same.
+    verdicts: HashMap<Need, String>,
+    /// The claims of namespaces, as they were read last.
+    held: HashMap<String, Vec<StoredClaim>>,
+    /// For whom nothing was found.
+    put_off: Vec<String>,
+}
+
+/// What is kept from turn to turn: who has searched in vain has to wait, until pools change or something is given back.
+#[derive(Default)]
+struct Patience {
+    later: Backoff,
+    pools: Option<Arc<[Pool]>>,
+    claims: BTreeSet<ClaimKey>,
+}
+
+/// How new what is known of a quota has to be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    OncePerTurn,
+    Now,
 }
 
 /// How the search for one pod ended.
@@ -121,8 +146,9 @@ enum End {
 impl Allocator {
     /// Takes turns until it is stopped.
     pub async fn run(self, stop: CancellationToken) {
+        let mut patience = Patience::default();
         loop {
-            self.turn(claim_store::now()).await;
+            self.turn(claim_store::now(), &mut patience).await;
             tokio::select! {
                 () = tokio::time::sleep(PERIOD) => {}
                 () = stop.cancelled() => return,
@@ -131,7 +157,7 @@ impl Allocator {
     }
 
     /// One turn.
-    async fn turn(&self, now: Timestamp) {
+    async fn turn(&self, now: Timestamp, patience: &mut Patience) {
         let is_complete = self.startup.is_complete() && self.claims_known.load(Ordering::Acquire);
         if !*self.leading_rx.borrow() || !is_complete {
             return;
@@ -141,14 +167,23 @@ impl Allocator {
         if pods.is_empty() {
             return;
         }
+        self.hasten(patience);
+        let waiting: HashSet<_> = pods.iter().map(|pod| pod.metadata.uid.clone()).collect();
+        patience.later.retain(|uid| waiting.contains(uid));
+        let due = pods.into_iter().filter(|pod| patience.later.is_due(&pod.metadata.uid, now)).collect();
         let turn = Mutex::new(Turn::default());
         // What is over a quota shows only when all have claimed; one at a time is never too much by another's fault.
         let at_once = if self.has_quota() { 1 } else { PODS_AT_ONCE };
-        let searches = stream::iter(pods.into_iter().take(MOST_IN_A_TURN));
+        let searches = stream::iter(by_turns(due).into_iter().take(MOST_IN_A_TURN));
         searches.for_each_concurrent(at_once, |pod| self.search(pod, &turn, now)).await;
-        let Turn { made, .. } = turn.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let Turn { made, put_off, .. } = turn.into_inner().unwrap_or_else(PoisonError::into_inner);
+        for uid in &put_off {
+            patience.later.put_off(uid, now);
+        }
         self.await_showing(&made).await;
-        self.found.notify_one();
+        if !made.is_empty() || !put_off.is_empty() {
+            self.found.notify_one();
+        }
     }
 
     /// The pods that have not all the ports that they leave to pools, the oldest first.
@@ -169,6 +204,17 @@ impl Allocator {
         let age = |pod: &Object| (pod.metadata.creation_timestamp.clone(), pod.metadata.uid.clone());
         unserved.sort_by_cached_key(age);
         unserved
+    }
+
+    /// Lets all search again when there may be more than the last time.
+    fn hasten(&self, patience: &mut Patience) {
+        let pools = self.index.read().unwrap_or_else(PoisonError::into_inner).pools().cloned();
+        let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
+        if pools != patience.pools || patience.claims.iter().any(|key| !claims.contains_key(key)) {
+            patience.later.clear();
+        }
+        patience.pools = pools;
+        patience.claims = claims.keys().copied().collect();
     }
 
     fn has_quota(&self) -> bool {
@@ -196,6 +242,7 @@ impl Allocator {
                 turn.lock().unwrap_or_else(PoisonError::into_inner).made.extend(keys);
             }
             End::Nowhere(reason) => {
+                turn.lock().unwrap_or_else(PoisonError::into_inner).put_off.push(uid.clone());
                 let mut waiting = self.waiting.write().unwrap_or_else(PoisonError::into_inner);
                 if waiting.insert(uid.clone(), reason.clone()).as_ref() != Some(&reason) {
                     warn!(pod = %name, reason, "No port is found");
@@ -210,6 +257,7 @@ impl Allocator {
                 }
             }
             End::Later(failure) => {
+                turn.lock().unwrap_or_else(PoisonError::into_inner).put_off.push(uid);
                 self.metrics.failed();
                 warn!(pod = %name, "Ports cannot be claimed, trying again: {failure}");
             }
@@ -222,21 +270,28 @@ impl Allocator {
             if !*self.leading_rx.borrow() {
                 return None;
             }
-            let (wishes, cooldowns) = {
+            let (wishes, need, cooldowns) = {
                 let mut turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
-                let wishes = match self.choose(pod, &turn.taken, attempt, now)? {
-                    Ok(wishes) => wishes,
+                let (wishes, need) = match self.choose(pod, &mut turn, attempt, now)? {
+                    Ok(chosen) => chosen,
                     Err(reason) => return Some(End::Nowhere(reason)),
                 };
                 // Nobody else of this turn tries them.
                 turn.taken.extend(wishes.iter().map(|wish| wish.key));
                 let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-                (wishes, Cooldowns::new(life::COOLDOWN, index.pools().map_or(&[][..], |pools| pools)))
+                (wishes, need, Cooldowns::new(life::COOLDOWN, index.pools().map_or(&[][..], |pools| pools)))
             };
             let keys: Vec<_> = wishes.iter().map(|wish| wish.key).collect();
-            match self.over_quota(pod, &wishes).await {
+            match self.over_quota(pod, &wishes, turn, Reading::OncePerTurn).await {
                 Ok(None) => {}
-                Ok(Some(refusal)) => return Some(End::Nowhere(refusal.to_string())),
+                Ok(Some(refusal)) => {
+                    let mut turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+                    turn.verdicts.insert(need, refusal.to_string());
+                    for key in &keys {
+                        turn.taken.remove(key);
+                    }
+                    return Some(End::Nowhere(refusal.to_string()));
+                }
                 Err(failure) => return Some(End::Later(failure)),
             }
             self.metrics.searched();
@@ -244,7 +299,7 @@ impl Allocator {
             let mut verdict = claim_store::acquire(&*self.store, &mut acquisition).await;
             // A webhook may have claimed something of the same namespace meanwhile.
             if verdict == Verdict::Granted {
-                let failure = match self.over_quota(pod, &wishes).await {
+                let failure = match self.over_quota(pod, &wishes, turn, Reading::Now).await {
                     Ok(None) => None,
                     Ok(Some(refusal)) => Some(Failure { reason: refusal.to_string(), is_lasting: false }),
                     // Nobody can say; it is not granted before somebody can.
@@ -272,10 +327,10 @@ impl Allocator {
     fn choose(
         &self,
         pod: &Object,
-        taken: &BTreeSet<ClaimKey>,
+        turn: &mut Turn,
         attempt: u32,
         now: Timestamp,
-    ) -> Option<Result<Vec<Claim>, String>> {
+    ) -> Option<Result<(Vec<Claim>, Need), String>> {
         let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
         let (found, waiting, handed_over) = (Found::of(&claims), Waiting::new(), HandedOver::new());
@@ -292,15 +347,45 @@ impl Allocator {
         if let standing::Verdict::Refused(reason) = standing.verdict {
             return Some(Err(reason));
         }
-        let chosen = automatic::choose(pod, &standing, &known, taken, attempt, now);
-        Some(chosen.map_err(|refusal| refusal.to_string()))
+        let need = Need::of(pod, &standing, &known);
+        if let Some(reason) = turn.verdicts.get(&need) {
+            return Some(Err(reason.clone()));
+        }
+        let chosen = automatic::choose(pod, &standing, &known, &turn.taken, attempt, now);
+        Some(match chosen {
+            Ok(wishes) => Ok((wishes, need)),
+            Err(refusal) => {
+                turn.verdicts.insert(need, refusal.to_string());
+                Err(refusal.to_string())
+            }
+        })
     }
 
     /// What is said of a pod whose namespace would hold more of a pool than it may. Nothing is read where no quota is set.
-    async fn over_quota(&self, pod: &Object, wishes: &[Claim]) -> Result<Option<Refusal>, Failure> {
+    async fn over_quota(
+        &self,
+        pod: &Object,
+        wishes: &[Claim],
+        turn: &Mutex<Turn>,
+        reading: Reading,
+    ) -> Result<Option<Refusal>, Failure> {
+        let namespace = &pod.metadata.namespace;
         let pools = self.index.read().unwrap_or_else(PoisonError::into_inner).pools().cloned();
         let pools = pools.unwrap_or_default();
-        let Some(held) = claim_store::counted(&*self.store, &pools, wishes).await? else { return Ok(None) };
+        let known = || {
+            let turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+            turn.held.get(namespace).filter(|_| reading == Reading::OncePerTurn).cloned()
+        };
+        let held = match known() {
+            Some(held) => held,
+            None => {
+                let counted = claim_store::counted(&*self.store, &pools, wishes).await?;
+                let Some(held) = counted else { return Ok(None) };
+                let mut turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+                turn.held.insert(namespace.clone(), held.clone());
+                held
+            }
+        };
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
         Ok(grant::over_quota(&pools, automatic::asker(pod, &index), &held, wishes))
     }
@@ -316,6 +401,20 @@ impl Allocator {
             tokio::time::sleep(SHOWING_STEP).await;
         }
     }
+}
+
+/// Pods that are sorted by their age in the order in which they search: of each namespace one, and so on, so that nobody waits for
+/// all of another namespace.
+fn by_turns(pods: Vec<Object>) -> Vec<Object> {
+    let mut before: HashMap<String, usize> = HashMap::new();
+    let place = |pod: Object| {
+        let place = before.entry(pod.metadata.namespace.clone()).or_default();
+        *place += 1;
+        (*place, pod)
+    };
+    let mut placed: Vec<_> = pods.into_iter().map(place).collect();
+    placed.sort_by_key(|(place, _)| *place);
+    placed.into_iter().map(|(_, pod)| pod).collect()
 }
 
 #[cfg(test)]

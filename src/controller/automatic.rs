@@ -58,6 +58,7 @@ use crate::model::mapping::Address;
 use crate::model::mapping::Mapping;
 use crate::model::ordinals::Ordinals;
 use crate::model::port::Port;
+use crate::model::port::Protocol;
 
 /// The ServiceAccount of a pod that names none.
 const DEFAULT_ACCOUNT: &str = "default";
@@ -205,12 +206,8 @@ pub fn choose(
         groups.entry(port.target).or_default().push(port);
     }
     let wanted: Vec<_> = groups.values().map(|ports| group(ports)).collect();
-    let found_before = standing.found().find_map(|mapping| match mapping.address() {
-        Address::Fixed(address) => Some(address),
-        Address::Node => None,
-    });
-    let node = Subject::of(pod).and_then(|subject| subject.pinned_node());
-    let node = node.map(|pinned| index.node_name(pinned));
+    let found_before = found_before(standing);
+    let node = node(pod, index);
     let is_taken = |key: ClaimKey| {
         taken.contains(&key)
             || claims.contains_key(&key)
@@ -240,6 +237,50 @@ pub fn choose(
             node: node.as_deref().map(str::to_owned),
         },
         usable: grant::usable(pools, asker),
+    })
+}
+
+/// All that [`choose`] asks of a pod: where there is nothing for one, there is nothing for another that needs the same.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Need {
+    namespace: String,
+    service_account: String,
+    pool: Option<String>,
+    node: Option<Arc<str>>,
+    before: Option<ExternalAddress>,
+    ports: Vec<(Port, Protocol)>,
+    /// The pod itself, where a claim of its own waits for it.
+    pod: Option<String>,
+}
+
+impl Need {
+    /// What this pod needs.
+    pub fn of(pod: &Object, standing: &Standing, known: &Known<'_>) -> Self {
+        let slots = || standing.open().map(|port| slot(&pod.metadata, port));
+        let has_own = slots().any(|slot| known.found.get(&standing.holder, &slot).is_some());
+        Self {
+            namespace: pod.metadata.namespace.clone(),
+            service_account: pod.spec.service_account_name.clone(),
+            pool: pod.metadata.annotations.get(keys::POOL).cloned(),
+            node: node(pod, known.index),
+            before: found_before(standing),
+            ports: standing.open().map(|port| (port.target, port.protocol)).collect(),
+            pod: has_own.then(|| pod.metadata.uid.clone()),
+        }
+    }
+}
+
+/// The node that a pod is bound to.
+fn node(pod: &Object, index: &Index) -> Option<Arc<str>> {
+    let node = Subject::of(pod).and_then(|subject| subject.pinned_node());
+    node.map(|pinned| index.node_name(pinned))
+}
+
+/// The address of what was found for a pod already.
+fn found_before(standing: &Standing) -> Option<ExternalAddress> {
+    standing.found().find_map(|mapping| match mapping.address() {
+        Address::Fixed(address) => Some(address),
+        Address::Node => None,
     })
 }
 

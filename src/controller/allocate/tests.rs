@@ -17,6 +17,7 @@ struct Scene {
     allocator: Allocator,
     store: Arc<Mutex<Memory>>,
     event_rx: tokio::sync::mpsc::Receiver<PodEvent>,
+    patience: tokio::sync::Mutex<Patience>,
 }
 
 fn scene(pool: serde_json::Value) -> Scene {
@@ -40,20 +41,28 @@ fn scene(pool: serde_json::Value) -> Scene {
         events,
         metrics: ControllerMetrics::default(),
     };
-    Scene { allocator, store, event_rx }
+    Scene { allocator, store, event_rx, patience: Default::default() }
 }
 
 impl Scene {
     fn asking(&self, name: &str, ports: &str) {
-        let pod = json!({"kind": "Pod", "metadata": {"namespace": "games", "name": name, "uid": format!("uid-{name}"),
+        self.asking_in("games", name, ports);
+    }
+
+    fn asking_in(&self, namespace: &str, name: &str, ports: &str) {
+        let pod = json!({"kind": "Pod", "metadata": {"namespace": namespace, "name": name, "uid": format!("uid-{name}"),
             "annotations": {"pinhole.dev/expose": ports}}});
         let pod: Object = serde_json::from_value(pod).unwrap();
         self.allocator.index.write().unwrap().apply(&pod);
-        self.allocator.pods.write().unwrap().insert(ObjectName::new("games", name), pod);
+        self.allocator.pods.write().unwrap().insert(ObjectName::new(namespace, name), pod);
     }
 
     /// A turn, while the watch shows what is stored.
     async fn turn(&self, sees: bool) {
+        self.turn_at(sees, claim_store::now()).await;
+    }
+
+    async fn turn_at(&self, sees: bool, now: Timestamp) {
         let showing = async {
             loop {
                 if sees {
@@ -62,8 +71,9 @@ impl Scene {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
+        let mut patience = self.patience.lock().await;
         tokio::select! {
-            () = self.allocator.turn(claim_store::now()) => {}
+            () = self.allocator.turn(now, &mut patience) => {}
             () = showing => {}
         }
     }
@@ -166,6 +176,53 @@ async fn a_namespace_gets_no_more_than_its_quota() {
     assert_eq!(scene.slots().len(), 2);
     let note = scene.event_rx.try_recv().unwrap().note;
     assert!(note.starts_with("needs 1 more of NatPool games, of which this namespace holds 2"), "{note}");
+}
+
+#[tokio::test]
+async fn pods_that_wait_in_vain_keep_nobody_from_being_searched_for_and_cost_little() {
+    let mut spec = pool(30_100);
+    spec["quota"] = json!({"portsPerNamespace": 1});
+    let mut scene = scene(spec);
+    let lists = Arc::new(Mutex::new(0));
+    scene.allocator.store = Arc::new(Counting { store: Arc::clone(&scene.store), lists: Arc::clone(&lists) });
+    for number in 0..MOST_IN_A_TURN + 1 {
+        scene.asking(&format!("a-{number:03}"), "auto:80");
+    }
+    scene.asking_in("shop", "z", "auto:80");
+    let start = claim_store::now();
+    scene.turn_at(true, start).await;
+    assert_eq!(scene.slots().get("uid-z/tcp/80"), Some(&1), "one of each namespace comes first");
+    assert_eq!(*lists.lock().unwrap(), 4, "before and after each grant");
+    scene.turn_at(true, start).await;
+    let again = *lists.lock().unwrap();
+    assert_eq!(again, 5, "the last one had not been searched for");
+    scene.turn_at(true, start).await;
+    assert_eq!(*lists.lock().unwrap(), again, "all wait");
+    let after = |seconds| start.checked_add(k8s_openapi::jiff::SignedDuration::from_secs(seconds)).unwrap();
+    scene.turn_at(true, after(1)).await;
+    assert_eq!(*lists.lock().unwrap(), again + 1);
+    scene.turn_at(true, after(2)).await;
+    let waiting = *lists.lock().unwrap();
+    let mut granted = scene.stored().into_values();
+    let games = granted.find(|stored| &*stored.claim.holder.object.namespace == "games").unwrap();
+    scene.store.lock().unwrap().perform(Operation::Delete(games.version));
+    scene.see();
+    scene.turn_at(true, after(2)).await;
+    assert_eq!(scene.slots().len(), 2, "what was given back is found at once");
+    assert!(waiting < *lists.lock().unwrap());
+}
+
+/// A store that counts how often a namespace is listed.
+struct Counting {
+    store: Arc<Mutex<Memory>>,
+    lists: Arc<Mutex<usize>>,
+}
+
+impl ClaimStore for Counting {
+    fn perform(&self, operation: Operation) -> BoxFuture<'_, Outcome> {
+        *self.lists.lock().unwrap() += usize::from(matches!(operation, Operation::ListOf(_)));
+        self.store.perform(operation)
+    }
 }
 
 /// A store that lists a namespace once, and fails then.
