@@ -376,15 +376,14 @@ impl Allocator {
             let turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
             turn.held.get(namespace).filter(|_| reading == Reading::OncePerTurn).cloned()
         };
-        let held = match known() {
-            Some(held) => held,
-            None => {
-                let counted = claim_store::counted(&*self.store, &pools, wishes).await?;
-                let Some(held) = counted else { return Ok(None) };
-                let mut turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
-                turn.held.insert(namespace.clone(), held.clone());
-                held
-            }
+        let held = if let Some(held) = known() {
+            held
+        } else {
+            let counted = claim_store::counted(&*self.store, &pools, wishes).await?;
+            let Some(held) = counted else { return Ok(None) };
+            let mut turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+            turn.held.insert(namespace.clone(), held.clone());
+            held
         };
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
         Ok(grant::over_quota(&pools, automatic::asker(pod, &index), &held, wishes))

@@ -41,7 +41,7 @@ fn scene(pool: serde_json::Value) -> Scene {
         events,
         metrics: ControllerMetrics::default(),
     };
-    Scene { allocator, store, event_rx, patience: Default::default() }
+    Scene { allocator, store, event_rx, patience: tokio::sync::Mutex::default() }
 }
 
 impl Scene {
@@ -185,7 +185,7 @@ async fn pods_that_wait_in_vain_keep_nobody_from_being_searched_for_and_cost_lit
     let mut scene = scene(spec);
     let lists = Arc::new(Mutex::new(0));
     scene.allocator.store = Arc::new(Counting { store: Arc::clone(&scene.store), lists: Arc::clone(&lists) });
-    for number in 0..MOST_IN_A_TURN + 1 {
+    for number in 0..=MOST_IN_A_TURN {
         scene.asking(&format!("a-{number:03}"), "auto:80");
     }
     scene.asking_in("shop", "z", "auto:80");
