@@ -278,6 +278,7 @@ func TestAFixedPortIsTheNextPodsOfTheSameName(t *testing.T) {
 	c := newClerk(t, "kept")
 	c.must(http.MethodPost, poolsPath, natPool("kept", object{
 		"addresses": []string{"198.51.100.44"}, "ports": []object{{"first": 32000, "last": 32099}}, "namespaces": object{"names": []string{"kept"}},
+		"retention": object{"policy": "TTL", "ttlSeconds": 3600},
 	}), nil)
 	set := object{
 		"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": object{"name": "lobby"},
@@ -313,7 +314,7 @@ func TestAFixedPortIsTheNextPodsOfTheSameName(t *testing.T) {
 		t.Helper()
 		if err := lab.Poll(controllerPatience, func() error {
 			for name, claim := range c.claims("198.51.100.44") {
-				if claim.Spec.State != "Bound" || claim.Spec.PodUID != uid {
+				if claim.Spec.State != "Bound" || claim.Spec.PodUID != uid || claim.Spec.Retention.TTLSeconds != 3600 {
 					return fmt.Errorf("the claim %s is %v", name, claim)
 				}
 			}

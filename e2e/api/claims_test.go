@@ -140,6 +140,11 @@ type storedClaim struct {
 		Holder struct{ Kind, Namespace, Name string }
 
 		PreviousHolder struct{ Kind, Namespace, Name string }
+
+		Retention struct {
+			Policy     string
+			TTLSeconds int
+		}
 	}
 }
 

@@ -107,7 +107,9 @@ fn update(claim: Claim) -> Change {
 
 /// The claim of a port that is in use.
 fn bind(claim: &Claim, previous_holder: Option<Holder>, usage: &Usage, now: Timestamp) -> Option<Change> {
-    let used = Claim { pod_uid: usage.pod.clone(), previous_holder, ..claim.clone() };
+    // What is kept for a time without a pod is so from here on, should it not be declared any more by then.
+    let since = if usage.pod.is_none() && claim.pod_uid.is_some() { now } else { claim.since };
+    let used = Claim { pod_uid: usage.pod.clone(), previous_holder, since, ..claim.clone() };
     let bound = used.into_state(ClaimState::Bound, now);
     (bound != *claim).then(|| update(bound))
 }
@@ -246,5 +248,12 @@ mod tests {
         assert_eq!(becomes(&idle, &gone, 559), "same");
         assert_eq!(becomes(&idle, &gone, 560), "Releasing");
         assert_eq!(becomes(&idle, &pod(), 560), "noted", "a pod that comes in time keeps the port");
+
+        let awaited = Usage { is_declared: true, ..served() };
+        let Some(Change::Update(missed)) = next(&timed, &awaited, COOLDOWN, at(500)) else { panic!() };
+        assert_eq!((missed.state, missed.since), (ClaimState::Bound, at(500)));
+        assert_eq!(becomes(&missed, &awaited, 999_999), "same");
+        assert_eq!(becomes(&missed, &gone, 559), "same");
+        assert_eq!(becomes(&missed, &gone, 560), "Releasing", "the time began when its pod was missed");
     }
 }

@@ -19,6 +19,7 @@ use crate::api::crd::nat_pool::PoolPorts;
 use crate::api::crd::nat_pool::ServiceAccountGrant;
 use crate::api::crd::port_claim::ClaimState;
 use crate::api::crd::shared::LabelSelector;
+use crate::api::crd::shared::Retention;
 use crate::model::address::ExternalAddress;
 use crate::model::mapping::Address;
 use crate::model::port::Port;
@@ -41,6 +42,8 @@ pub struct Pool {
     pub name: String,
     /// How long a released port is kept from other holders.
     pub cooldown: SignedDuration,
+    /// When fixed ports are given back.
+    pub retention: Retention,
     /// Which of several pools is asked first: the highest.
     pub priority: i32,
     /// How many ports a namespace may hold.
@@ -164,6 +167,7 @@ impl Pool {
         Ok(Self {
             name: name.to_owned(),
             cooldown: SignedDuration::from_secs(spec.cooldown_seconds.into()),
+            retention: spec.retention.clone().unwrap_or_default(),
             priority: spec.priority,
             nodes: spec.nodes.as_ref().map(|nodes| nodes.selector.clone()),
             is_deleting: false,

@@ -145,15 +145,21 @@ impl<'a> Users<'a> {
 
     /// Whether a found port is kept for a pod that its StatefulSet has or is about to have, as its template and its replicas say.
     pub fn is_awaited(&self, claim: &Claim, found: &Found<'_>) -> bool {
-        let Some(slot) = claim.slot.as_deref().filter(|_| found.counts(claim)) else { return false };
-        if *claim.holder.kind != *Kind::StatefulSet.name() {
-            return false;
-        }
-        let pod = AutomaticPort::pod_of(slot);
-        self.sets.get(&claim.holder.object).is_some_and(|(ordinals, ports)| {
-            let is_its = |port: &AutomaticPort| port.is_fixed() && port.slot(pod, "") == slot;
-            ordinals.has_pod(&claim.holder.object.name, pod) && ports.iter().any(is_its)
-        })
+        let pod = claim.slot.as_deref().map(AutomaticPort::pod_of);
+        let ordinals = self.asking_set(claim, found);
+        ordinals.zip(pod).is_some_and(|(ordinals, pod)| ordinals.has_pod(&claim.holder.object.name, pod))
+    }
+
+    /// The ordinals of the StatefulSet that holds a found port, if its template asks to keep such a port for the next pod of the name.
+    pub fn asking_set(&self, claim: &Claim, found: &Found<'_>) -> Option<Ordinals> {
+        let slot = claim.slot.as_deref().filter(|_| found.counts(claim))?;
+        let (ordinals, ports) = self
+            .sets
+            .get(&claim.holder.object)
+            .filter(|_| *claim.holder.kind == *Kind::StatefulSet.name())?;
+        let is_its =
+            |port: &AutomaticPort| port.is_fixed() && port.slot(AutomaticPort::pod_of(slot), "") == slot;
+        ports.iter().any(is_its).then_some(*ordinals)
     }
 }
 
@@ -181,7 +187,12 @@ pub fn choose(
     let Known { claims, index, policy, .. } = *known;
     let pools = index.pools().map_or(&[][..], |pools| pools);
     let asker = asker(pod, index);
+    let retention = |port: &AutomaticPort, pool: Option<&String>| {
+        let pool = pools.iter().find(|known| port.is_fixed() && Some(&known.name) == pool);
+        pool.map(|pool| pool.retention.clone()).unwrap_or_default()
+    };
     let wish = |port: &AutomaticPort, key: ClaimKey, pool: Option<String>| Claim {
+        retention: retention(port, pool.as_ref()),
         pool,
         origin: ClaimOrigin::Dynamic,
         slot: Some(slot(&pod.metadata, port)),

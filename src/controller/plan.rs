@@ -1,5 +1,6 @@
 //! What the controller is to do, from what is known: pure, so that a test can ask it anything.
 
+use std::borrow::Cow;
 use std::cell::LazyCell;
 use std::collections::BTreeMap;
 use std::collections::HashSet;
@@ -27,6 +28,8 @@ use crate::allocation::pool::Asker;
 use crate::allocation::pool::Cooldowns;
 use crate::allocation::pool::Pool;
 use crate::api::crd::port_claim::ClaimState;
+use crate::api::crd::shared::Retention;
+use crate::api::crd::shared::RetentionPolicy;
 use crate::api::object::Kind;
 use crate::cluster::pinhole_watch::Pinholes;
 use crate::controller::automatic::Found;
@@ -103,7 +106,8 @@ pub fn plan(
         let claim = &stored.claim;
         let usage = if claim.slot.is_some() {
             let is_declared = users.is_awaited(claim, &found);
-            users.of_claim(claim, &found).map(|pod| used_by(pod, is_declared))
+            let holder_exists = users.asking_set(claim, &found).is_some();
+            users.of_claim(claim, &found).map(|pod| Usage { holder_exists, ..used_by(pod, is_declared) })
         } else {
             usage(claim, index)
         };
@@ -113,16 +117,15 @@ pub fn plan(
             // It was never granted, whoever asks for it.
             Rank::Second => Some(Usage { lent_to: usage.lent_to, ..Usage::default() }),
         });
+        let known = |usage: Usage| {
+            if usage.is_used() {
+                return naming_the_shown(claim, usage, &serving);
+            }
+            let Usage { holder_exists, lent_to, .. } = usage;
+            Usage { holder_exists, lent_to, ..unused(claim, &serving, times, now) }
+        };
         let lives = usage
-            .map(|usage| {
-                let unused = || unused(claim, &serving, times, now);
-                if usage.is_used() {
-                    naming_the_shown(claim, usage, &serving)
-                } else {
-                    Usage { lent_to: usage.lent_to, ..unused() }
-                }
-            })
-            .and_then(|usage| life::next(claim, &usage, cooldowns.of(claim), now));
+            .and_then(|usage| life::next(&retained(claim, pools), &known(usage), cooldowns.of(claim), now));
         let change = lives.or_else(|| into_pool(claim, index, pools))?;
         Some(Planned { stored: stored.clone(), change })
     };
@@ -138,6 +141,15 @@ fn pool_of<'p>(key: ClaimKey, holder: &Holder, index: &Index, pools: &'p [Pool])
     // Of which ServiceAccount its pods are, the claim does not say.
     let asker = Asker { namespace, labels, service_account: "" };
     grant::pool_of(pools, asker, Named::of(key)?)
+}
+
+/// A claim as it is retained: a pool that is being deleted keeps nothing for those who may come back.
+fn retained<'c>(claim: &'c Claim, pools: &[Pool]) -> Cow<'c, Claim> {
+    let is_going = |pool: &Pool| pool.is_deleting && Some(&pool.name) == claim.pool.as_ref();
+    if claim.retention.policy == RetentionPolicy::Release || !pools.iter().any(is_going) {
+        return Cow::Borrowed(claim);
+    }
+    Cow::Owned(Claim { retention: Retention::default(), ..claim.clone() })
 }
 
 /// Takes a claim into a pool that came after it.

@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::api::crd::condition::Condition;
 use crate::api::crd::rules;
 use crate::api::crd::shared::LabelSelector;
+use crate::api::crd::shared::Retention;
 use crate::api::crd::shared::Transport;
 
 /// Addresses, ports, and who may have them.
@@ -132,6 +133,12 @@ pub struct NatPoolSpec {
     #[serde(default = "default_cooldown")]
     #[schemars(range(max = 86_400))]
     pub cooldown_seconds: u32,
+
+    /// What becomes of a fixed port when no pod has it and no StatefulSet is about to have one that does. Release: it is given up.
+    /// Retain: it is kept as long as the template of its StatefulSet asks for it, scaled in or not. TTL: it is kept for ttlSeconds.
+    /// Counts for ports that are found from then on. Default: Release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Retention>,
 
     /// Whether pods with the same port on their node's own address are kept on different nodes, even if they do not ask for it.
     /// Default: false.

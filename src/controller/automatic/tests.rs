@@ -1,14 +1,13 @@
 //! What is chosen for pods, and what they are told.
 
+mod fixed;
+
 use k8s_openapi::jiff::SignedDuration;
 
 use super::*;
-use crate::admission::index::ObjectKey;
 use crate::admission::index::occupants::Occupants;
 use crate::admission::index::occupants::Source;
 use crate::allocation::claim::Version;
-use crate::allocation::life::Change;
-use crate::api::crd::pinhole::Pinhole;
 use crate::cluster::pinhole_watch::Pinholes;
 use crate::controller::plan;
 use crate::controller::plan::Times;
@@ -323,117 +322,4 @@ fn ports_by_name_and_of_the_node_are_told_too_once_they_are_the_pods() {
     scene.store(Claim::reserve("v4-192-0-2-1-tcp-30025".parse().unwrap(), holder, at()));
     let named = json!({"address": "192.0.2.1", "protocol": "TCP", "port": 30025, "targetPort": 25});
     assert_eq!(endpoints(&scene.announced(&pod).unwrap()), json!([named, of_node]));
-}
-
-/// A StatefulSet with fixed ports and so many replicas.
-fn lobbies(replicas: i64) -> Object {
-    serde_json::from_value(json!({"kind": "StatefulSet",
-        "metadata": {"namespace": "games", "name": "lobby", "uid": "s"},
-        "spec": {"replicas": replicas, "template": {"metadata": {"annotations": {"pinhole.dev/expose": PORTS}}}}}))
-    .unwrap()
-}
-
-const PORTS: &str = "fixed:80,fixed:80/udp";
-
-/// A pod of that StatefulSet: the `nth` one of its name.
-fn lobby(name: &str, nth: usize) -> Object {
-    let owner = json!([{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "lobby", "uid": "s", "controller": true}]);
-    let uid = format!("uid-{name}-{nth}");
-    pod(name, PORTS, json!({"metadata": {"uid": uid, "ownerReferences": owner}}))
-}
-
-impl Scene {
-    /// Takes turns of the controller until nothing changes: what it does is stored at once, and nobody serves what is released.
-    fn settle(&mut self, second: i64) {
-        self.settle_beside(&Pinholes::new(), second);
-    }
-
-    fn settle_beside(&mut self, pinholes: &Pinholes, second: i64) {
-        let times = Times { release: SignedDuration::ZERO, cooldown: SignedDuration::from_secs(120) };
-        let now = at().checked_add(SignedDuration::from_secs(second)).unwrap();
-        for _ in 0..8 {
-            let planned = plan::plan(&self.claims, &self.index, pinholes, &times, now).changes;
-            for plan::Planned { stored, change } in planned {
-                match change {
-                    Change::Delete => drop(self.claims.remove(&stored.claim.key)),
-                    Change::Update(claim) => {
-                        self.claims.insert(claim.key, StoredClaim { claim: *claim, ..stored });
-                    }
-                }
-            }
-        }
-    }
-
-    fn delete(&mut self, pod: &Object) {
-        let key = ObjectKey::of(pod, "games").unwrap();
-        self.index.delete(&key, Some(&pod.metadata.uid));
-    }
-
-    /// The states of the claims, in words.
-    fn states(&self) -> Vec<&'static str> {
-        self.claims.values().map(|stored| stored.claim.state.name()).collect()
-    }
-}
-
-#[test]
-fn a_fixed_port_is_the_next_pods_of_the_same_name_as_long_as_its_set_has_that_pod() {
-    let mut scene = scene(open());
-    scene.index.apply(&lobbies(2));
-    let (first, neighbour) = (lobby("lobby-1", 1), lobby("lobby-0", 1));
-    let keys = scene.claim(&first);
-    assert!(scene.claim(&neighbour).iter().all(|key| !keys.contains(key)));
-    scene.settle(1);
-    scene.delete(&first);
-    scene.settle(9_999);
-    assert_eq!(scene.states(), ["Bound"; 4], "the set is about to have that pod again");
-    let next = lobby("lobby-1", 2);
-    scene.index.apply(&next);
-    assert!(scene.standing(&next).open().next().is_none());
-    assert_eq!(scene.announced(&next).unwrap()["spec"]["schedulingGates"], json!([]), "it is let go at once");
-    let target = json!({"ports": [], "target": {"pod": "lobby-1", "podUID": "uid-lobby-1-2"}});
-    let shown = Pinhole::new("lobby-1", serde_json::from_value(target).unwrap());
-    scene.settle_beside(&[(ObjectName::new("games", "lobby-1"), shown)].into(), 9_999);
-    assert!(keys.iter().all(|key| scene.claims[key].claim.pod_uid.as_deref() == Some("uid-lobby-1-2")));
-
-    // Scaled in, it is given up; back within the cooldown it has its ports again, and later it has not.
-    scene.index.apply(&lobbies(1));
-    scene.delete(&next);
-    scene.settle(10_000);
-    assert_eq!(scene.states().iter().filter(|state| **state == "Cooldown").count(), 2);
-    scene.index.apply(&lobbies(2));
-    let back = lobby("lobby-1", 3);
-    scene.index.apply(&back);
-    let again: Vec<_> = scene.choose(&back, 0).unwrap().into_iter().map(|claim| claim.key).collect();
-    assert_eq!(again, keys, "what it had is not searched for");
-    scene.settle(10_001);
-    assert_eq!(scene.states(), ["Bound"; 4]);
-    scene.index.apply(&lobbies(1));
-    scene.delete(&back);
-    scene.settle(20_000);
-    scene.settle(20_120);
-    assert_eq!(scene.states(), ["Bound"; 2]);
-
-    // The set is gone, and so is all that it had.
-    scene.delete(&lobbies(1));
-    scene.delete(&neighbour);
-    scene.settle(30_000);
-    scene.settle(30_120);
-    assert!(scene.claims.is_empty());
-}
-
-#[test]
-fn a_fixed_port_that_somebody_took_meanwhile_is_searched_for_anew() {
-    let mut scene = scene(open());
-    let first = pod("lobby", "fixed:80", json!({}));
-    let key = scene.claim(&first)[0];
-    scene.settle(1);
-    scene.delete(&first);
-    scene.settle(200);
-    assert_eq!(scene.states(), ["Cooldown"]);
-    let next = pod("lobby", "fixed:80", json!({"metadata": {"uid": "uid-after-it"}}));
-    assert_eq!(scene.choose(&next, 0).unwrap()[0].key, key);
-    let found = Found::of(&scene.claims);
-    let taken = BTreeSet::from([key]);
-    let searched = choose(&next, &scene.standing(&next), &scene.known(&found), &taken, 1, at()).unwrap();
-    assert_ne!(searched[0].key, key);
 }
