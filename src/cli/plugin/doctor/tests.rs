@@ -232,6 +232,11 @@ fn each_trouble_is_found_with_its_fix() {
             "is not called for the annotation bln.space/podnat",
         ),
         (
+            "annotations of ACK that the webhook is not called for",
+            &|o| o.agents.shape.as_mut().unwrap().policy.reads_ack = true,
+            "is not called for the annotation k8s.aliyun.com/pod-dnat-fixed",
+        ),
+        (
             "other flags",
             &|o| {
                 let odd = workload("webhook", &["--restricted-ports=22"], "x:1");
