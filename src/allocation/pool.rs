@@ -2,6 +2,7 @@
 //!
 //! Read once from its `NatPool`; one that cannot be read grants nothing and says why.
 
+pub mod addresses;
 pub mod usage;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use k8s_openapi::jiff::SignedDuration;
 use k8s_openapi::jiff::Timestamp;
 
 use crate::allocation::claim::Claim;
+use crate::allocation::pool::addresses::Addresses;
 use crate::api::crd::nat_pool::ClaimMode;
 use crate::api::crd::nat_pool::NamespaceGrant;
 use crate::api::crd::nat_pool::NatPoolSpec;
@@ -28,9 +30,6 @@ use crate::model::port::Protocol;
 
 /// The smallest and the largest static band that is chosen by itself.
 const STATIC_BAND: (u32, u32) = (16, 128);
-
-/// The most addresses that a pool is searched through for a free port.
-const MOST_ADDRESSES: usize = 4096;
 
 /// The most addresses that a message names of one pool.
 const SHOWN_ADDRESSES: usize = 3;
@@ -54,6 +53,7 @@ pub struct Pool {
     pub is_deleting: bool,
     has_node_addresses: bool,
     networks: Vec<IpNet>,
+    addresses: Addresses,
     bands: Vec<Bands>,
     protocols: Vec<Protocol>,
     reserved: Vec<Reserved>,
@@ -156,7 +156,7 @@ impl Pool {
             });
         }
         let networks = spec.addresses.iter().enumerate();
-        let networks = networks.map(|(index, text)| network(index, text)).collect::<Result<_, _>>()?;
+        let networks = networks.map(|(index, text)| network(index, text)).collect::<Result<Vec<_>, _>>()?;
         let bands = spec.ports.iter().enumerate().map(|(index, ports)| bands(index, ports));
         let reserved = spec.reserved_ports.iter().enumerate().map(|(index, ports)| {
             let range =
@@ -173,6 +173,7 @@ impl Pool {
             is_deleting: false,
             has_node_addresses: spec.node_addresses,
             ports_per_namespace: spec.quota.as_ref().and_then(|quota| quota.ports_per_namespace),
+            addresses: Addresses::of(&networks),
             networks,
             bands: bands.collect::<Result<_, _>>()?,
             protocols: spec.protocols.iter().copied().map(Into::into).collect(),
@@ -209,17 +210,9 @@ impl Pool {
         self.protocols.contains(&protocol)
     }
 
-    /// The pool's addresses in their order, as many as are worth a search.
-    pub fn addresses(&self) -> Vec<ExternalAddress> {
-        // What `hosts` leaves out of a network is what `is_usable` does.
-        let hosts = self.networks.iter().flat_map(IpNet::hosts);
-        let mut addresses = Vec::new();
-        for address in hosts.filter_map(|address| ExternalAddress::new(address).ok()).take(MOST_ADDRESSES) {
-            if !addresses.contains(&address) {
-                addresses.push(address);
-            }
-        }
-        addresses
+    /// The pool's addresses, each once.
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
     }
 
     /// Whether whoever asks may have anything of the pool.
@@ -348,6 +341,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::model::address::Family;
 
     fn pool(spec: Value) -> Result<Pool, PoolError> {
         Pool::read("edge", &serde_json::from_value(spec).unwrap())
@@ -360,7 +354,9 @@ mod tests {
     #[test]
     fn a_pool_has_its_addresses_and_not_the_ends_of_an_ipv4_network() {
         let pool = pool(json!({"addresses": ["203.0.113.0/29", "198.51.100.7", "2001:db8::/126"]})).unwrap();
-        assert_eq!(pool.addresses().len(), 6 + 1 + 4);
+        let of = |family| pool.addresses().from(family, 0).flatten();
+        let all: Vec<_> = of(Family::V4).chain(of(Family::V6)).collect();
+        assert_eq!(all.len(), 6 + 1 + 4);
         for (text, expected) in [
             ("203.0.113.0", false),
             ("203.0.113.1", true),
@@ -372,7 +368,7 @@ mod tests {
         ] {
             assert_eq!(pool.has(Address::Fixed(address(text))), expected, "{text}");
         }
-        assert!(pool.addresses().iter().all(|address| pool.has(Address::Fixed(*address))));
+        assert!(all.iter().all(|address| pool.has(Address::Fixed(*address))));
         assert!(!pool.has(Address::Node), "a node's own address is opened by nodeAddresses alone");
     }
 

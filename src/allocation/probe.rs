@@ -6,6 +6,9 @@
 //!   with old news, few meet. The first free port would be everybody's.
 //! - The static band is left alone until the rest is taken.
 //!
+//! - A search is bounded, however large the pool is: it looks at [`MOST_LOOKED_AT`] addresses of a family from where it starts, and
+//!   searches [`MOST_SEARCHED`] of those that may serve.
+//!
 //! What is found is only likely to be free; the claim decides. Whoever loses searches again, one attempt further.
 
 use crate::allocation::key::ClaimKey;
@@ -13,9 +16,16 @@ use crate::allocation::key::PortBlock;
 use crate::allocation::pool::Pool;
 use crate::model::address::ExternalAddress;
 use crate::model::address::Family;
+use crate::model::mapping::Address;
 use crate::model::port::Port;
 use crate::model::port::PortRange;
 use crate::model::port::Protocol;
+
+/// The most addresses of a family that one search looks at, as many as a /16 has.
+const MOST_LOOKED_AT: usize = 65_536;
+
+/// The most addresses of a family whose ports one search goes through.
+const MOST_SEARCHED: usize = 4096;
 
 /// One port that is to be found, for one protocol or for several at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,26 +45,27 @@ pub struct Found {
     pub port: Port,
 }
 
-/// Likely free ports for everything that is wanted, in that order and all on one address that may serve; `None` when none of
-/// the pool has so many. `holder` is whose ports they are, `attempt` how often it has tried. In a pool of both families IPv4
-/// addresses are searched first.
+/// Likely free ports for everything that is wanted, in that order and all on one address that may serve, or on the one
+/// address `only`; `None` when none of those that were looked at has so many. `holder` is whose ports they are, `attempt` how often
+/// it has tried. In a pool of both families IPv4 addresses are searched first.
 pub fn find(
     pool: &Pool,
     holder: &str,
     wanted: &[Wanted],
     attempt: u32,
+    only: Option<ExternalAddress>,
     may_serve: impl Fn(ExternalAddress) -> bool,
     is_taken: impl Fn(ClaimKey) -> bool,
 ) -> Option<Vec<Found>> {
-    let (v4, v6): (Vec<_>, Vec<_>) = pool
-        .addresses()
-        .into_iter()
-        .filter(|address| may_serve(*address))
-        .partition(|address| address.family() == Family::V4);
-    [v4, v6].iter().find_map(|addresses| {
-        let (before, from) = addresses.split_at_checked(place(&[holder], addresses.len()))?;
-        let mut turn = from.iter().chain(before);
-        turn.find_map(|address| on_address(pool, *address, holder, wanted, attempt, &is_taken))
+    let search = |address| on_address(pool, address, holder, wanted, attempt, &is_taken);
+    if let Some(only) = only {
+        return (pool.has(Address::Fixed(only)) && may_serve(only)).then(|| search(only)).flatten();
+    }
+    [Family::V4, Family::V6].into_iter().find_map(|family| {
+        let addresses = pool.addresses();
+        let turn = addresses.from(family, place(&[holder], addresses.count(family)));
+        let serving = turn.take(MOST_LOOKED_AT).flatten().filter(|address| may_serve(*address));
+        serving.take(MOST_SEARCHED).find_map(search)
     })
 }
 
@@ -90,19 +101,19 @@ fn on_address(
 /// The first free port of a range from where the seed says, and on from its begin.
 fn search(range: PortRange, seed: &[&str], is_free: impl Fn(Port) -> bool) -> Option<Port> {
     let ports: Vec<_> = range.ports().collect();
-    let first = place(seed, ports.len());
+    let first = usize::try_from(place(seed, ports.len() as u128)).ok()?;
     let (before, from) = ports.split_at_checked(first)?;
     from.iter().chain(before).copied().find(|port| is_free(*port))
 }
 
 /// A place below `count`, the same for the same seed on every machine and in every version (FNV-1a, 64 bits).
-fn place(seed: &[&str], count: usize) -> usize {
+fn place(seed: &[&str], count: u128) -> u128 {
     let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
     let bytes = seed.iter().flat_map(|part| part.bytes().chain([0]));
     let hash = bytes.fold(0xcbf2_9ce4_8422_2325, step);
     // The low bits of FNV-1a alone follow the last byte.
     let mixed = hash ^ (hash >> 32);
-    usize::try_from(mixed % u64::try_from(count.max(1)).unwrap_or(1)).unwrap_or_default()
+    u128::from(mixed) % count.max(1)
 }
 
 #[cfg(test)]
@@ -142,14 +153,15 @@ mod tests {
         loop {
             let wanted = [wanted(&[Protocol::Tcp], "tcp/80")];
             let holder = format!("games/lobby-{}", numbers.len());
-            let Some(found) = find(&pool, &holder, &wanted, 0, |_| true, |key| taken.contains(&key)) else {
+            let Some(found) = find(&pool, &holder, &wanted, 0, None, |_| true, |key| taken.contains(&key))
+            else {
                 break;
             };
             claim(&mut taken, &wanted, &found);
             numbers.push((found[0].address, found[0].port.get()));
         }
         assert_eq!(numbers.len(), 2 * 30);
-        for address in pool.addresses() {
+        for address in pool.addresses().from(Family::V4, 0).flatten() {
             let of_address: Vec<_> =
                 numbers.iter().filter(|(found, _)| *found == address).map(|(_, port)| *port).collect();
             let band_begins = of_address.iter().position(|port| *port < 116).unwrap();
@@ -164,7 +176,8 @@ mod tests {
             "ports": [{"first": 100, "last": 103, "staticBand": 0}]}));
         let both = [Protocol::Tcp, Protocol::Udp];
         let wanted = [wanted(&both, "dns/53"), wanted(&[Protocol::Tcp], "tcp/80"), wanted(&both, "sip/5060")];
-        let full = pool.addresses()[0];
+        let [full, other] =
+            [0, 1].map(|place| pool.addresses().from(Family::V4, place).next().flatten().unwrap());
         // Three TCP ports are free on the first address, but only one number of both protocols.
         let is_taken = |key: ClaimKey| {
             let udp =
@@ -172,14 +185,14 @@ mod tests {
             [udp(100), udp(101), udp(102)].contains(&key)
         };
         for attempt in 0..50 {
-            let found = find(&pool, "voice/pbx", &wanted, attempt, |_| true, is_taken).unwrap();
-            assert!(found.iter().all(|one| one.address == pool.addresses()[1]), "{found:?}");
+            let found = find(&pool, "voice/pbx", &wanted, attempt, None, |_| true, is_taken).unwrap();
+            assert!(found.iter().all(|one| one.address == other), "{found:?}");
             let numbers: BTreeSet<_> = found.iter().map(|one| one.port).collect();
             assert_eq!(numbers.len(), 3);
         }
         let four: Vec<_> = (0..5).map(|port| self::wanted(&both, &port.to_string())).collect();
         assert_eq!(
-            find(&pool, "voice/pbx", &four, 0, |_| true, |_| false),
+            find(&pool, "voice/pbx", &four, 0, None, |_| true, |_| false),
             None,
             "no address has five ports"
         );
@@ -189,7 +202,7 @@ mod tests {
     fn a_request_starts_where_it_started_before_and_others_elsewhere() {
         let pool = pool(json!({"addresses": ["203.0.113.0/28"], "ports": [{"first": 1024, "last": 65535}]}));
         let find = |holder: &str, attempt| {
-            find(&pool, holder, &[wanted(&[Protocol::Udp], "udp/7777")], attempt, |_| true, |_| false)
+            find(&pool, holder, &[wanted(&[Protocol::Udp], "udp/7777")], attempt, None, |_| true, |_| false)
                 .unwrap()[0]
         };
         assert_eq!(find("games/lobby-0", 0), find("games/lobby-0", 0));
@@ -203,7 +216,7 @@ mod tests {
     #[test]
     fn sixty_four_that_search_at_once_in_a_half_full_pool_need_few_attempts() {
         let pool = pool(json!({"addresses": ["203.0.113.7"], "ports": [{"first": 10000, "last": 10511}]}));
-        let address = pool.addresses()[0];
+        let address = pool.addresses().from(Family::V4, 0).next().flatten().unwrap();
         let key = |port: Port| ClaimKey::ports(address, Protocol::Tcp, PortBlock::single(port));
         let mut claimed: BTreeSet<_> = (10000..10512).step_by(2).filter_map(Port::new).map(key).collect();
         // Everybody sees what was claimed before all of them began, and learns only of what it lost.
@@ -215,9 +228,16 @@ mod tests {
                 attempts += 1;
                 let is_taken = |key: ClaimKey| old_news.contains(&key) || lost.contains(&key);
                 let holder = format!("games/lobby-{number}");
-                let found =
-                    find(&pool, &holder, &[wanted(&[Protocol::Tcp], "80")], attempt, |_| true, is_taken)
-                        .unwrap();
+                let found = find(
+                    &pool,
+                    &holder,
+                    &[wanted(&[Protocol::Tcp], "80")],
+                    attempt,
+                    None,
+                    |_| true,
+                    is_taken,
+                )
+                .unwrap();
                 if claimed.insert(key(found[0].port)) {
                     break;
                 }
@@ -225,5 +245,40 @@ mod tests {
             }
         }
         assert!(attempts <= 2 * 64, "{attempts} attempts for 64 grants");
+    }
+
+    #[test]
+    fn a_search_sees_both_families_and_every_part_of_a_large_pool() {
+        let one = [wanted(&[Protocol::Udp], "udp/7777")];
+        let both = pool(json!({"addresses": ["2001:db8::/64", "203.0.113.7"]}));
+        let v4 = ExternalAddress::new("203.0.113.7".parse().unwrap()).unwrap();
+        assert_eq!(find(&both, "games/a", &one, 0, None, |_| true, |_| false).unwrap()[0].address, v4);
+        let is_v4 = |key: ClaimKey| key.address() == v4;
+        let found = find(&both, "games/a", &one, 0, None, |_| true, is_v4).unwrap();
+        assert_eq!(found[0].address.family(), Family::V6);
+
+        let large = pool(json!({"addresses": ["10.0.0.0/8"]}));
+        let addresses: BTreeSet<_> = (0..64)
+            .map(|number| find(&large, &format!("games/{number}"), &one, 0, None, |_| true, |_| false))
+            .map(|found| found.unwrap()[0].address)
+            .collect();
+        let second_octets: BTreeSet<_> = addresses
+            .iter()
+            .map(|address| address.ip().to_string().split('.').nth(1).map(str::to_owned))
+            .collect();
+        assert!(40 < second_octets.len(), "{second_octets:?}");
+    }
+
+    #[test]
+    fn the_address_that_a_pod_has_ports_on_already_is_found_wherever_it_is_in_the_pool() {
+        let large = pool(json!({"addresses": ["10.0.0.0/8"]}));
+        let address = |text: &str| ExternalAddress::new(text.parse().unwrap()).unwrap();
+        let one = [wanted(&[Protocol::Udp], "udp/7777")];
+        for (text, expected) in [("10.200.3.4", true), ("192.0.2.1", false)] {
+            let only = address(text);
+            let found = find(&large, "games/a", &one, 0, Some(only), |_| true, |_| false);
+            assert_eq!(found.map(|found| found[0].address), expected.then_some(only), "{text}");
+        }
+        assert_eq!(find(&large, "games/a", &one, 0, None, |_| false, |_| false), None, "and a search ends");
     }
 }

@@ -226,12 +226,13 @@ pub fn choose(
             || is_somebody_elses(key, index, policy)
     };
     for pool in &finding {
-        let may_serve = |address: ExternalAddress| {
-            found_before.is_none_or(|before| before == address)
-                && node.as_deref().is_none_or(|node| serves(pool, address, node, index))
-        };
+        let may_serve =
+            |address: ExternalAddress| node.as_deref().is_none_or(|node| serves(pool, address, node, index));
         let seed = format!("{}/{}", pod.metadata.namespace, pod.metadata.uid);
-        let Some(found) = probe::find(pool, &seed, &wanted, attempt, may_serve, is_taken) else { continue };
+        let Some(found) = probe::find(pool, &seed, &wanted, attempt, found_before, may_serve, is_taken)
+        else {
+            continue;
+        };
         let chosen = groups.values().zip(found).flat_map(|(ports, found)| {
             let key = move |port: &AutomaticPort| {
                 ClaimKey::ports(found.address, port.protocol, PortBlock::single(found.port))

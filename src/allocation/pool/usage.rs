@@ -4,13 +4,12 @@
 
 use std::collections::BTreeSet;
 
-use ipnet::IpNet;
-
 use crate::allocation::claim::Claim;
 use crate::allocation::grant::Named;
 use crate::allocation::pool::Pool;
 use crate::api::crd::nat_pool::PoolUsage;
 use crate::api::crd::port_claim::ClaimState;
+use crate::model::address::Family;
 use crate::model::port::Port;
 
 /// How full a pool is with these claims, all of which are its.
@@ -44,20 +43,8 @@ pub fn is_covered(pool: &Pool, claim: &Claim) -> bool {
 
 /// How many addresses there are, each once.
 fn addresses(pool: &Pool) -> u64 {
-    let contains = |outer: &IpNet, inner: &IpNet| outer != inner && outer.contains(inner);
-    let distinct: BTreeSet<_> = pool.networks.iter().collect();
-    let outermost = distinct.iter().filter(|network| !distinct.iter().any(|other| contains(other, network)));
-    outermost.map(|network| hosts(network)).fold(0, u64::saturating_add)
-}
-
-/// How many addresses of a network can be had.
-fn hosts(network: &IpNet) -> u64 {
-    let bits = network.max_prefix_len() - network.prefix_len();
-    let all = 1_u64.checked_shl(u32::from(bits)).unwrap_or(u64::MAX);
-    match network {
-        IpNet::V4(_) if 1 < bits => all - 2,
-        IpNet::V4(_) | IpNet::V6(_) => all,
-    }
+    let count = |family| u64::try_from(pool.addresses().count(family)).unwrap_or(u64::MAX);
+    count(Family::V4).saturating_add(count(Family::V6))
 }
 
 /// How many ports of all protocols an address has that can be claimed, and how many that are reserved.
