@@ -102,7 +102,8 @@ pub fn mutate(request: &Request, policy: &Policy) -> Option<Patch> {
         let is_spread = spread::is_asked_for(&subject, &mappings) == Ok(true);
         spread::required_terms(&subject, &ports, is_spread).map(|terms| require(&subject, terms))
     });
-    let gate = is_new.then(|| gate(&subject, !automatic.is_empty())).flatten();
+    // A gate can be taken off at any time, and given to a new pod alone.
+    let gate = (is_new || automatic.is_empty()).then(|| gate(&subject, !automatic.is_empty())).flatten();
     let operations = annotations.operations.into_iter().chain(labels.operations);
     let operations: Vec<_> = operations.chain(placement.flatten()).chain(gate).collect();
     (!operations.is_empty()).then_some(Patch(operations))

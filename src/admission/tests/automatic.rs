@@ -139,6 +139,8 @@ fn a_new_pod_waits_for_its_ports_at_a_gate_unless_it_comes_with_its_node() {
     assert_eq!(gates(&placed, Operation::Create), Value::Null);
     let copied = with(exposing("web", "80"), &[("/spec/schedulingGates", json!([theirs, ours]))]);
     assert_eq!(gates(&copied, Operation::Create), json!([theirs]), "nobody would let it go");
+    assert_eq!(gates(&copied, Operation::Update), json!([theirs]), "it asks for nothing any more");
+    assert_eq!(gates(&held(json!([ours])), Operation::Update), json!([ours]), "it still waits");
 
     let once = mutated(Operation::Create, &asking);
     assert_eq!(mutated(Operation::Create, &once), once);
