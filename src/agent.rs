@@ -436,8 +436,12 @@ impl<D: Dataplane> Agent<D> {
                 self.parts.pods.read(|view| view.running().map(|pod| pod.metadata.uid.clone()).collect());
             self.presence.gone(plan, &applied.changes, &here)
         };
+        let mut changes = applied.changes.clone();
+        if self.has_read && !applied.transactions.is_empty() {
+            changes.extend(flows::put_right(&applied.observed.ruleset, &applied.changes));
+        }
         if let Some(flows) = &self.parts.flows {
-            flows.leave(&applied.changes, gone, &plan.terminating);
+            flows.leave(&changes, gone, &plan.terminating);
         }
     }
 

@@ -16,6 +16,7 @@ use crate::dataplane::conntrack;
 use crate::dataplane::conntrack::CleanUp;
 use crate::dataplane::conntrack::Handover;
 use crate::dataplane::settings::Settings;
+use crate::ruleset::Ruleset;
 use crate::ruleset::diff::Change;
 use crate::ruleset::entry::Key;
 use crate::telemetry::metrics::agent::AgentMetrics;
@@ -27,6 +28,23 @@ const PAUSE: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, Default)]
 pub struct Flows {
     shared: Arc<Shared>,
+}
+
+/// Every entry that serves and was not touched, as if it had been, for connections that passed it by while its rules were not as
+/// they should be: they would go on like that.
+pub fn put_right(served: &Ruleset, changes: &[Change]) -> Vec<Change> {
+    let touched: BTreeSet<Key> = changes.iter().filter_map(key).collect();
+    let stayed = served.entries().filter(|entry| entry.target.is_some() && !touched.contains(&entry.key));
+    stayed.map(|entry| Change::Replaced { before: entry.clone(), after: entry.clone() }).collect()
+}
+
+const fn key(change: &Change) -> Option<Key> {
+    match change {
+        Change::Added(entry) | Change::Removed(entry) | Change::Replaced { after: entry, .. } => {
+            Some(entry.key)
+        }
+        Change::Egress { .. } => None,
+    }
 }
 
 #[derive(Debug, Default)]
@@ -94,5 +112,25 @@ impl Flows {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ruleset::diff::diff;
+    use crate::ruleset::fixtures::endpoint;
+    use crate::ruleset::fixtures::ruleset;
+    use crate::ruleset::fixtures::v4_node;
+
+    #[test]
+    fn what_serves_and_was_not_changed_is_put_right() {
+        let (dns, web) =
+            (endpoint("53/udp", "dns", &["10.244.1.9"]), endpoint("80/tcp", "web", &["10.244.1.9"]));
+        let before = ruleset(std::slice::from_ref(&dns), &v4_node());
+        let served = ruleset(&[dns, web, endpoint("90/udp", "later", &[])], &v4_node());
+        let put_right = put_right(&served, &diff(&before, &served));
+        let shown: Vec<_> = put_right.iter().filter_map(key).map(|key| key.ports.to_string()).collect();
+        assert_eq!(shown, ["53"]);
     }
 }

@@ -420,6 +420,25 @@ mod tests {
     }
 
     #[test]
+    fn what_passed_by_rules_that_were_put_right_ends_and_nothing_else() {
+        let served = serving(&[OLD]);
+        let same = |entry: &Entry| Change::Replaced { before: entry.clone(), after: entry.clone() };
+        let changes: Vec<_> = served.entries().map(same).collect();
+        let (gone, terminating) = (BTreeSet::new(), BTreeSet::new());
+        let clean_up =
+            CleanUp { changes: &changes, gone: &gone, terminating: &terminating, handover: Handover::Cut };
+        let judge = Judge::new(&clean_up, MarkBit::default());
+        let ours = MarkBit::default().get();
+        for (protocol, answers_from, mark, ends) in [
+            (Protocol::Udp, "203.0.113.7", 0, true),
+            (Protocol::Udp, OLD, ours, false),
+            (Protocol::Tcp, "203.0.113.7", 0, false),
+        ] {
+            assert_eq!(judge.ends(&flow(protocol, CLIENT, answers_from, mark)), ends, "{protocol}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_concerned_is_not_even_listed() {
         let gone = BTreeSet::new();
         let tcp = ruleset(&[endpoint("53/tcp", "dns", &[OLD])], &v4_node());
