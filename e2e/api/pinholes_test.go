@@ -134,7 +134,7 @@ func TestAnAgentReportsOnItsOwnNodeAndChangesNothingElse(t *testing.T) {
 		"targets":            {"targets": []object{{"pod": "mx", "podUID": "u", "addresses": []string{"10.9.9.9"}, "active": true}}},
 		"endpoints":          {"endpoints": []object{{"address": "192.0.2.85", "protocol": "TCP", "port": 22, "targetPort": 22}}},
 		"no endpoints":       {"endpoints": nil},
-		"releasing":          {"releasing": []object{{"node": "node-8", "address": "192.0.2.85", "protocol": "TCP", "port": 22, "targetPort": 22}}},
+		"releasing":          {"releasing": []object{{"node": "node-8", "address": "192.0.2.85", "protocol": "TCP", "port": 22, "generation": 1, "since": "2026-01-01T00:00:00Z"}}},
 		"conditions":         {"conditions": []object{}},
 		"observedGeneration": {"observedGeneration": 9},
 		"holder":             {"holder": "Pod other"},
