@@ -71,6 +71,18 @@ impl Webhook {
         answer
     }
 
+    /// What a path answers once that contains something.
+    fn fetch_until(&self, path: &str, part: &str) -> String {
+        let started = Instant::now();
+        loop {
+            let answer = self.fetch(path);
+            if answer.contains(part) || PATIENCE < started.elapsed() {
+                return answer;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     fn signal(&self, name: &str) {
         let sent = Command::new("kill").args(["-s", name, &self.process.id().to_string()]).status().unwrap();
         assert!(sent.success());
@@ -110,7 +122,8 @@ fn kubeconfig(directory: &Path) -> String {
 fn it_is_alive_but_not_ready_without_a_cluster_and_says_what_is_missing() {
     let webhook = Webhook::start(&[]);
     assert!(webhook.fetch("/healthz").starts_with("HTTP/1.1 200"));
-    let answer = webhook.fetch("/readyz");
+    // The port is told before the last step of the start is counted.
+    let answer = webhook.fetch_until("/readyz", "[+] serving");
     assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
     assert!(answer.contains("[-] caches: "), "{answer}");
     assert!(answer.contains("[+] certificate\n[+] serving\nnot ready\n"), "{answer}");
