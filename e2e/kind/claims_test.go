@@ -1,6 +1,7 @@
 package kind
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"strings"
@@ -133,4 +134,125 @@ func TestWithClaimsAPortIsGrantedByAPoolAndByNothingElse(t *testing.T) {
 	s.kubectl("delete", "pod", "first", "--grace-period=1")
 	unreachable(t, address, 8112)
 	unreachable(t, address, 8113)
+}
+
+// fromPool is a pod that serves on a port which a pool finds, and has what it was told in its environment.
+func fromPool(name, pool string, specification ...string) string {
+	manifest := webPod(name, "pinhole.dev/expose", "auto:8080", specification...)
+	for _, change := range [][2]string{
+		{"annotations: {", "annotations: {pinhole.dev/pool: " + pool + ", "},
+		{"      readinessProbe:", "      env: [{name: ENDPOINTS, valueFrom: {fieldRef: {fieldPath: \"metadata.annotations['pinhole.dev/endpoints']\"}}}]\n      readinessProbe:"},
+	} {
+		manifest = strings.Replace(manifest, change[0], change[1], 1)
+	}
+	return manifest
+}
+
+// told is the only port that a pod's process knows to lead to it.
+func (s scene) told(name string) (address string, port int) {
+	s.t.Helper()
+	environment := s.kubectl("exec", name, "--", "/agnhost", "mounttest", "--file_content=/proc/1/environ")
+	_, rest, _ := strings.Cut(environment, "ENDPOINTS=")
+	value, _, _ := strings.Cut(rest, "\x00")
+	var endpoints []struct {
+		Address string
+		Port    int
+	}
+	if err := json.Unmarshal([]byte(value), &endpoints); err != nil || len(endpoints) != 1 {
+		s.t.Fatalf("%s was told %q: %v", name, environment, err)
+	}
+	return endpoints[0].Address, endpoints[0].Port
+}
+
+func TestWithClaimsAPodWaitsForAPortOfAFullPoolAndKnowsItFromItsFirstStart(t *testing.T) {
+	address := addressesOf(t, worker).v4
+	s, pool := withClaims(t, "full", address)
+	kubectl(t, `{"spec":{"ports":[{"first":8120,"last":8121}],"cooldownSeconds":1}}`,
+		"patch", "natpool", pool, "--type=merge", "--patch-file=/dev/stdin")
+	served := map[string]int{}
+	for _, name := range []string{"first", "second"} {
+		s.apply(fromPool(name, pool, atNode(worker)))
+		s.ready("app=" + name)
+		at, port := s.told(name)
+		if answer := reaches(t, at, port, "hostname"); at != address || answer != name {
+			t.Errorf("%s was told %s:%d, where %s answers", name, at, port, answer)
+		}
+		served[name] = port
+	}
+	if served["first"] == served["second"] {
+		t.Fatalf("both were told port %d", served["first"])
+	}
+
+	s.apply(fromPool("third", pool, atNode(worker)))
+	eventually(t, 30*time.Second, "the third is told to wait", func() error {
+		events := s.kubectl("get", "events", "--field-selector=reason=NoFreePort,involvedObject.name=third")
+		if !strings.Contains(events, "no address of NatPool "+pool+" has a free port") {
+			return fmt.Errorf("the events are\n%s", events)
+		}
+		return nil
+	})
+	if third := s.onlyPod("app=third"); third.Spec.NodeName != "" {
+		t.Errorf("without a port it was scheduled to %s", third.Spec.NodeName)
+	}
+
+	s.kubectl("delete", "pod", "first", "--grace-period=1")
+	s.ready("app=third")
+	at, port := s.told("third")
+	if answer := reaches(t, at, port, "hostname"); answer != "third" || port != served["first"] {
+		t.Errorf("the first had port %d; the third was told %s:%d, where %s answers", served["first"], at, port, answer)
+	}
+}
+
+func TestWithClaimsAPortIsKeptForANodeThatDiedUntilItIsDeclaredDead(t *testing.T) {
+	address := addressesOf(t, otherWorker).v4
+	s, pool := withClaims(t, "dead", address)
+	other := newScene(t, "dead-other")
+	kubectl(t, `{"spec":{"cooldownSeconds":1}}`, "patch", "natpool", pool, "--type=merge", "--patch-file=/dev/stdin")
+	web := func(node string) string {
+		return webPod("web", "pinhole.dev/expose", address+":8123:8080", atNode(node))
+	}
+	s.apply(web(otherWorker))
+	s.ready("app=web")
+	s.programmed("web")
+
+	freeze := func(verb string) {
+		if output, err := command("", "docker", verb, otherWorker); err != nil {
+			t.Fatalf("docker %s: %v\n%s", verb, err, output)
+		}
+	}
+	const dead = "node.kubernetes.io/out-of-service"
+	freeze("pause")
+	t.Cleanup(func() {
+		freeze("unpause")
+		kubectl(t, "", "taint", "node", otherWorker, dead+"-")
+		eventually(t, 120*time.Second, "the node is back", func() error {
+			if output, err := tryKubectl("", "wait", "--for=condition=Ready", "node/"+otherWorker, "--timeout=20s"); err != nil {
+				return fmt.Errorf("%w: %s", err, output)
+			}
+			return installed()
+		})
+		// What it still had in its kernel is gone, whatever it had slept through.
+		eventually(t, 30*time.Second, "the node removes what it no longer may serve", func() error {
+			if rules := onNode(t, otherWorker, "iptables-save -t nat; nft list ruleset"); strings.Contains(rules, "8123") {
+				return fmt.Errorf("its rules are\n%s", rules)
+			}
+			return nil
+		})
+	})
+	s.kubectl("delete", "pod", "web", "--grace-period=0", "--force")
+	for began := time.Now(); time.Since(began) < 15*time.Second; time.Sleep(time.Second) {
+		// Its kernel may still forward the port to whoever has the pod's address now.
+		if said := other.refused(web(worker)); !strings.Contains(said, "Pod dead/web") {
+			t.Fatalf("somebody else reads\n%s", said)
+		}
+	}
+	kubectl(t, "", "taint", "node", otherWorker, dead+"=nodeshutdown:NoExecute")
+	// Not before two minutes after somebody relied on the claim last.
+	eventually(t, 180*time.Second, "the port is somebody else's", func() error {
+		output, err := other.tryApply(web(worker))
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, output)
+		}
+		return nil
+	})
 }
