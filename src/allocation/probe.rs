@@ -6,8 +6,8 @@
 //!   with old news, few meet. The first free port would be everybody's.
 //! - The static band is left alone until the rest is taken.
 //!
-//! - A search is bounded, however large the pool is: it looks at [`MOST_LOOKED_AT`] addresses of a family from where it starts, and
-//!   searches [`MOST_SEARCHED`] of those that may serve.
+//! - A search is bounded, however large the pool is: it looks at 65 536 addresses of a family from where it starts, and
+//!   searches 4096 of those that may serve.
 //!
 //! What is found is only likely to be free; the claim decides. Whoever loses searches again, one attempt further.
 
