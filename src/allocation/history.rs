@@ -4,7 +4,8 @@
 //! one ConfigMap; a claim is always on the same page.
 //!
 //! # Guarantees
-//! - What goes to make room, or for its age, is what ended first; a stretch that goes on is never dropped for one that ended.
+//! - What goes to make room, or for its age, is what ended first. A stretch that goes on is never dropped; where those alone fill a
+//!   page, no more are begun on it, and they are counted.
 //! - A page that changed is named, and no other: nothing is written for what is as it was.
 
 use std::cmp::Reverse;
@@ -74,6 +75,15 @@ pub struct History {
     pages: Vec<Page>,
 }
 
+/// What became of a history.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Advance {
+    /// The pages that changed.
+    pub changed: BTreeSet<usize>,
+    /// How many claims have no room on their page.
+    pub left_out: usize,
+}
+
 impl Stretch {
     fn begin(tenure: &Tenure, from: Timestamp) -> Self {
         Self {
@@ -127,14 +137,29 @@ impl History {
         self.pages.get(number).cloned().unwrap_or_default()
     }
 
-    /// Brings it up to what is so now, and forgets what ended longer ago than `keep`. The pages that changed.
+    /// How much a page takes as text, in bytes.
+    pub fn size(&self, number: usize) -> usize {
+        self.pages.get(number).map_or(0, |page| size(page.values().flatten()))
+    }
+
+    /// Brings it up to what is so now, and forgets what ended longer ago than `keep`.
     pub fn advance(
         &mut self,
         held: &BTreeMap<ClaimKey, Tenure>,
         now: Timestamp,
         keep: SignedDuration,
-    ) -> BTreeSet<usize> {
-        let mut changed = BTreeSet::new();
+    ) -> Advance {
+        self.advance_within(MOST_BYTES, held, now, keep)
+    }
+
+    fn advance_within(
+        &mut self,
+        most: usize,
+        held: &BTreeMap<ClaimKey, Tenure>,
+        now: Timestamp,
+        keep: SignedDuration,
+    ) -> Advance {
+        let Advance { mut changed, mut left_out } = Advance::default();
         for (number, page) in self.pages.iter_mut().enumerate() {
             let is_forgotten = |stretch: &Stretch| {
                 stretch.until.is_some_and(|until| until.checked_add(keep).is_ok_and(|end| end <= now))
@@ -155,25 +180,41 @@ impl History {
             }
             page.retain(|_, stretches| !stretches.is_empty());
         }
+        // What goes on takes this much of each page to which something is added.
+        let mut going_on: BTreeMap<usize, usize> = BTreeMap::new();
         for (key, tenure) in held {
             let number = page_of(*key);
             let Some(page) = self.pages.get_mut(number) else { continue };
-            let stretches = page.entry(*key).or_default();
-            if stretches.iter().all(|stretch| stretch.until.is_some()) {
-                // What nobody has seen before began when the claim says, and what follows on another when it is seen.
-                let from = stretches.last().and_then(|last| last.until);
-                let from = from.map_or(tenure.since, |ended| ended.max(tenure.since)).min(now);
-                stretches.push(Stretch::begin(tenure, from));
-                changed.insert(number);
+            let known = page.get(key).map_or(&[][..], Vec::as_slice);
+            if known.iter().any(|stretch| stretch.until.is_none()) {
+                continue;
             }
+            // What nobody has seen before began when the claim says, and what follows on another when it is seen.
+            let from = known.last().and_then(|last| last.until);
+            let from = from.map_or(tenure.since, |ended| ended.max(tenure.since)).min(now);
+            let stretch = Stretch::begin(tenure, from);
+            let going_on = going_on
+                .entry(number)
+                .or_insert_with(|| size(page.values().flatten().filter(|stretch| stretch.until.is_none())));
+            if most < *going_on + stretch.size() {
+                left_out += 1;
+                continue;
+            }
+            *going_on += stretch.size();
+            page.entry(*key).or_default().push(stretch);
+            changed.insert(number);
         }
         for number in &changed {
             if let Some(page) = self.pages.get_mut(*number) {
-                shrink(page, MOST_BYTES);
+                shrink(page, most);
             }
         }
-        changed
+        Advance { changed, left_out }
     }
+}
+
+fn size<'a>(stretches: impl Iterator<Item = &'a Stretch>) -> usize {
+    stretches.map(Stretch::size).sum()
 }
 
 /// The stretches of a page that are about a port, the last one first.
@@ -186,16 +227,14 @@ pub fn about(page: &Page, key: ClaimKey) -> Vec<(ClaimKey, Stretch)> {
     found
 }
 
-/// Takes out what ended first until the rest is small enough; what goes on is last.
+/// Takes out what ended first until the rest is small enough.
 fn shrink(page: &mut Page, most: usize) {
-    let mut size: usize = page.values().flatten().map(Stretch::size).sum();
+    let mut size = size(page.values().flatten());
     if size <= most {
         return;
     }
     let ends = page.iter().flat_map(|(key, stretches)| {
-        stretches
-            .iter()
-            .map(|stretch| (stretch.until.unwrap_or(Timestamp::MAX), *key, stretch.from, stretch.size()))
+        stretches.iter().filter_map(|stretch| Some((stretch.until?, *key, stretch.from, stretch.size())))
     });
     let mut ends: Vec<_> = ends.collect();
     ends.sort();
@@ -246,9 +285,9 @@ mod tests {
         const NAME: &str = "v4-203-0-113-7-tcp-25";
         let mut history = History::default();
         let page = BTreeSet::from([page_of(key(NAME))]);
-        assert_eq!(history.advance(&held(NAME, "mx", "mx-1", 3), at(5), KEEP), page);
-        assert_eq!(history.advance(&held(NAME, "mx", "mx-1", 3), at(6), KEEP), BTreeSet::new());
-        assert_eq!(history.advance(&held(NAME, "mx", "mx-2", 3), at(10), KEEP), page);
+        assert_eq!(history.advance(&held(NAME, "mx", "mx-1", 3), at(5), KEEP).changed, page);
+        assert_eq!(history.advance(&held(NAME, "mx", "mx-1", 3), at(6), KEEP), Advance::default());
+        assert_eq!(history.advance(&held(NAME, "mx", "mx-2", 3), at(10), KEEP).changed, page);
         history.advance(&held(NAME, "mx", "", 3), at(20), KEEP);
         history.advance(&BTreeMap::new(), at(30), KEEP);
         history.advance(&held(NAME, "relay", "r", 35), at(40), KEEP);
@@ -262,7 +301,7 @@ mod tests {
                 text("mx", "mx-1", 3, Some(10)),
             ]
         );
-        assert_eq!(history.advance(&held(NAME, "relay", "r", 35), at(10 + 86_400), KEEP), page);
+        assert_eq!(history.advance(&held(NAME, "relay", "r", 35), at(10 + 86_400), KEEP).changed, page);
         assert_eq!(told(&history, NAME).len(), 3, "what ended a day ago is forgotten");
     }
 
@@ -273,7 +312,7 @@ mod tests {
         history.advance(&held(NAME, "mx", "mx-1", 3), at(5), KEEP);
         let mut later = held(NAME, "mx", "mx-1", 3);
         later.insert(key(NAME), Tenure { node: String::new(), ..later[&key(NAME)].clone() });
-        assert_eq!(history.advance(&later, at(6), KEEP), BTreeSet::new());
+        assert_eq!(history.advance(&later, at(6), KEEP), Advance::default());
     }
 
     #[test]
@@ -288,7 +327,27 @@ mod tests {
     }
 
     #[test]
-    fn a_full_page_loses_what_ended_first_and_last_of_all_what_goes_on() {
+    fn a_page_full_of_what_goes_on_takes_no_more_and_is_not_written_again() {
+        // One page, so that each has its turn.
+        let names = (1..u16::MAX).map(|port| format!("v4-203-0-113-7-tcp-{port}"));
+        let names: Vec<_> = names.filter(|name| page_of(key(name)) == 0).take(3).collect();
+        let all: BTreeMap<_, _> = names.iter().flat_map(|name| held(name, "mx", "mx-1", 0)).collect();
+        let one = Stretch::begin(&all[&key(&names[0])], at(0)).size();
+        let mut history = History::default();
+        let mut advance = |held: &BTreeMap<ClaimKey, Tenure>, second| {
+            let Advance { changed, left_out } = history.advance_within(2 * one, held, at(second), KEEP);
+            (changed.len(), left_out, history.page(0).values().flatten().count())
+        };
+        assert_eq!(advance(&all, 1), (1, 1, 2));
+        assert_eq!(advance(&all, 2), (0, 1, 2), "nothing is written for what has no room");
+        let mut fewer = all.clone();
+        let (gone, _) = fewer.pop_first().unwrap();
+        assert_eq!(advance(&fewer, 3), (1, 0, 2), "what ended makes room");
+        assert!(!history.page(0).contains_key(&gone));
+    }
+
+    #[test]
+    fn a_full_page_loses_what_ended_first_and_never_what_goes_on() {
         let stretch = |from: i64, until: Option<i64>| Stretch {
             until: until.map(at),
             ..Stretch::begin(held("v4-203-0-113-7-tcp-25", "mx", "p", 0).values().next().unwrap(), at(from))
@@ -301,6 +360,8 @@ mod tests {
         let left = |page: &Page| page.values().flatten().map(|s| s.from).collect::<Vec<_>>();
         assert_eq!(left(&page), [at(0), at(9), at(5)]);
         shrink(&mut page, one);
+        assert_eq!(left(&page), [at(9)]);
+        shrink(&mut page, 0);
         assert_eq!(left(&page), [at(9)]);
     }
 

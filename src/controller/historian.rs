@@ -4,6 +4,7 @@
 //! leads is seen late, and the times are those at which it was seen.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::RwLock;
@@ -13,10 +14,12 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::SignedDuration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 use tracing::warn;
 
+use crate::allocation::history::Advance;
 use crate::allocation::history::History;
 use crate::allocation::history::PAGES;
 use crate::allocation::history::Page;
@@ -32,8 +35,12 @@ use crate::cluster::history_store::WriteError;
 use crate::telemetry::metrics::controller::ControllerMetrics;
 use crate::telemetry::startup::Startup;
 
-/// How often a turn is taken: what changed meanwhile is written at once.
+/// How often a turn is taken.
 const PERIOD: Duration = Duration::from_secs(5);
+
+/// How much of a page is written in a second, on average: a small one at once, a full one once a minute, so that etcd is not
+/// filled with versions of it.
+const BYTES_A_SECOND: usize = 15_000;
 
 /// What the historian works with.
 pub struct Historian {
@@ -59,6 +66,12 @@ pub struct Historian {
 struct Book {
     history: History,
     stored: Vec<Option<StoredPage>>,
+    /// The pages that are to be written.
+    changed: BTreeSet<usize>,
+    /// Which page is not written again before when.
+    rests: BTreeMap<usize, Instant>,
+    /// Whether it was said that the pages are full.
+    is_full: bool,
 }
 
 impl Historian {
@@ -105,9 +118,25 @@ impl Historian {
             let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
             held(&claims, &pods)
         };
-        let changed = book.history.advance(&held, claim_store::now(), self.keep);
-        for number in changed {
+        let Advance { changed, left_out } = book.history.advance(&held, claim_store::now(), self.keep);
+        book.changed.extend(changed);
+        let was_full = std::mem::replace(&mut book.is_full, left_out != 0);
+        if book.is_full && !was_full {
+            warn!(
+                claims = left_out,
+                "The history of claims is full with those that are held now, so others are not recorded; send the controller's log \
+                 to where it is kept for as long as you need it"
+            );
+        }
+        let now = Instant::now();
+        for number in book.changed.clone() {
+            if book.rests.get(&number).is_some_and(|end| now < *end) {
+                continue;
+            }
+            book.changed.remove(&number);
             let Some(Some(before)) = book.stored.get(number) else { continue };
+            let seconds = u64::try_from(book.history.size(number) / BYTES_A_SECOND).unwrap_or(u64::MAX);
+            book.rests.insert(number, now + Duration::from_secs(seconds));
             let written = self.store.write(&book.history.page(number), before).await;
             let after = written.map_err(|error| match error {
                 WriteError::Stale => "somebody else has written it".to_owned(),
@@ -135,7 +164,8 @@ impl Historian {
                 "ConfigMaps of the history are missing, so a part of it is not kept; apply the chart again"
             );
         }
-        Ok(Book { history: History::of(pages), stored })
+        let history = History::of(pages);
+        Ok(Book { history, stored, changed: BTreeSet::new(), rests: BTreeMap::new(), is_full: false })
     }
 }
 
