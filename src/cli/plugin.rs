@@ -186,7 +186,7 @@ enum Output {
 #[derive(Debug, Args)]
 struct Explain {
     /// A pod or workload, or an external port: `pod/web`, `deployment/web`, `203.0.113.7:25`, `[2001:db8::1]:53/udp`.
-    #[arg(value_name = "TYPE/NAME|ADDRESS:PORT[/PROTO]")]
+    #[arg(value_name = "TYPE/NAME|ADDRESS:PORT[/PROTO]", value_parser = Reference::of_pods)]
     what: Reference,
 
     #[command(flatten)]
@@ -196,7 +196,7 @@ struct Explain {
 #[derive(Debug, Args)]
 struct Test {
     /// A pod or workload, as in `pod/web` or `deployment/web`.
-    #[arg(value_name = "TYPE/NAME")]
+    #[arg(value_name = "TYPE/NAME", value_parser = ObjectReference::of_pods)]
     what: ObjectReference,
 
     #[command(flatten)]
