@@ -72,3 +72,34 @@ fn anchors_are_what_github_makes_of_headings() {
     );
     assert_eq!(links("[a](b.md#c) ```\n[no](x)\n``` [d](e)"), ["b.md#c", "e"]);
 }
+
+/// The tests that a page names, with the files that it says they are in.
+fn tests(page: &str) -> Vec<(&str, &str)> {
+    let mut tests = Vec::new();
+    for rest in page.split("[`").skip(1) {
+        let Some((name, rest)) = rest.split_once("`](") else { continue };
+        let target = rest.split(')').next().unwrap_or_default();
+        if Path::new(target).extension().is_some_and(|extension| extension == "rs" || extension == "go") {
+            tests.push((name, target));
+        }
+    }
+    tests
+}
+
+#[test]
+fn every_test_that_a_page_names_is_where_the_page_says() {
+    let mut missing = Vec::new();
+    let mut count = 0;
+    for path in pages() {
+        let page = fs::read_to_string(&path).unwrap();
+        for (name, target) in tests(&page) {
+            count += 1;
+            let source = fs::read_to_string(path.parent().unwrap().join(target)).unwrap_or_default();
+            if ![format!("fn {name}("), format!("func {name}(")].iter().any(|start| source.contains(start)) {
+                missing.push(format!("{}: {name} in {target}", path.display()));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+    assert!(100 < count, "only {count} were found");
+}
