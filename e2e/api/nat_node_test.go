@@ -145,7 +145,7 @@ func TestAnAgentUsesTheLinksOfThePoolsThatSelectItsNodeWithoutARestart(t *testin
 		c.must(http.MethodDelete, nodePath, nil, nil)
 		c.must(http.MethodDelete, path, nil, nil)
 	})
-	if err := lab.AddNodeAddress("203.0.113.33"); err != nil {
+	if err := lab.AddNodeAddress("192.0.2.88"); err != nil {
 		t.Fatal(err)
 	}
 	pool := func(name, uplinks, interfaceName string) {
@@ -169,7 +169,7 @@ func TestAnAgentUsesTheLinksOfThePoolsThatSelectItsNodeWithoutARestart(t *testin
 	if err := agent.AwaitReady(); err != nil {
 		t.Fatal(err)
 	}
-	pod := asking("smtp", "203.0.113.33:2526:25")
+	pod := asking("smtp", "192.0.2.88:2526:25")
 	pod["spec"].(object)["nodeName"] = "node-1"
 	if code, said := c.create("", pod); code != http.StatusCreated {
 		t.Fatalf("HTTP %d: %s", code, said)
