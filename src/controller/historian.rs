@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 use tracing::warn;
 
+use crate::allocation::claim::Claim;
 use crate::allocation::history::Advance;
 use crate::allocation::history::History;
 use crate::allocation::history::PAGES;
@@ -26,6 +27,7 @@ use crate::allocation::history::Page;
 use crate::allocation::history::Tenure;
 use crate::allocation::key::ClaimKey;
 use crate::api::crd::port_claim::ClaimState;
+use crate::api::object::Kind;
 use crate::cluster::asking_pods::AskingPods;
 use crate::cluster::claim_store;
 use crate::cluster::claim_watch::Claims;
@@ -169,7 +171,7 @@ impl Historian {
     }
 }
 
-/// Who has which port now: claims in use.
+/// Who has which port now: claims in use. That of a pod by itself names it from when a node may serve it.
 fn held(claims: &Claims, pods: &AskingPods) -> BTreeMap<ClaimKey, Tenure> {
     let by_uid: BTreeMap<_, _> =
         pods.iter().map(|(name, pod)| (pod.metadata.uid.as_str(), (name, pod))).collect();
@@ -183,7 +185,10 @@ fn held(claims: &Claims, pods: &AskingPods) -> BTreeMap<ClaimKey, Tenure> {
             since: claim.since,
         })
     };
-    let bound = claims.iter().filter(|(_, stored)| stored.claim.state == ClaimState::Bound);
+    let is_served = |claim: &Claim| claim.pod_uid.is_some() || *claim.holder.kind != *Kind::Pod.name();
+    let bound = claims
+        .iter()
+        .filter(|(_, stored)| stored.claim.state == ClaimState::Bound && is_served(&stored.claim));
     bound.filter_map(|(key, _)| Some((*key, tenure(key)?))).collect()
 }
 
@@ -192,7 +197,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::allocation::claim::Claim;
     use crate::allocation::claim::StoredClaim;
     use crate::allocation::claim::Version;
     use crate::model::holder::Holder;
@@ -202,15 +206,16 @@ mod tests {
     fn who_has_a_port_is_the_pod_that_a_bound_claim_names() {
         let since = "2026-03-01T10:00:00Z".parse().unwrap();
         let mut claims = Claims::new();
-        for (port, state, uid) in [
-            (25, ClaimState::Bound, Some("u")),
-            (26, ClaimState::Bound, None),
-            (27, ClaimState::Bound, Some("gone")),
-            (28, ClaimState::Reserved, None),
-            (29, ClaimState::Cooldown, None),
+        for (port, kind, state, uid) in [
+            (25, "StatefulSet", ClaimState::Bound, Some("u")),
+            (26, "StatefulSet", ClaimState::Bound, None),
+            (27, "StatefulSet", ClaimState::Bound, Some("gone")),
+            (28, "StatefulSet", ClaimState::Reserved, None),
+            (29, "StatefulSet", ClaimState::Cooldown, None),
+            (30, "Pod", ClaimState::Bound, None),
         ] {
             let key: ClaimKey = format!("v4-203-0-113-7-tcp-{port}").parse().unwrap();
-            let holder = Holder::new("StatefulSet", ObjectName::new("mail", "mx"));
+            let holder = Holder::new(kind, ObjectName::new("mail", "mx"));
             let claim = Claim { state, pod_uid: uid.map(Into::into), ..Claim::reserve(key, holder, since) };
             let version = Version { key, uid: "1".into(), revision: 1 };
             claims.insert(key, StoredClaim { claim, version });
