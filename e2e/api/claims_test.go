@@ -65,8 +65,13 @@ type clerk struct {
 	namespace string
 }
 
+// So many tests use the cluster with claims at a time: what they all wait for is one controller.
+var desks = make(chan struct{}, 10)
+
 func newClerk(t *testing.T, namespace string) clerk {
 	t.Helper()
+	desks <- struct{}{}
+	t.Cleanup(func() { <-desks })
 	cluster, err := registry()
 	if err != nil {
 		t.Fatal(err)

@@ -166,7 +166,8 @@ func (d desk) unlessGone(method, path string, body object) {
 	d.t.Helper()
 	err := d.cluster.Do(context.Background(), 0, method, path, body, nil)
 	var status *lab.StatusError
-	if err != nil && (!errors.As(err, &status) || status.Code != http.StatusNotFound) {
+	// One that is being deleted takes no node.
+	if err != nil && (!errors.As(err, &status) || status.Code != http.StatusNotFound && status.Code != http.StatusConflict) {
 		d.t.Fatal(err)
 	}
 }
