@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pinhole-dev/pinhole/e2e/api/lab"
 )
@@ -121,8 +122,14 @@ func TestAPinholeFollowsItsServiceAndKeepsWhatItsUserWrote(t *testing.T) {
 		t.Fatal(said)
 	}
 	c.eventuallyShown("copied", "copied 192.0.2.86:443/tcp")
-	if said, _ := c.kubectl("", "get", "ph", "copied", "-o", "jsonpath={.metadata.labels}"); said != `{"team":"web"}` {
-		t.Errorf("the labels of the copy are %s", said)
+	// Until then it looks as if that node served it.
+	if err := lab.Poll(30*time.Second, func() error {
+		if said, _ := c.kubectl("", "get", "ph", "copied", "-o", "jsonpath={.metadata.labels}"); said != `{"team":"web"}` {
+			return fmt.Errorf("the labels of the copy are %s", said)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
 	}
 	if said, allowed := c.kubectl("", "label", "ph", "copied", "node.pinhole.dev/node-9="); allowed || !strings.Contains(said, "are the controller's") {
 		t.Errorf("a user changed the label: %s", said)
