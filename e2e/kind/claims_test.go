@@ -186,7 +186,7 @@ func TestWithClaimsAPodWaitsForAPortOfAFullPoolAndKnowsItFromItsFirstStart(t *te
 	s.apply(fromPool("third", pool, atNode(worker)))
 	eventually(t, 30*time.Second, "the third is told to wait", func() error {
 		events := s.kubectl("get", "events", "--field-selector=reason=NoFreePort,involvedObject.name=third")
-		if !strings.Contains(events, "no address of NatPool "+pool+" has a free port") {
+		if !strings.Contains(events, fmt.Sprintf("no address of NatPool %s on node %s has a free port", pool, worker)) {
 			return fmt.Errorf("the events are\n%s", events)
 		}
 		return nil
