@@ -196,6 +196,13 @@ func TestWithClaimsAPodWaitsForAPortOfAFullPoolAndKnowsItFromItsFirstStart(t *te
 	}
 
 	s.kubectl("delete", "pod", "first", "--grace-period=1")
+	// Not before two minutes after somebody relied on the claim last.
+	eventually(t, 180*time.Second, "the third is let go", func() error {
+		if third := s.onlyPod("app=third"); third.Spec.NodeName == "" {
+			return fmt.Errorf("it is told %q", third.Metadata.Annotations["pinhole.dev/endpoints"])
+		}
+		return nil
+	})
 	s.ready("app=third")
 	at, port := s.told("third")
 	if answer := reaches(t, at, port, "hostname"); answer != "third" || port != served["first"] {
