@@ -17,6 +17,7 @@ pub mod brake;
 pub mod desired;
 pub mod entries;
 pub mod flows;
+pub mod following;
 pub mod grants;
 pub mod links;
 pub mod listeners;

@@ -14,6 +14,7 @@ use k8s_openapi::jiff::Timestamp;
 use tokio::sync::watch;
 use tracing::info;
 
+use crate::agent::following::Following;
 use crate::api::crd::nat_node::LinkInUse;
 use crate::api::crd::nat_pool;
 use crate::api::crd::nat_pool::NatPool;
@@ -71,7 +72,7 @@ fn of_pools(pools: &NatPools) -> Arc<[PoolLinks]> {
 pub struct Linking {
     flags: Links,
     in_use: LinksInUse,
-    known_rx: Option<watch::Receiver<Known>>,
+    followed: Following<Arc<[PoolLinks]>>,
     chosen: Chosen,
 }
 
@@ -89,36 +90,28 @@ impl Linking {
     pub fn by_flags(in_use: LinksInUse) -> Self {
         let flags = in_use.now().as_ref().clone();
         let chosen = choose(&flags, &[], &BTreeMap::new());
-        Self { flags, in_use, known_rx: None, chosen }
+        Self { flags, in_use, followed: Following::default(), chosen }
     }
 
     /// Also by those of the pools that come from here.
     pub fn with_pools(self, known_rx: watch::Receiver<Known>) -> Self {
-        Self { known_rx: Some(known_rx), ..self }
+        Self { followed: Following::of(known_rx), ..self }
     }
 
     /// Whether it is known which there are.
     pub fn is_known(&self) -> bool {
-        self.known_rx.as_ref().is_none_or(|known_rx| known_rx.borrow().is_some())
+        self.followed.is_known()
     }
 
     /// Waits for news.
     pub async fn changed(&mut self) {
-        let brings_news = match &mut self.known_rx {
-            Some(known_rx) => known_rx.changed().await.is_ok(),
-            None => false,
-        };
-        if !brings_news {
-            std::future::pending::<()>().await;
-        }
+        self.followed.changed().await;
     }
 
     /// Puts the links of a node with these labels in use; whether anything is other than before, so that the kernel must be
     /// looked at.
     pub fn settle(&mut self, labels: &BTreeMap<String, String>) -> bool {
-        let Some(known) = self.known_rx.as_ref().and_then(|known_rx| known_rx.borrow().clone()) else {
-            return false;
-        };
+        let Some(known) = self.followed.known() else { return false };
         let chosen = choose(&self.flags, &known, labels);
         if chosen == self.chosen {
             return false;

@@ -6,11 +6,13 @@
 //! - A cluster without policies, or without the custom resource, leaves the flags as they are.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tokio::sync::watch;
 use tracing::info;
 use tracing::warn;
 
+use crate::agent::following::Following;
 use crate::api::crd::masquerade_policy::MasqueradePolicy;
 use crate::api::crd::masquerade_policy::MasqueradePolicySpec;
 use crate::cluster::masquerade_policies::Known;
@@ -21,7 +23,7 @@ use crate::ruleset::masquerade::Policy;
 #[derive(Debug, Default)]
 pub struct Masquerading {
     flags: Option<Policy>,
-    known_rx: Option<watch::Receiver<Known>>,
+    followed: Following<Arc<BTreeMap<String, MasqueradePolicy>>>,
     /// What counted when it was last asked for; at first, nothing.
     counting: Counting,
 }
@@ -45,28 +47,22 @@ impl Masquerading {
 
     /// By the policies that come from here, and by the flags where none selects the node.
     pub fn with_policies(self, known_rx: watch::Receiver<Known>) -> Self {
-        Self { known_rx: Some(known_rx), ..self }
+        Self { followed: Following::of(known_rx), ..self }
     }
 
     /// Whether it is known what is wanted.
     pub fn is_known(&self) -> bool {
-        self.known_rx.as_ref().is_none_or(|known_rx| known_rx.borrow().is_some())
+        self.followed.is_known()
     }
 
     /// Waits for news.
     pub async fn changed(&mut self) {
-        let brings_news = match &mut self.known_rx {
-            Some(known_rx) => known_rx.changed().await.is_ok(),
-            None => false,
-        };
-        if !brings_news {
-            std::future::pending::<()>().await;
-        }
+        self.followed.changed().await;
     }
 
     /// What a node with these labels is to masquerade, told when it changes.
     pub fn wanted(&mut self, labels: &BTreeMap<String, String>, knows_cluster: bool) -> Option<Policy> {
-        let known = self.known_rx.as_ref().and_then(|known_rx| known_rx.borrow().clone());
+        let known = self.followed.known();
         let counting = count(known.iter().flat_map(|known| known.iter()), labels, self.flags.as_ref());
         if counting != self.counting {
             tell(&counting, knows_cluster);

@@ -57,7 +57,6 @@ use crate::controller::automatic::Found;
 use crate::controller::automatic::Need;
 use crate::controller::backoff::Backoff;
 use crate::controller::standing;
-use crate::controller::standing::HandedOver;
 use crate::controller::standing::Known;
 use crate::controller::standing::Waiting;
 use crate::model::holder::ObjectName;
@@ -333,31 +332,24 @@ impl Allocator {
     ) -> Option<Result<(Vec<Claim>, Need), String>> {
         let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-        let (found, waiting, handed_over) = (Found::of(&claims), Waiting::new(), HandedOver::new());
-        let known = Known {
-            claims: &claims,
-            found: &found,
-            waiting: &waiting,
-            handed_over: &handed_over,
-            index: &index,
-            policy: &self.policy,
-        };
-        let standing = standing::stand(pod, &known)?;
-        standing.open().next()?;
-        if let standing::Verdict::Refused(reason) = standing.verdict {
-            return Some(Err(reason));
-        }
-        let need = Need::of(pod, &standing, &known);
-        if let Some(reason) = turn.verdicts.get(&need) {
-            return Some(Err(reason.clone()));
-        }
-        let chosen = automatic::choose(pod, &standing, &known, &turn.taken, attempt, now);
-        Some(match chosen {
-            Ok(wishes) => Ok((wishes, need)),
-            Err(refusal) => {
-                turn.verdicts.insert(need, refusal.to_string());
-                Err(refusal.to_string())
+        Known::of_claims(&claims, &index, &self.policy, |known| {
+            let standing = standing::stand(pod, known)?;
+            standing.open().next()?;
+            if let standing::Verdict::Refused(reason) = standing.verdict {
+                return Some(Err(reason));
             }
+            let need = Need::of(pod, &standing, known);
+            if let Some(reason) = turn.verdicts.get(&need) {
+                return Some(Err(reason.clone()));
+            }
+            let chosen = automatic::choose(pod, &standing, known, &turn.taken, attempt, now);
+            Some(match chosen {
+                Ok(wishes) => Ok((wishes, need)),
+                Err(refusal) => {
+                    turn.verdicts.insert(need, refusal.to_string());
+                    Err(refusal.to_string())
+                }
+            })
         })
     }
 

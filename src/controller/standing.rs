@@ -45,6 +45,19 @@ pub struct Known<'a> {
     pub policy: &'a Policy,
 }
 
+impl Known<'_> {
+    /// Looks at what is claimed without what only running pods tell: which of them wait, and which have taken a port over.
+    pub fn of_claims<R>(
+        claims: &Claims,
+        index: &Index,
+        policy: &Policy,
+        look: impl FnOnce(&Known<'_>) -> R,
+    ) -> R {
+        let (found, waiting, handed_over) = (Found::of(claims), Waiting::new(), HandedOver::new());
+        look(&Known { claims, found: &found, waiting: &waiting, handed_over: &handed_over, index, policy })
+    }
+}
+
 /// Why no port is found for pods, by their UIDs.
 pub type Waiting = BTreeMap<String, String>;
 

@@ -24,10 +24,7 @@ use crate::cluster::claim_store;
 use crate::cluster::claim_watch::Claims;
 use crate::cluster::lacking_workloads::LackingWorkloads;
 use crate::cluster::workload_writer::WorkloadWriter;
-use crate::controller::automatic::Found;
-use crate::controller::standing::HandedOver;
 use crate::controller::standing::Known;
-use crate::controller::standing::Waiting;
 use crate::controller::waking;
 use crate::controller::waking::Memory;
 use crate::controller::waking::Sleeper;
@@ -85,18 +82,11 @@ impl Waker {
             let workloads = self.workloads.read().unwrap_or_else(PoisonError::into_inner);
             let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
             let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-            let (found, waiting, handed_over) = (Found::of(&claims), Waiting::new(), HandedOver::new());
-            let known = Known {
-                claims: &claims,
-                found: &found,
-                waiting: &waiting,
-                handed_over: &handed_over,
-                index: &index,
-                policy: &self.policy,
-            };
             let is_silent = *self.silent_rx.borrow();
-            let admits = |workload: &Object| !is_silent && waking::admits(workload, &known);
-            memory.due(&workloads, admits, now)
+            Known::of_claims(&claims, &index, &self.policy, |known| {
+                let admits = |workload: &Object| !is_silent && waking::admits(workload, known);
+                memory.due(&workloads, admits, now)
+            })
         };
         for sleeper in due {
             self.wake(sleeper, now).await;

@@ -144,9 +144,6 @@ mod tests {
     use crate::allocation::key::ClaimKey;
     use crate::api::crd::port_claim::ClaimState;
     use crate::cluster::claim_watch::Claims;
-    use crate::controller::automatic::Found;
-    use crate::controller::standing::HandedOver;
-    use crate::controller::standing::Waiting;
     use crate::model::holder::Holder;
     use crate::model::holder::ObjectName;
 
@@ -260,16 +257,8 @@ mod tests {
         for (expose, claims, expected, why) in cases {
             let set = replica_set(expose);
             index.apply(&set);
-            let (found, waiting, handed_over) = (Found::of(&claims), Waiting::new(), HandedOver::new());
-            let known = Known {
-                claims: &claims,
-                found: &found,
-                waiting: &waiting,
-                handed_over: &handed_over,
-                index: &index,
-                policy: &policy,
-            };
-            assert_eq!(admits(&set, &known), expected, "{why}");
+            let admits = Known::of_claims(&claims, &index, &policy, |known| admits(&set, known));
+            assert_eq!(admits, expected, "{why}");
         }
     }
 }
