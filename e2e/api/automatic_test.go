@@ -1,7 +1,6 @@
 package api
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -280,21 +279,12 @@ func TestAFixedPortIsTheNextPodsOfTheSameName(t *testing.T) {
 		"addresses": []string{"198.51.100.44"}, "ports": []object{{"first": 32000, "last": 32099}}, "namespaces": object{"names": []string{"kept"}},
 		"retention": object{"policy": "TTL", "ttlSeconds": 3600},
 	}), nil)
-	set := object{
-		"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": object{"name": "lobby"},
-		"spec": object{
-			"replicas": 1, "serviceName": "lobby", "selector": object{"matchLabels": notes{"app": "lobby"}},
-			"template": object{
-				"metadata": object{"labels": notes{"app": "lobby"}, "annotations": notes{"pinhole.dev/expose": "fixed:7777,fixed:7777/udp"}},
-				"spec":     object{"containers": []object{{"name": "main", "image": "example.com/app:1"}}},
-			},
-		},
-	}
-	sets := "/apis/apps/v1/namespaces/kept/statefulsets"
+	const ports = "fixed:7777,fixed:7777/udp"
+	c.applied(workload("StatefulSet", "lobby", expose(ports)))
 	var stored struct{ Metadata struct{ UID string } }
-	c.must(http.MethodPost, sets, set, &stored)
+	c.must(http.MethodGet, "/apis/apps/v1/namespaces/kept/statefulsets/lobby", nil, &stored)
 	replica := func(node string) object {
-		pod := fromPool("lobby-0", "fixed:7777,fixed:7777/udp", "kept")
+		pod := fromPool("lobby-0", ports, "kept")
 		pod["metadata"].(object)["ownerReferences"] = []object{{
 			"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "lobby", "uid": stored.Metadata.UID, "controller": true,
 		}}
@@ -336,12 +326,7 @@ func TestAFixedPortIsTheNextPodsOfTheSameName(t *testing.T) {
 		t.Errorf("the claims are %v", claims)
 	}
 
-	set["metadata"], set["kind"] = object{"name": "web"}, "Deployment"
-	delete(set["spec"].(object), "serviceName")
-	err := c.cluster.Do(context.Background(), 0, http.MethodPost, "/apis/apps/v1/namespaces/kept/deployments?dryRun=All", set, nil)
-	if err == nil || !strings.Contains(err.Error(), "each pod of a Deployment has another one; use a StatefulSet, or a bare pod") {
-		t.Errorf("fixed ports of a Deployment: %v", err)
-	}
+	c.refused(workload("Deployment", "web", expose(ports)), "each pod of a Deployment has another one; use a StatefulSet, or a bare pod")
 }
 
 func TestAPodThatAsksInTheWordsOfACKGetsItsPorts(t *testing.T) {

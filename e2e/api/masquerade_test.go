@@ -18,9 +18,7 @@ func masqueradePolicy(name, spec string) string {
 // One after the other with the other tests of agents, whose node is the same.
 func TestAnAgentMasqueradesByTheOldestPolicyThatSelectsItsNode(t *testing.T) {
 	c := newClerk(t, "masquerade")
-	const nodePath, policies = "/api/v1/nodes/node-1", "/apis/pinhole.dev/v1alpha1/masqueradepolicies"
-	c.must(http.MethodPost, "/api/v1/nodes", object{"metadata": object{"name": "node-1", "labels": notes{"zone": "a"}}}, nil)
-	t.Cleanup(func() { c.must(http.MethodDelete, nodePath, nil, nil) })
+	const policies = "/apis/pinhole.dev/v1alpha1/masqueradepolicies"
 	if err := lab.AddNodeAddress("203.0.113.34"); err != nil {
 		t.Fatal(err)
 	}
@@ -32,18 +30,7 @@ func TestAnAgentMasqueradesByTheOldestPolicyThatSelectsItsNode(t *testing.T) {
 	}
 	says("a", object{"podCIDRs": []string{"10.244.7.0/24"}, "nonMasqueradeCIDRs": []string{"172.16.0.0/12"}, "overrideExisting": true})
 	says("elsewhere", object{"nodeSelector": object{"matchLabels": notes{"zone": "b"}}, "podCIDRs": []string{"10.244.8.0/24"}})
-	agent, err := c.cluster.StartAgent("node-1", "--firewall=nftables")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(agent.LogTail())
-		}
-	})
-	if err := agent.AwaitReady(); err != nil {
-		t.Fatal(err)
-	}
+	agent := c.startAgentOf(object{"metadata": object{"name": "node-1", "labels": notes{"zone": "a"}}}, "--firewall=nftables")
 	holds := func(set, wanted string) {
 		t.Helper()
 		err := lab.Poll(30*time.Second, func() error {
@@ -65,7 +52,7 @@ func TestAnAgentMasqueradesByTheOldestPolicyThatSelectsItsNode(t *testing.T) {
 
 	// Were both of one second, the name would decide in the same way.
 	says("b", object{"podCIDRs": []string{"10.244.9.0/24"}})
-	err = lab.Poll(30*time.Second, func() error {
+	err := lab.Poll(30*time.Second, func() error {
 		if said := agent.LogTail(); !strings.Contains(said, "More than one MasqueradePolicy") {
 			return fmt.Errorf("the agent does not tell of the second policy:\n%s", said)
 		}
@@ -81,7 +68,4 @@ func TestAnAgentMasqueradesByTheOldestPolicyThatSelectsItsNode(t *testing.T) {
 	c.must(http.MethodDelete, policies+"/b", nil, nil)
 	holds("s_masqueraded", "")
 	c.must(http.MethodDelete, policies+"/elsewhere", nil, nil)
-	if err := agent.Stop(agentPatience); err != nil {
-		t.Error(err)
-	}
 }

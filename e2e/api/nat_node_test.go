@@ -45,11 +45,7 @@ func (n natNode) is(condition, status string) bool {
 func TestAnAgentKeepsTheNatNodeOfItsNodeAndChangesNothingWhilePaused(t *testing.T) {
 	c := newClerk(t, "nat-node")
 	const nodePath, path = "/api/v1/nodes/node-1", "/apis/pinhole.dev/v1alpha1/natnodes/node-1"
-	c.must(http.MethodPost, "/api/v1/nodes", object{"metadata": object{"name": "node-1", "labels": notes{"zone": "a"}}}, nil)
-	t.Cleanup(func() {
-		c.must(http.MethodDelete, nodePath, nil, nil)
-		c.must(http.MethodDelete, path, nil, nil)
-	})
+	t.Cleanup(func() { c.must(http.MethodDelete, path, nil, nil) })
 	if err := lab.AddNodeAddress("203.0.113.33"); err != nil {
 		t.Fatal(err)
 	}
@@ -58,18 +54,7 @@ func TestAnAgentKeepsTheNatNodeOfItsNodeAndChangesNothingWhilePaused(t *testing.
 		t.Fatal(err)
 	}
 	defer listener.Close()
-	agent, err := c.cluster.StartAgent("node-1", "--nat-node")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(agent.LogTail())
-		}
-	})
-	if err := agent.AwaitReady(); err != nil {
-		t.Fatal(err)
-	}
+	agent := c.startAgentOf(object{"metadata": object{"name": "node-1", "labels": notes{"zone": "a"}}}, "--nat-node")
 	awaits := func(what string, holds func(natNode) bool) natNode {
 		t.Helper()
 		var found natNode
@@ -107,15 +92,8 @@ func TestAnAgentKeepsTheNatNodeOfItsNodeAndChangesNothingWhilePaused(t *testing.
 	}
 	patch(path, object{"spec": object{"paused": true}})
 	awaits("it is paused", func(n natNode) bool { return n.Spec.Paused && n.is("Paused", "True") && n.is("Ready", "False") })
-	pod := asking("smtp", "203.0.113.33:2525:25")
-	pod["spec"].(object)["nodeName"] = "node-1"
-	if code, said := c.create("", pod); code != http.StatusCreated {
-		t.Fatalf("HTTP %d: %s", code, said)
-	}
-	patch(c.podsPath()+"/smtp/status", object{"status": object{
-		"phase": "Running", "podIP": "10.244.1.9", "podIPs": []object{{"ip": "10.244.1.9"}},
-		"conditions": []object{{"type": "ContainersReady", "status": "True"}},
-	}})
+	c.placedAt("node-1", "smtp", "203.0.113.33:2525:25")
+	c.runs("smtp", "10.244.1.9")
 	time.Sleep(3 * time.Second)
 	if entries, err := agent.Entries(); err != nil || entries != "[]" {
 		t.Errorf("a paused agent has programmed %s %v", entries, err)
@@ -131,20 +109,13 @@ func TestAnAgentKeepsTheNatNodeOfItsNodeAndChangesNothingWhilePaused(t *testing.
 	awaits("it comes back", func(n natNode) bool { return n.is("Ready", "True") })
 	c.must(http.MethodDelete, c.podsPath()+"/smtp", object{"gracePeriodSeconds": 0}, nil)
 	awaits("nothing is programmed", func(n natNode) bool { return n.Status.Programmed.Entries == 0 })
-	if err := agent.Stop(agentPatience); err != nil {
-		t.Error(err)
-	}
 }
 
 // One after the other with the other tests of agents, whose node is the same.
 func TestAnAgentUsesTheLinksOfThePoolsThatSelectItsNodeWithoutARestart(t *testing.T) {
 	c := newClerk(t, "links")
 	const nodePath, path = "/api/v1/nodes/node-1", "/apis/pinhole.dev/v1alpha1/natnodes/node-1"
-	c.must(http.MethodPost, "/api/v1/nodes", object{"metadata": object{"name": "node-1", "labels": notes{"uplinks": "two"}}}, nil)
-	t.Cleanup(func() {
-		c.must(http.MethodDelete, nodePath, nil, nil)
-		c.must(http.MethodDelete, path, nil, nil)
-	})
+	t.Cleanup(func() { c.must(http.MethodDelete, path, nil, nil) })
 	if err := lab.AddNodeAddress("192.0.2.88"); err != nil {
 		t.Fatal(err)
 	}
@@ -157,27 +128,9 @@ func TestAnAgentUsesTheLinksOfThePoolsThatSelectItsNodeWithoutARestart(t *testin
 	}
 	pool("uplinks-a", "two", "uplink-a")
 	pool("uplinks-b", "one", "uplink-b")
-	agent, err := c.cluster.StartAgent("node-1", "--claims", "--nat-node", "--firewall=nftables", "--link=interface=uplink-f")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(agent.LogTail())
-		}
-	})
-	if err := agent.AwaitReady(); err != nil {
-		t.Fatal(err)
-	}
-	pod := asking("smtp", "192.0.2.88:2526:25")
-	pod["spec"].(object)["nodeName"] = "node-1"
-	if code, said := c.create("", pod); code != http.StatusCreated {
-		t.Fatalf("HTTP %d: %s", code, said)
-	}
-	c.must(http.MethodPatch, c.podsPath()+"/smtp/status", object{"status": object{
-		"phase": "Running", "podIP": "10.244.1.9", "podIPs": []object{{"ip": "10.244.1.9"}},
-		"conditions": []object{{"type": "ContainersReady", "status": "True"}},
-	}}, nil)
+	c.startAgentOf(object{"metadata": object{"name": "node-1", "labels": notes{"uplinks": "two"}}}, "--claims", "--nat-node", "--firewall=nftables", "--link=interface=uplink-f")
+	c.placedAt("node-1", "smtp", "192.0.2.88:2526:25")
+	c.runs("smtp", "10.244.1.9")
 	uses := func(interfaces ...string) natNode {
 		t.Helper()
 		var found natNode
@@ -224,7 +177,4 @@ func TestAnAgentUsesTheLinksOfThePoolsThatSelectItsNodeWithoutARestart(t *testin
 
 	c.must(http.MethodDelete, poolsPath+"/uplinks-a", nil, nil)
 	c.must(http.MethodDelete, c.podsPath()+"/smtp", object{"gracePeriodSeconds": 0}, nil)
-	if err := agent.Stop(agentPatience); err != nil {
-		t.Error(err)
-	}
 }

@@ -132,42 +132,11 @@ func TestTheHistoryTellsWhoHeldAPortAfterItsClaimIsGone(t *testing.T) {
 	c.says(c.plugin("history", "192.0.2.79:25"), 0, "HOLDER", "Pod annals/mx")
 }
 
-// A StatefulSet that asks for ports, as nobody makes pods of it here.
-func (c clerk) set(name, ports string) object {
-	template := object{
-		"metadata": object{"labels": notes{"app": name}, "annotations": notes{"pinhole.dev/expose": ports}},
-		"spec":     object{"containers": []object{{"name": "main", "image": "example.com/app:1"}}},
-	}
-	return object{"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": object{"name": name, "namespace": c.namespace},
-		"spec": object{"replicas": 1, "selector": object{"matchLabels": notes{"app": name}}, "template": template}}
-}
-
-// apply applies an object as kubectl does, and says what came of it.
-func (c clerk) apply(stored object) (said string, applied bool) {
-	c.t.Helper()
-	text, err := json.Marshal(stored)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	return c.kubectl(string(text), "apply", "-f", "-")
-}
-
 func TestAPortIsHandedOverAndServedByTheOldHolderUntilTheNewOneIsReady(t *testing.T) {
 	t.Parallel()
 	c := newClerk(t, "handover")
 	const port, name = "192.0.2.79:443", "v4-192-0-2-79-tcp-443"
-	applied := func(stored object) {
-		t.Helper()
-		if said, applied := c.apply(stored); !applied {
-			t.Fatal(said)
-		}
-	}
-	refused := func(stored object, part string) {
-		t.Helper()
-		if said, applied := c.apply(stored); applied || !strings.Contains(said, part) {
-			t.Errorf("expected a refusal with %q: %s", part, said)
-		}
-	}
+	set := func(name string) string { return workload("StatefulSet", name, expose(port)) }
 	pod := func(name, set string) {
 		t.Helper()
 		pod := asking(name, port)
@@ -195,18 +164,18 @@ func TestAPortIsHandedOverAndServedByTheOldHolderUntilTheNewOneIsReady(t *testin
 		return c.plugin(append([]string{"transfer", "-n", c.namespace}, arguments...)...)
 	}
 
-	applied(c.set("blue", port))
+	c.applied(set("blue"))
 	pod("blue-0", "blue")
 	c.eventuallyShown("blue-0", "blue-0 192.0.2.79:443/tcp Pod blue-0 node-7 StatefulSet blue Unknown Waiting")
-	refused(c.set("green", port), "or have it handed over (kubectl pinhole transfer statefulset/blue --to statefulset/green)")
+	c.refused(set("green"), "or have it handed over (kubectl pinhole transfer statefulset/blue --to statefulset/green)")
 
 	c.says(transfer("sts/none", "--to", "sts/green"), 2, "there is no StatefulSet handover/none")
 	c.says(transfer("sts/blue", "--to", "sts/green", "--dry-run"), 0, "192.0.2.79:443/tcp", "would be annotated")
-	refused(c.set("green", port), "held by StatefulSet handover/blue")
+	c.refused(set("green"), "held by StatefulSet handover/blue")
 	c.says(transfer(port, "--to", "sts/green"), 0, "StatefulSet handover/blue hands over to StatefulSet handover/green", "Annotated.")
-	refused(c.set("red", port), "held by StatefulSet handover/blue")
+	c.refused(set("red"), "held by StatefulSet handover/blue")
 	holders("blue ")
-	applied(c.set("green", port))
+	c.applied(set("green"))
 	holders("green blue")
 
 	// Its pods go on, and may be made anew, until one of the new holder is ready.
@@ -219,7 +188,7 @@ func TestAPortIsHandedOverAndServedByTheOldHolderUntilTheNewOneIsReady(t *testin
 		"conditions": []object{{"type": "ContainersReady", "status": "True"}}}}, nil)
 	c.eventuallyShown("blue-0", "node-7 StatefulSet blue False PortTaken")
 	c.eventuallyShown("green-0", "node-7 StatefulSet green Unknown Waiting")
-	refused(c.set("red", port), "held by StatefulSet handover/")
+	c.refused(set("red"), "held by StatefulSet handover/")
 
 	c.says(transfer("sts/green", "--to", "sts/blue"), 0, "StatefulSet handover/blue had handed its own over to StatefulSet handover/green; that ends.")
 	holders("blue green")

@@ -46,11 +46,22 @@ func (c clerk) kubectl(stdin string, arguments ...string) (string, bool) {
 
 func (c clerk) placed(name, ports string) {
 	c.t.Helper()
+	c.placedAt("node-7", name, ports)
+}
+
+func (c clerk) placedAt(node, name, ports string) {
+	c.t.Helper()
 	pod := asking(name, ports)
-	pod["spec"].(object)["nodeName"] = "node-7"
+	pod["spec"].(object)["nodeName"] = node
 	if code, said := c.create("", pod); code != http.StatusCreated {
 		c.t.Fatalf("HTTP %d: %s", code, said)
 	}
+}
+
+// runs says of a pod what its kubelet does once its containers are ready.
+func (c clerk) runs(name, ip string) {
+	c.t.Helper()
+	c.must(http.MethodPatch, c.podsPath()+"/"+name+"/status", statusAt("Running", ip), nil)
 }
 
 func TestAPodsPinholeShowsHowItStandsAndGoesWithIt(t *testing.T) {
@@ -179,15 +190,21 @@ func TestAPinholeThatAUserWroteIsNeverTakenOver(t *testing.T) {
 	}
 }
 
-// startAgent starts an agent of the node node-1, which has this address, and waits until it is ready. The sandbox is its node,
-// so whoever starts one runs beside no other test with an agent.
+// startAgent starts an agent of a Node node-1 that has this address.
 func (c clerk) startAgent(address string, arguments ...string) *lab.Agent {
 	c.t.Helper()
 	if err := lab.AddNodeAddress(address); err != nil {
 		c.t.Fatal(err)
 	}
-	c.must(http.MethodPost, "/api/v1/nodes", object{"metadata": object{"name": "node-1"},
-		"spec": object{"podCIDR": "10.244.1.0/24", "podCIDRs": []string{"10.244.1.0/24"}}}, nil)
+	return c.startAgentOf(object{"metadata": object{"name": "node-1"},
+		"spec": object{"podCIDR": "10.244.1.0/24", "podCIDRs": []string{"10.244.1.0/24"}}}, arguments...)
+}
+
+// startAgentOf makes a Node node-1, starts its agent, and waits until that is ready; both go with the test. The sandbox is the
+// node, so whoever starts one runs beside no other test with an agent.
+func (c clerk) startAgentOf(node object, arguments ...string) *lab.Agent {
+	c.t.Helper()
+	c.must(http.MethodPost, "/api/v1/nodes", node, nil)
 	c.t.Cleanup(func() { c.must(http.MethodDelete, "/api/v1/nodes/node-1", nil, nil) })
 	agent, err := c.cluster.StartAgent("node-1", arguments...)
 	if err != nil {
@@ -237,11 +254,7 @@ func TestAnAgentServesWhatIsGrantedAndSaysSoInThePinhole(t *testing.T) {
 		}
 	}
 
-	pod := asking("mx", "192.0.2.75:2525:25")
-	pod["spec"].(object)["nodeName"] = "node-1"
-	if code, said := c.create("", pod); code != http.StatusCreated {
-		t.Fatalf("HTTP %d: %s", code, said)
-	}
+	c.placedAt("node-1", "mx", "192.0.2.75:2525:25")
 	c.eventuallyShown("mx", "mx 192.0.2.75:2525/tcp Pod mx node-1 Pod mx False NoAddress")
 	c.must(http.MethodPatch, c.podsPath()+"/mx/status", object{"status": object{"phase": "Running",
 		"podIP": "10.244.1.9", "podIPs": []object{{"ip": "10.244.1.9"}}}}, nil)
@@ -258,15 +271,8 @@ func TestAnAgentServesWhatIsGrantedAndSaysSoInThePinhole(t *testing.T) {
 
 	// Its port is nobody else's before the node has let go of it, and with its namespace deleted as well.
 	const claim = "v4-192-0-2-75-tcp-2525"
-	uid := ""
-	if err := lab.Poll(controllerPatience, func() error {
-		if uid = c.claims("192.0.2.75")[claim].Spec.PodUID; uid == "" {
-			return fmt.Errorf("the claim leads to no pod")
-		}
-		return nil
-	}); err != nil {
-		t.Fatal(err)
-	}
+	uid := c.gated("mx").Metadata.UID
+	c.boundTo(uid, "192.0.2.75", claim)
 	c.pause(true)
 	c.must(http.MethodDelete, c.podsPath()+"/mx", object{"gracePeriodSeconds": 0}, nil)
 	c.eventuallyShown("mx", "False Releasing")
@@ -281,14 +287,7 @@ func TestAnAgentServesWhatIsGrantedAndSaysSoInThePinhole(t *testing.T) {
 	released := time.Now()
 	entries(false)
 	c.eventuallyShown("mx", "NotFound")
-	if err := lab.Poll(controllerPatience, func() error {
-		if now := c.claims("192.0.2.75")[claim].Spec; now.PodUID != "" {
-			return fmt.Errorf("the claim still leads to a pod: %v", now)
-		}
-		return nil
-	}); err != nil {
-		t.Error(err)
-	}
+	c.boundTo("", "192.0.2.75", claim)
 	t.Logf("released %s after the node was no longer paused", time.Since(released).Round(100*time.Millisecond))
 
 	events, err := c.cluster.Audit()

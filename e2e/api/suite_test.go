@@ -255,15 +255,17 @@ func (d desk) reportStatus(name, phase string) {
 	}
 }
 
-func statusOf(phase string) object {
+func statusOf(phase string) object { return statusAt(phase, "10.244.1.9") }
+
+func statusAt(phase, ip string) object {
 	ready := "False"
 	if phase == "Running" {
 		ready = "True"
 	}
 	return object{"status": object{
 		"phase":  phase,
-		"podIP":  "10.244.1.9",
-		"podIPs": []object{{"ip": "10.244.1.9"}},
+		"podIP":  ip,
+		"podIPs": []object{{"ip": ip}},
 		"conditions": []object{
 			{"type": "Ready", "status": ready, "lastTransitionTime": time.Now().UTC().Format(time.RFC3339)},
 			{"type": "ContainersReady", "status": ready},

@@ -141,9 +141,7 @@ func TestAPinholeFollowsItsServiceAndKeepsWhatItsUserWrote(t *testing.T) {
 	// By label it leads to a pod without an annotation.
 	c.must(http.MethodPost, c.podsPath(), object{"metadata": object{"name": "mx-0", "labels": notes{"app": "mx"}},
 		"spec": object{"nodeName": "node-7", "containers": []object{{"name": "main", "image": "example.com/app:1"}}}}, nil)
-	c.must(http.MethodPatch, c.podsPath()+"/mx-0/status", object{"status": object{"phase": "Running",
-		"podIP": "10.244.7.10", "podIPs": []object{{"ip": "10.244.7.10"}},
-		"conditions": []object{{"type": "ContainersReady", "status": "True"}}}}, nil)
+	c.runs("mx-0", "10.244.7.10")
 	c.applied(pinhole("mx", "target: {podSelector: {matchLabels: {app: mx}}}, addresses: [192.0.2.82], ports: [{port: 25}]"))
 	c.eventuallyShown("mx", "mx 192.0.2.82:25/tcp app=mx:25  Pinhole mx False NoNode")
 	if said, _ := c.kubectl("", "get", "ph", "mx", "-o", "jsonpath={.status.targets[0].pod} {.status.targets[0].active}"); said != "mx-0 true" {
