@@ -22,6 +22,7 @@ pub mod nat_nodes;
 pub mod nat_pools;
 pub mod node_pods;
 pub mod occupants;
+mod patching;
 pub mod pinhole_reports;
 pub mod pinhole_store;
 pub mod pinhole_watch;
