@@ -124,9 +124,8 @@ fn grant(pinhole: &Pinhole) -> Grant {
         return Grant { is_decided: true, ..Grant::default() };
     }
     // Of an object that follows a pod's name, an older status may speak of another pod.
-    let is_current = |status: &&PinholeStatus| {
-        pinhole.spec.target.pod.is_none() || status.observed_generation == pinhole.metadata.generation
-    };
+    let is_current =
+        |status: &&PinholeStatus| pinhole.spec.target.pod.is_none() || pinhole.is_current(status);
     let Some(status) = pinhole.status.as_ref().filter(is_current) else { return Grant::default() };
     let accepted = status.conditions.iter().find(|condition| condition.type_ == "Accepted");
     let decision = accepted.filter(|condition| condition.status != ConditionStatus::Unknown);

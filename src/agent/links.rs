@@ -129,14 +129,14 @@ impl Linking {
     /// The links in use, for whoever asks.
     pub fn shown(&self) -> Vec<LinkInUse> {
         let Chosen { links, origins, .. } = &self.chosen;
-        let shown = |(place, (link, origin)): (usize, (&Link, &Option<String>))| LinkInUse {
+        let shown = |((mark, link), origin): ((u32, &Link), &Option<String>)| LinkInUse {
             interface: link.interface.to_string(),
             gateway: link.gateway.map(|gateway| gateway.to_string()),
             table: link.table,
-            mark: format!("{:#x}/{:#x}", links.mark(place).unwrap_or_default(), links.mask()),
+            mark: format!("{mark:#x}/{:#x}", links.mask()),
             pool: origin.clone(),
         };
-        links.all().iter().zip(origins).enumerate().map(shown).collect()
+        links.numbered().zip(origins).map(shown).collect()
     }
 
     /// The links that are not used.

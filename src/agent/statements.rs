@@ -10,6 +10,7 @@ use crate::agent::grants;
 use crate::agent::grants::Grants;
 use crate::api::crd::pinhole::NodeReport;
 use crate::api::crd::pinhole::Pinhole;
+use crate::api::crd::pinhole::REMOVING;
 use crate::api::crd::pinhole::STANDBY;
 use crate::cluster::pinhole_reports::Report;
 use crate::cluster::pinhole_watch::Pinholes;
@@ -41,21 +42,19 @@ pub struct Seen<'a> {
 
 /// The reports that differ from what the Pinholes say already.
 pub fn news(pinholes: &Pinholes, seen: &Seen<'_>) -> Vec<Report> {
-    let wanted = by_owner(&seen.plan.ruleset);
     let wanted_of_name = by_pod(&seen.plan.ruleset);
     let present = by_pod(&seen.applied.observed.ruleset);
     let report = |(name, pinhole): (&ObjectName, &Pinhole)| {
         let uid = grants::subject_uid(pinhole)?;
         let owner = Owner::new(name, uid);
-        let wanted = wanted.get(&owner).map_or(&[][..], Vec::as_slice);
         // Those of whoever had the name before, too; but a pod and a user's Pinhole may have one name at the same time.
         let present = present.get(owner.pod()).map_or(&[][..], Vec::as_slice);
         let all = wanted_of_name.get(owner.pod()).map_or(&[][..], Vec::as_slice);
+        let wanted: Vec<_> = all.iter().copied().filter(|entry| entry.owner == owner).collect();
         let leftover: Vec<_> = present.iter().copied().filter(|entry| !all.contains(entry)).collect();
-        let said = say(&owner, uid, wanted, present, &leftover, seen);
+        let said = say(&owner, uid, &wanted, present, &leftover, seen);
         let generation = pinhole.metadata.generation;
-        let is_current =
-            pinhole.status.as_ref().is_some_and(|status| status.observed_generation == generation);
+        let is_current = pinhole.status.as_ref().is_some_and(|status| pinhole.is_current(status));
         // Until it is decided the kernel keeps what it has, granted or not.
         let is_decided = is_current && seen.grants.is_decided(uid);
         let report = said.into_report(seen.node_name, generation.filter(|_| is_decided));
@@ -104,7 +103,7 @@ fn say(
     if !leftover.is_empty() {
         let listed = list(leftover.iter().map(|entry| entry.key));
         let message = format!("{listed} is still in the kernel of {node_name}");
-        return Said { is_current: false, ..Said::no("Removing", message) };
+        return Said { is_current: false, ..Said::no(REMOVING, message) };
     }
     let refused = applied.refused.iter().filter(|refused| refused.entry.owner == *owner);
     let refused: Vec<_> = refused.map(|refused| format!("{}: {}", refused.entry, refused.error)).collect();
@@ -148,14 +147,6 @@ fn say(
         };
     }
     Said { is_programmed: true, ..Said::no("Programmed", "") }
-}
-
-fn by_owner(ruleset: &Ruleset) -> BTreeMap<&Owner, Vec<&Entry>> {
-    let mut found: BTreeMap<&Owner, Vec<&Entry>> = BTreeMap::new();
-    for entry in ruleset.entries() {
-        found.entry(&entry.owner).or_default().push(entry);
-    }
-    found
 }
 
 fn by_pod(ruleset: &Ruleset) -> BTreeMap<&str, Vec<&Entry>> {

@@ -508,21 +508,6 @@ impl Object {
         self.spec.containers.iter().flat_map(|container| &container.ports).any(|port| port.host_port != 0)
     }
 
-    /// Whether a workload has fewer pods than it should, by what its controller says, and is not just waiting for one of them
-    /// to become ready. Jobs are not asked: their controller tries again every minute.
-    pub fn lacks_pods(&self) -> bool {
-        let Status { replicas, available_replicas, .. } = self.status;
-        let lacks_replicas = replicas < self.spec.replicas.unwrap_or(1);
-        match self.known_kind() {
-            Some(Kind::ReplicaSet) => lacks_replicas && self.has_condition("ReplicaFailure"),
-            Some(Kind::StatefulSet) => lacks_replicas && replicas <= available_replicas,
-            Some(Kind::DaemonSet) => {
-                self.status.current_number_scheduled < self.status.desired_number_scheduled
-            }
-            _ => false,
-        }
-    }
-
     /// Whether a pod or Job has ended for good and will never receive a packet again.
     pub fn is_finished(&self) -> bool {
         match self.known_kind() {
@@ -556,35 +541,6 @@ mod tests {
         assert_eq!(object.known_kind(), Some(Kind::Pod));
         assert_eq!(object.metadata.name, "web");
         assert!(object.metadata.annotations.is_empty());
-    }
-
-    #[test]
-    fn a_workload_lacks_pods_that_could_not_be_made_and_not_those_that_wait_for_others() {
-        let failure = r#""conditions":[{"type":"ReplicaFailure","status":"True"}]"#;
-        let cases = [
-            (r#"{"kind":"ReplicaSet","spec":{"replicas":2},"status":{"replicas":1,FAILURE}}"#, true),
-            (r#"{"kind":"ReplicaSet","spec":{"replicas":2},"status":{"replicas":1}}"#, false),
-            (r#"{"kind":"ReplicaSet","spec":{"replicas":0},"status":{FAILURE}}"#, false),
-            (
-                r#"{"kind":"StatefulSet","spec":{"replicas":3},"status":{"replicas":1,"availableReplicas":1}}"#,
-                true,
-            ),
-            (r#"{"kind":"StatefulSet","spec":{"replicas":3},"status":{"replicas":1}}"#, false),
-            (r#"{"kind":"StatefulSet","spec":{"replicas":1},"status":{"replicas":0}}"#, true),
-            (
-                r#"{"kind":"DaemonSet","status":{"desiredNumberScheduled":3,"currentNumberScheduled":2}}"#,
-                true,
-            ),
-            (
-                r#"{"kind":"DaemonSet","status":{"desiredNumberScheduled":3,"currentNumberScheduled":3}}"#,
-                false,
-            ),
-            (r#"{"kind":"Deployment","spec":{"replicas":3},"status":{"replicas":0}}"#, false),
-        ];
-        for (text, lacks) in cases {
-            let object: Object = serde_json::from_str(&text.replace("FAILURE", failure)).unwrap();
-            assert_eq!(object.lacks_pods(), lacks, "{text}");
-        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::admission::policy::Policy;
 use crate::admission::subject::Subject;
 use crate::api::object::Kind;
 use crate::api::object::Object;
+use crate::api::object::Status;
 use crate::cluster::watch::News;
 
 /// The workloads that lack pods, by name.
@@ -38,9 +39,24 @@ pub fn feed(workloads: &mut LackingWorkloads, kind: Kind, news: &News, policy: &
 
 fn lacking(workload: &Object, policy: &Policy) -> Option<(ObjectKey, Object)> {
     let asks = || Subject::of(workload).is_some_and(|subject| policy.asks(&subject.metadata.annotations));
-    let is_lacking = workload.metadata.deletion_timestamp.is_none() && workload.lacks_pods() && asks();
+    let is_lacking = workload.metadata.deletion_timestamp.is_none() && lacks_pods(workload) && asks();
     let key = ObjectKey::of(workload, &workload.metadata.namespace).filter(|_| is_lacking)?;
     Some((key, workload.clone()))
+}
+
+/// Whether a workload has fewer pods than it should, by what its controller says, and is not just waiting for one of them
+/// to become ready. Jobs are not asked: their controller tries again every minute.
+fn lacks_pods(workload: &Object) -> bool {
+    let Status { replicas, available_replicas, .. } = workload.status;
+    let lacks_replicas = replicas < workload.spec.replicas.unwrap_or(1);
+    match workload.known_kind() {
+        Some(Kind::ReplicaSet) => lacks_replicas && workload.has_condition("ReplicaFailure"),
+        Some(Kind::StatefulSet) => lacks_replicas && replicas <= available_replicas,
+        Some(Kind::DaemonSet) => {
+            workload.status.current_number_scheduled < workload.status.desired_number_scheduled
+        }
+        _ => false,
+    }
 }
 
 #[cfg(test)]
@@ -79,6 +95,35 @@ mod tests {
             feed(&mut workloads, kind, &news, &Policy::default());
             let known: Vec<_> = workloads.values().map(|workload| workload.metadata.uid.as_str()).collect();
             assert_eq!(known, expected, "{news:?}");
+        }
+    }
+
+    #[test]
+    fn a_workload_lacks_pods_that_could_not_be_made_and_not_those_that_wait_for_others() {
+        let failure = r#""conditions":[{"type":"ReplicaFailure","status":"True"}]"#;
+        let cases = [
+            (r#"{"kind":"ReplicaSet","spec":{"replicas":2},"status":{"replicas":1,FAILURE}}"#, true),
+            (r#"{"kind":"ReplicaSet","spec":{"replicas":2},"status":{"replicas":1}}"#, false),
+            (r#"{"kind":"ReplicaSet","spec":{"replicas":0},"status":{FAILURE}}"#, false),
+            (
+                r#"{"kind":"StatefulSet","spec":{"replicas":3},"status":{"replicas":1,"availableReplicas":1}}"#,
+                true,
+            ),
+            (r#"{"kind":"StatefulSet","spec":{"replicas":3},"status":{"replicas":1}}"#, false),
+            (r#"{"kind":"StatefulSet","spec":{"replicas":1},"status":{"replicas":0}}"#, true),
+            (
+                r#"{"kind":"DaemonSet","status":{"desiredNumberScheduled":3,"currentNumberScheduled":2}}"#,
+                true,
+            ),
+            (
+                r#"{"kind":"DaemonSet","status":{"desiredNumberScheduled":3,"currentNumberScheduled":3}}"#,
+                false,
+            ),
+            (r#"{"kind":"Deployment","spec":{"replicas":3},"status":{"replicas":0}}"#, false),
+        ];
+        for (text, lacks) in cases {
+            let object: Object = serde_json::from_str(&text.replace("FAILURE", failure)).unwrap();
+            assert_eq!(lacks_pods(&object), lacks, "{text}");
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::allocation::key::ClaimKey;
 use crate::api::crd::pinhole::Endpoint;
 use crate::api::crd::pinhole::Pinhole;
 use crate::api::crd::pinhole::PinholeStatus;
+use crate::api::crd::pinhole::REMOVING;
 use crate::api::crd::pinhole::Releasing;
 use crate::api::crd::shared::Transport;
 use crate::api::keys;
@@ -33,9 +34,6 @@ use crate::model::address::ExternalAddress;
 use crate::model::holder::Holder;
 use crate::model::port::Port;
 use crate::model::port::PortRange;
-
-/// The word of an agent that has something in its kernel that it should not have.
-const REMOVING: &str = "Removing";
 
 /// What is asked about nodes.
 #[derive(Clone, Debug)]
@@ -76,7 +74,7 @@ pub fn releasing(
         .cloned()
         .collect();
     // A report on a generation of which something else was said before is no answer.
-    let generation = stored.metadata.generation.unwrap_or_default() + i64::from(is_current(stored, &known));
+    let generation = stored.metadata.generation.unwrap_or_default() + i64::from(stored.is_current(&known));
     for node in nodes_before(stored) {
         for endpoint in &known.endpoints {
             let withdrawn = Releasing {
@@ -100,7 +98,7 @@ pub fn releasing(
 /// The `withdrawals` of a Pinhole that grants `endpoints` on `nodes` from now on.
 pub fn withdrawals(stored: &Pinhole, endpoints: &[Endpoint], nodes: &BTreeSet<String>) -> Option<u32> {
     let before = stored.spec.withdrawals;
-    let Some(status) = stored.status.as_ref().filter(|status| is_current(stored, status)) else {
+    let Some(status) = stored.status.as_ref().filter(|status| stored.is_current(status)) else {
         // Nobody can have answered for this generation yet.
         return before;
     };
@@ -165,11 +163,6 @@ fn has_let_go(status: &PinholeStatus, old: &Releasing, patience: &Patience<'_>) 
             old.since.checked_add(patience.timeout).is_ok_and(|end| end <= patience.now)
         }
     }
-}
-
-/// Whether a status is about what is asked for now.
-fn is_current(pinhole: &Pinhole, status: &PinholeStatus) -> bool {
-    status.observed_generation == pinhole.metadata.generation
 }
 
 fn port(endpoint: &Endpoint) -> (&String, Transport, u16, Option<u16>) {
@@ -248,7 +241,7 @@ fn is_settled(pinhole: &Pinhole) -> bool {
     if !is_anywhere(pinhole) {
         return true;
     }
-    let Some(status) = pinhole.status.as_ref().filter(|status| is_current(pinhole, status)) else {
+    let Some(status) = pinhole.status.as_ref().filter(|status| pinhole.is_current(status)) else {
         return false;
     };
     let has_answered = |node: &String| {

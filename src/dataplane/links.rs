@@ -199,12 +199,6 @@ impl Links {
         &self.links
     }
 
-    /// The part of marks that holds the number of the link at this place of the list.
-    pub fn mark(&self, place: usize) -> Option<u32> {
-        let number = u32::try_from(place).ok()?.checked_add(1)?;
-        (number <= self.mask.capacity()).then(|| number << self.mask.get().trailing_zeros())
-    }
-
     /// The part of marks that holds their numbers.
     pub const fn mask(&self) -> u32 {
         self.mask.get()
@@ -215,11 +209,15 @@ impl Links {
         self.links.is_empty()
     }
 
+    /// The links, each with its number as a mark.
+    pub fn numbered(&self) -> impl Iterator<Item = (u32, &Link)> {
+        let lowest = self.mask.get().trailing_zeros();
+        (1_u32..).map(move |number| number << lowest).zip(&self.links)
+    }
+
     /// The links that may serve a family, each with its number as a mark.
     pub fn marked(&self, family: Family) -> impl Iterator<Item = (u32, &Link)> {
-        let lowest = self.mask.get().trailing_zeros();
-        let numbered = (1_u32..).map(move |number| number << lowest).zip(&self.links);
-        numbered.filter(move |(_, link)| link.serves(family))
+        self.numbered().filter(move |(_, link)| link.serves(family))
     }
 
     /// The tables that are kept for links by name.
@@ -235,7 +233,7 @@ impl Link {
     }
 
     /// What both have that only one can have.
-    pub fn shares(&self, other: &Self) -> Option<Shared> {
+    fn shares(&self, other: &Self) -> Option<Shared> {
         let mut families = Family::ALL.into_iter();
         if self.interface == other.interface
             && families.any(|family| self.serves(family) && other.serves(family))

@@ -186,6 +186,13 @@ pub struct PinholeTarget {
     pub pod_uid: Option<String>,
 }
 
+impl Pinhole {
+    /// Whether this status of it is about what is asked for now.
+    pub fn is_current(&self, status: &PinholeStatus) -> bool {
+        status.observed_generation == self.metadata.generation
+    }
+}
+
 /// One external port or a range of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -464,6 +471,9 @@ pub struct TargetReport {
 
 /// What a node says of a pod that could serve at once, behind another pod of its holder that does.
 pub const STANDBY: &str = "Standby";
+
+/// What a node says that still has in its kernel what it should not.
+pub const REMOVING: &str = "Removing";
 
 /// What a node has made of a pinhole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
