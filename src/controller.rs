@@ -185,14 +185,12 @@ impl Controller {
 
     async fn claim(&self, missing: Missing, now: Timestamp, remembered: &mut Remembered) {
         let Missing { object, uid, claims } = missing;
-        let (cooldowns, givers) = {
+        let mut acquisition = {
             let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
             let pools = index.pools().map_or(&[][..], |pools| pools);
-            let givers = claims.first().map(|claim| index.heirs().givers_to(&claim.holder));
-            (Cooldowns::new(self.times.cooldown, pools), givers.unwrap_or_default())
+            let cooldowns = Cooldowns::new(self.times.cooldown, pools);
+            Acquisition::new(claims, Purpose::Reserve, now, cooldowns).heeding(index.heirs())
         };
-        let acquisition = Acquisition::new(claims, Purpose::Reserve, now, cooldowns);
-        let mut acquisition = acquisition.taking_over_from(givers);
         match claim_store::acquire(&*self.store, &mut acquisition).await {
             Verdict::Granted => {
                 self.metrics.changed("Repaired");

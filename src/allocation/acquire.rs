@@ -30,6 +30,7 @@ use crate::allocation::operation::Failure;
 use crate::allocation::operation::Operation;
 use crate::allocation::operation::Outcome;
 use crate::allocation::pool::Cooldowns;
+use crate::allocation::transfer::Heirs;
 use crate::api::crd::port_claim::ClaimState;
 use crate::model::address::ExternalAddress;
 use crate::model::holder::Holder;
@@ -156,6 +157,13 @@ impl Acquisition {
     #[must_use]
     pub fn taking_over_from(self, givers: BTreeSet<Holder>) -> Self {
         Self { givers, ..self }
+    }
+
+    /// The same, by a holder that may take over what others have handed over to it.
+    #[must_use]
+    pub fn heeding(self, heirs: &Heirs) -> Self {
+        let givers = self.wishes.first().map(|wish| heirs.givers_to(&wish.holder)).unwrap_or_default();
+        self.taking_over_from(givers)
     }
 
     /// What to do next; `None` when it is over.

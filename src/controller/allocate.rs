@@ -332,24 +332,24 @@ impl Allocator {
     ) -> Option<Result<(Vec<Claim>, Need), String>> {
         let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-        Known::of_claims(&claims, &index, &self.policy, |known| {
-            let standing = standing::stand(pod, known)?;
-            standing.open().next()?;
-            if let standing::Verdict::Refused(reason) = standing.verdict {
-                return Some(Err(reason));
+        let found = Found::of_namespace(&claims, &pod.metadata.namespace);
+        let known = Known::of_claims(&claims, &found, &index, &self.policy);
+        let standing = standing::stand(pod, &known)?;
+        standing.open().next()?;
+        if let standing::Verdict::Refused(reason) = standing.verdict {
+            return Some(Err(reason));
+        }
+        let need = Need::of(pod, &standing, &known);
+        if let Some(reason) = turn.verdicts.get(&need) {
+            return Some(Err(reason.clone()));
+        }
+        let chosen = automatic::choose(pod, &standing, &known, &turn.taken, attempt, now);
+        Some(match chosen {
+            Ok(wishes) => Ok((wishes, need)),
+            Err(refusal) => {
+                turn.verdicts.insert(need, refusal.to_string());
+                Err(refusal.to_string())
             }
-            let need = Need::of(pod, &standing, known);
-            if let Some(reason) = turn.verdicts.get(&need) {
-                return Some(Err(reason.clone()));
-            }
-            let chosen = automatic::choose(pod, &standing, known, &turn.taken, attempt, now);
-            Some(match chosen {
-                Ok(wishes) => Ok((wishes, need)),
-                Err(refusal) => {
-                    turn.verdicts.insert(need, refusal.to_string());
-                    Err(refusal.to_string())
-                }
-            })
         })
     }
 
@@ -364,21 +364,17 @@ impl Allocator {
         let namespace = &pod.metadata.namespace;
         let pools = self.index.read().unwrap_or_else(PoisonError::into_inner).pools().cloned();
         let pools = pools.unwrap_or_default();
-        let known = || {
-            let turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
-            turn.held.get(namespace).filter(|_| reading == Reading::OncePerTurn).cloned()
-        };
-        let held = if let Some(held) = known() {
-            held
-        } else {
+        let lock = || turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_known = reading == Reading::OncePerTurn && lock().held.contains_key(namespace);
+        if !is_known {
             let counted = claim_store::counted(&*self.store, &pools, wishes).await?;
             let Some(held) = counted else { return Ok(None) };
-            let mut turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
-            turn.held.insert(namespace.clone(), held.clone());
-            held
-        };
+            lock().held.insert(namespace.clone(), held);
+        }
+        let turn = lock();
+        let held = turn.held.get(namespace).map_or(&[][..], Vec::as_slice);
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-        Ok(grant::over_quota(&pools, automatic::asker(pod, &index), &held, wishes))
+        Ok(grant::over_quota(&pools, automatic::asker(pod, &index), held, wishes))
     }
 
     /// Waits until the watch has shown what was claimed: a turn that did not see it would claim again.

@@ -29,6 +29,7 @@ use crate::allocation::grant::Refusal;
 use crate::allocation::key::ClaimKey;
 use crate::allocation::key::Claimed;
 use crate::allocation::key::PortBlock;
+use crate::allocation::life::Usage;
 use crate::allocation::overlap;
 use crate::allocation::overlap::Rank;
 use crate::allocation::pool::Asker;
@@ -73,9 +74,19 @@ impl<'a> Found<'a> {
     /// What these claims say. Should there be two for one slot, because two controllers led for a moment, the first by its key
     /// counts and the other is nobody's; so is one that was never granted, because another overlaps it.
     pub fn of(claims: &'a Claims) -> Self {
+        Self::among(claims, |_| true)
+    }
+
+    /// What those of one namespace say, in which all pods of a holder are.
+    pub fn of_namespace(claims: &'a Claims, namespace: &str) -> Self {
+        Self::among(claims, |claim| *claim.holder.object.namespace == *namespace)
+    }
+
+    fn among(claims: &'a Claims, is_asked: impl Fn(&Claim) -> bool) -> Self {
         let mut by_slot = HashMap::new();
         for stored in claims.values() {
             if let Some(slot) = &stored.claim.slot
+                && is_asked(&stored.claim)
                 && overlap::rank(stored, claims) == Rank::First
             {
                 by_slot.entry((&stored.claim.holder, slot.as_str())).or_insert(stored);
@@ -134,29 +145,26 @@ impl<'a> Users<'a> {
         users
     }
 
-    /// The UID of the pod that a found port leads to, `Some(None)` for nobody's; `None` where nobody can say yet.
-    pub fn of_claim(&self, claim: &Claim, found: &Found<'_>) -> Option<Option<Arc<str>>> {
+    /// How a found port is used: by a pod, or kept for one that its StatefulSet has or is about to have, as its template and its
+    /// replicas say. `None` where nobody can say yet.
+    pub fn usage(&self, claim: &Claim, found: &Found<'_>) -> Option<Usage> {
         if self.unknown.contains(&claim.holder.object.namespace) {
             return None;
         }
-        let slot = claim.slot.clone().filter(|_| found.counts(claim));
-        Some(slot.and_then(|slot| self.by_slot.get(&(claim.holder.clone(), slot)).cloned()))
+        let Some(slot) = claim.slot.as_deref().filter(|_| found.counts(claim)) else {
+            return Some(Usage::default());
+        };
+        let set = self.asking_set(&claim.holder, slot);
+        let awaits = |set: Ordinals| set.has_pod(&claim.holder.object.name, AutomaticPort::pod_of(slot));
+        let pod = self.by_slot.get(&(claim.holder.clone(), slot.to_owned())).cloned();
+        let (is_declared, holder_exists) = (set.is_some_and(awaits), set.is_some());
+        Some(Usage { pod, is_declared, holder_exists, ..Usage::default() })
     }
 
-    /// Whether a found port is kept for a pod that its StatefulSet has or is about to have, as its template and its replicas say.
-    pub fn is_awaited(&self, claim: &Claim, found: &Found<'_>) -> bool {
-        let pod = claim.slot.as_deref().map(AutomaticPort::pod_of);
-        let ordinals = self.asking_set(claim, found);
-        ordinals.zip(pod).is_some_and(|(ordinals, pod)| ordinals.has_pod(&claim.holder.object.name, pod))
-    }
-
-    /// The ordinals of the StatefulSet that holds a found port, if its template asks to keep such a port for the next pod of the name.
-    pub fn asking_set(&self, claim: &Claim, found: &Found<'_>) -> Option<Ordinals> {
-        let slot = claim.slot.as_deref().filter(|_| found.counts(claim))?;
-        let (ordinals, ports) = self
-            .sets
-            .get(&claim.holder.object)
-            .filter(|_| *claim.holder.kind == *Kind::StatefulSet.name())?;
+    /// The ordinals of the StatefulSet that holds a slot, if its template asks to keep such a port for the next pod of the name.
+    fn asking_set(&self, holder: &Holder, slot: &str) -> Option<Ordinals> {
+        let (ordinals, ports) =
+            self.sets.get(&holder.object).filter(|_| *holder.kind == *Kind::StatefulSet.name())?;
         let is_its =
             |port: &AutomaticPort| port.is_fixed() && port.slot(AutomaticPort::pod_of(slot), "") == slot;
         ports.iter().any(is_its).then_some(*ordinals)

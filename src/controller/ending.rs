@@ -16,6 +16,7 @@ use crate::api::crd::pinhole::TargetPort;
 use crate::controller::pinholes;
 use crate::controller::pinholes::Said;
 use crate::controller::pinholes::Write;
+use crate::controller::pinholes::conditions;
 use crate::controller::releasing;
 use crate::controller::releasing::Patience;
 use crate::controller::written;
@@ -64,12 +65,10 @@ fn ended(stored: &Pinhole, why: &str, patience: &Patience<'_>) -> PinholeStatus 
     let releasing = releasing::releasing(&withdrawn, &[], &BTreeSet::new(), patience);
     let accepted = Said::new(ConditionStatus::False, "Ended", why);
     let programmed = waiting_for(&releasing).unwrap_or_else(|| accepted.clone());
-    let mut conditions = known.conditions;
-    for (type_, said) in [("Accepted", accepted), ("Programmed", programmed)] {
-        said.into_condition(type_, stored.metadata.generation, patience.now).set(&mut conditions);
-    }
+    let generation = stored.metadata.generation;
+    let conditions = conditions(known.conditions, accepted, programmed, generation, patience.now);
     PinholeStatus {
-        observed_generation: stored.metadata.generation,
+        observed_generation: generation,
         node: String::new(),
         endpoints: Vec::new(),
         targets: Vec::new(),

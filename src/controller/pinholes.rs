@@ -267,10 +267,7 @@ fn status(stored: &Pinhole, pod: &Object, standing: &Standing, patience: &Patien
         _ => Said { status: ConditionStatus::False, ..accepted.clone() },
     };
     let is_active = programmed.status == ConditionStatus::True;
-    let mut conditions = known.conditions;
-    for (type_, said) in [("Accepted", accepted), ("Programmed", programmed)] {
-        said.into_condition(type_, generation, patience.now).set(&mut conditions);
-    }
+    let conditions = conditions(known.conditions, accepted, programmed, generation, patience.now);
     let addresses: Vec<_> = pod.status.pod_ips.iter().take(2).map(|found| found.ip.clone()).collect();
     let target = TargetReport {
         pod: pod.metadata.name.clone(),
@@ -318,7 +315,7 @@ impl Said {
         Self { status, reason: reason.to_owned(), message }
     }
 
-    pub(super) fn into_condition(self, type_: &str, generation: Option<i64>, now: Timestamp) -> Condition {
+    fn into_condition(self, type_: &str, generation: Option<i64>, now: Timestamp) -> Condition {
         let Self { status, reason, message } = self;
         Condition {
             type_: type_.to_owned(),
@@ -329,6 +326,20 @@ impl Said {
             observed_generation: generation,
         }
     }
+}
+
+/// What is said of an object, in place of what was said before.
+pub(super) fn conditions(
+    mut before: Vec<Condition>,
+    accepted: Said,
+    programmed: Said,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> Vec<Condition> {
+    for (type_, said) in [("Accepted", accepted), ("Programmed", programmed)] {
+        said.into_condition(type_, generation, now).set(&mut before);
+    }
+    before
 }
 
 pub(super) fn accepted(verdict: &Verdict) -> Said {

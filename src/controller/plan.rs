@@ -104,13 +104,7 @@ pub fn plan(
     let (users, found) = (Users::of(index), Found::of(claims));
     let change = |stored: &StoredClaim| {
         let claim = &stored.claim;
-        let usage = if claim.slot.is_some() {
-            let is_declared = users.is_awaited(claim, &found);
-            let holder_exists = users.asking_set(claim, &found).is_some();
-            users.of_claim(claim, &found).map(|pod| Usage { holder_exists, ..used_by(pod, is_declared) })
-        } else {
-            usage(claim, index)
-        };
+        let usage = if claim.slot.is_some() { users.usage(claim, &found) } else { usage(claim, index) };
         let usage = usage.and_then(|usage| match overlap::rank(stored, claims) {
             Rank::First => Some(usage),
             Rank::Unclear => Some(usage).filter(|usage| !usage.is_used()),
@@ -191,11 +185,8 @@ fn usage(claim: &Claim, index: &Index) -> Option<Usage> {
     let pod = current
         .or_else(|| pods().min_by_key(|held| (held.terminating, held.since.clone(), held.uid.clone())));
     let is_declared = users.iter().any(|held| held.object.kind != Kind::Pod);
-    Some(Usage { lent_to, ..used_by(pod.map(|held| Arc::clone(&held.uid)), is_declared) })
-}
-
-fn used_by(pod: Option<Arc<str>>, is_declared: bool) -> Usage {
-    Usage { pod, is_declared, ..Usage::default() }
+    let pod = pod.map(|held| Arc::clone(&held.uid));
+    Some(Usage { pod, is_declared, lent_to, ..Usage::default() })
 }
 
 /// The use of a claim by a pod, which it names from when the pod has a Pinhole: before that no node was granted anything, so

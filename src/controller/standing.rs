@@ -45,16 +45,18 @@ pub struct Known<'a> {
     pub policy: &'a Policy,
 }
 
-impl Known<'_> {
-    /// Looks at what is claimed without what only running pods tell: which of them wait, and which have taken a port over.
-    pub fn of_claims<R>(
-        claims: &Claims,
-        index: &Index,
-        policy: &Policy,
-        look: impl FnOnce(&Known<'_>) -> R,
-    ) -> R {
-        let (found, waiting, handed_over) = (Found::of(claims), Waiting::new(), HandedOver::new());
-        look(&Known { claims, found: &found, waiting: &waiting, handed_over: &handed_over, index, policy })
+static NOBODY_WAITS: Waiting = Waiting::new();
+static NOTHING_HANDED_OVER: HandedOver = HandedOver::new();
+
+impl<'a> Known<'a> {
+    /// What is claimed, without what only running pods tell: which of them wait, and which have taken a port over.
+    pub const fn of_claims(
+        claims: &'a Claims,
+        found: &'a Found<'a>,
+        index: &'a Index,
+        policy: &'a Policy,
+    ) -> Self {
+        Self { claims, found, waiting: &NOBODY_WAITS, handed_over: &NOTHING_HANDED_OVER, index, policy }
     }
 }
 

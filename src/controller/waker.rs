@@ -24,6 +24,7 @@ use crate::cluster::claim_store;
 use crate::cluster::claim_watch::Claims;
 use crate::cluster::lacking_workloads::LackingWorkloads;
 use crate::cluster::workload_writer::WorkloadWriter;
+use crate::controller::automatic::Found;
 use crate::controller::standing::Known;
 use crate::controller::waking;
 use crate::controller::waking::Memory;
@@ -74,7 +75,8 @@ impl Waker {
     /// One turn.
     async fn turn(&self, memory: &mut Memory, now: Timestamp) {
         let is_complete = self.startup.is_complete() && self.claims_known.load(Ordering::Acquire);
-        if !*self.leading_rx.borrow() || !is_complete {
+        let is_idle = self.workloads.read().unwrap_or_else(PoisonError::into_inner).is_empty();
+        if !*self.leading_rx.borrow() || !is_complete || is_idle {
             *memory = Memory::default();
             return;
         }
@@ -83,10 +85,10 @@ impl Waker {
             let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
             let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
             let is_silent = *self.silent_rx.borrow();
-            Known::of_claims(&claims, &index, &self.policy, |known| {
-                let admits = |workload: &Object| !is_silent && waking::admits(workload, known);
-                memory.due(&workloads, admits, now)
-            })
+            let found = Found::of(&claims);
+            let known = Known::of_claims(&claims, &found, &index, &self.policy);
+            let admits = |workload: &Object| !is_silent && waking::admits(workload, &known);
+            memory.due(&workloads, admits, now)
         };
         for sleeper in due {
             self.wake(sleeper, now).await;

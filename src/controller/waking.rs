@@ -144,6 +144,7 @@ mod tests {
     use crate::allocation::key::ClaimKey;
     use crate::api::crd::port_claim::ClaimState;
     use crate::cluster::claim_watch::Claims;
+    use crate::controller::automatic::Found;
     use crate::model::holder::Holder;
     use crate::model::holder::ObjectName;
 
@@ -257,8 +258,9 @@ mod tests {
         for (expose, claims, expected, why) in cases {
             let set = replica_set(expose);
             index.apply(&set);
-            let admits = Known::of_claims(&claims, &index, &policy, |known| admits(&set, known));
-            assert_eq!(admits, expected, "{why}");
+            let found = Found::of(&claims);
+            let known = Known::of_claims(&claims, &found, &index, &policy);
+            assert_eq!(admits(&set, &known), expected, "{why}");
         }
     }
 }

@@ -29,6 +29,7 @@ use crate::controller::ending;
 use crate::controller::pinholes::Said;
 use crate::controller::pinholes::Write;
 use crate::controller::pinholes::accepted;
+use crate::controller::pinholes::conditions;
 use crate::controller::pinholes::endpoint;
 use crate::controller::pinholes::in_short;
 use crate::controller::pinholes::is_ours;
@@ -193,10 +194,7 @@ impl Scene<'_> {
             let fallback = Said::new(ConditionStatus::True, "Programmed", "");
             said.find(|said| said.status != ConditionStatus::True).unwrap_or(fallback)
         });
-        let mut conditions = known.conditions;
-        for (type_, said) in [("Accepted", accepted), ("Programmed", programmed)] {
-            said.into_condition(type_, generation, patience.now).set(&mut conditions);
-        }
+        let conditions = conditions(known.conditions, accepted, programmed, generation, patience.now);
         let endpoints = self.endpoints(&resolved);
         let releasing = releasing::releasing(stored, &endpoints, &serving.nodes, patience);
         let status = PinholeStatus {

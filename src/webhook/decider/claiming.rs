@@ -1,7 +1,6 @@
 //! Claims what a decision grants, in a task of its own: what a call has stored that is cut off meanwhile, because its caller
 //! has lost patience or gone, is taken back at once and counts against nobody's quota.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::RwLock;
@@ -25,7 +24,6 @@ use crate::allocation::pool::Cooldowns;
 use crate::allocation::pool::Pool;
 use crate::cluster::claim_store;
 use crate::cluster::claim_store::ClaimStore;
-use crate::model::holder::Holder;
 use crate::webhook::decider::NotNow;
 
 /// The claims of one request, under way.
@@ -55,7 +53,10 @@ impl Claiming {
         let cooldowns = Cooldowns::new(life::COOLDOWN, &self.pools());
         let now = claim_store::now();
         let acquisition = Acquisition::new(self.wishes.clone(), purpose, now, cooldowns);
-        let mut acquisition = acquisition.taking_over_from(self.givers());
+        let mut acquisition = {
+            let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+            acquisition.heeding(index.heirs())
+        };
         let (verdict_tx, verdict_rx) = oneshot::channel();
         tokio::spawn(async move {
             let verdict = self.play(&mut acquisition, purpose).await;
@@ -89,13 +90,6 @@ impl Claiming {
     /// Takes back what a granted request stored. What was not granted has done so already.
     async fn take_back(&self, acquisition: &mut Acquisition, reason: String) -> Verdict {
         claim_store::take_back(&*self.store, acquisition, Failure { reason, is_lasting: false }).await
-    }
-
-    /// Whose claims the holder may take over.
-    fn givers(&self) -> BTreeSet<Holder> {
-        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-        let givers = self.wishes.first().map(|wish| index.heirs().givers_to(&wish.holder));
-        givers.unwrap_or_default()
     }
 
     fn pools(&self) -> Arc<[Pool]> {
