@@ -30,6 +30,7 @@ pub mod statements;
 pub mod vigil;
 pub mod written;
 
+use std::cell::LazyCell;
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
@@ -221,9 +222,12 @@ impl<D: Dataplane> Agent<D> {
         if self.is_resumed() {
             self.parts.brake.release();
         }
-        let holders = self.parts.pods.read(|view| desired::holders(view.running()));
-        let is_anothers = |ip, owner: &Owner| self.presence.is_anothers(owner, &plan, holders.get(&ip));
-        let (mut wanted, withheld) = self.parts.brake.hold(&observed.ruleset, planned, &is_anothers, now);
+        let (mut wanted, withheld) = {
+            // Only what the brake holds back is asked about.
+            let holders = LazyCell::new(|| self.parts.pods.read(|view| desired::holders(view.running())));
+            let is_anothers = |ip, owner: &Owner| self.presence.is_anothers(owner, &plan, holders.get(&ip));
+            self.parts.brake.hold(&observed.ruleset, planned, &is_anothers, now)
+        };
         let hopeless = if is_fresh { Vec::new() } else { self.take_hopeless_out(&mut wanted) };
         let differences = if is_fresh { diff(&observed.ruleset, &wanted).len() } else { 0 };
         let mut applied = self.parts.dataplane.apply(&wanted, observed).await;
@@ -437,13 +441,12 @@ impl<D: Dataplane> Agent<D> {
                 self.parts.pods.read(|view| view.running().map(|pod| pod.metadata.uid.clone()).collect());
             self.presence.gone(plan, &applied.changes, &here)
         };
+        let Some(flows) = &self.parts.flows else { return };
         let mut changes = applied.changes.clone();
         if self.has_read && !applied.transactions.is_empty() {
             changes.extend(flows::put_right(&applied.observed.ruleset, &applied.changes));
         }
-        if let Some(flows) = &self.parts.flows {
-            flows.leave(&changes, gone, &plan.terminating);
-        }
+        flows.leave(changes, gone, &plan.terminating);
     }
 
     /// What the node's NatNode is to say of the kernel.

@@ -35,7 +35,7 @@ pub(crate) fn read(annotations: &BTreeMap<String, String>, path: &str) -> Wanted
     let text = |key: &str| annotations.get(key).map(|text| text.trim());
     let mut violations = Vec::new();
     let mut refuse = |key: &str, value: &str, problem: String| {
-        let (field, value) = (format!("{path}[{key}]"), shown_or_none(value));
+        let (field, value) = (format!("{path}[{key}]"), shown(value));
         violations.push(Violation { field, value, problem, rule: Rule::Syntax });
     };
     let on = text(keys::ACK_ON).unwrap_or_default();
@@ -68,7 +68,7 @@ pub(crate) fn read(annotations: &BTreeMap<String, String>, path: &str) -> Wanted
         let field = format!("{path}[{}][{position}]", keys::ACK_PORTS);
         match (port(item), protocol, is_fixed) {
             (Err(problem), ..) => {
-                violations.push(Violation { field, value: shown_or_none(item), problem, rule: Rule::Syntax });
+                violations.push(Violation { field, value: shown(item), problem, rule: Rule::Syntax });
             }
             (Ok(target), Some(protocol), Some(is_fixed)) => {
                 automatic
@@ -80,11 +80,6 @@ pub(crate) fn read(annotations: &BTreeMap<String, String>, path: &str) -> Wanted
     Wanted { automatic, violations, ..Wanted::default() }
 }
 
-/// A value as it is shown; nothing of an empty one.
-fn shown_or_none(value: &str) -> String {
-    if value.is_empty() { String::new() } else { shown(value) }
-}
-
 fn switch(text: &str) -> Option<bool> {
     let is = |word: &str| text.trim().eq_ignore_ascii_case(word);
     if is("true") { Some(true) } else { is("false").then_some(false) }
@@ -94,7 +89,7 @@ fn protocol(name: &str) -> Result<Protocol, String> {
     if name.is_empty() {
         return Ok(Protocol::Tcp);
     }
-    let named = PROTOCOLS.into_iter().find(|protocol| name.eq_ignore_ascii_case(protocol.name()));
+    let named = name.parse().ok().filter(|protocol| PROTOCOLS.contains(protocol));
     named.ok_or_else(|| match suggest::nearest(name, PROTOCOLS.map(Protocol::name)) {
         Some(nearest) => format!("is not a protocol; did you mean {nearest:?}?"),
         None => format!(

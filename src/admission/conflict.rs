@@ -210,8 +210,8 @@ impl Judge<'_> {
 pub(super) fn transfer_verb(from: &Holder, to: &Holder) -> Option<String> {
     let is_one = from.object.namespace == to.object.namespace && !to.object.name.is_empty();
     let shown = |holder: &Holder| {
-        let kind = Kind::from_name(&holder.kind)?;
-        Some(format!("{}/{}", kind.name().to_lowercase(), holder.object.name))
+        Kind::from_name(&holder.kind)?;
+        Some(format!("{}/{}", holder.kind.to_lowercase(), holder.object.name))
     };
     Some(format!("kubectl pinhole transfer {} --to {}", shown(from)?, shown(to)?)).filter(|_| is_one)
 }

@@ -64,7 +64,7 @@ pub fn held(
     policy: &Policy,
     key: ClaimKey,
     by: &StoredClaim,
-    asker: Option<&Holder>,
+    asker: &Holder,
 ) -> Violation {
     let (field, value) = place(request, policy, key);
     let holder = &by.claim.holder;
@@ -75,11 +75,7 @@ pub fn held(
             "is claimed by {holder} (PortClaim {}, since {}); choose another external port, {}",
             by.claim.key,
             by.claim.since,
-            or_free_it(
-                asker
-                    .and_then(|asker| transfer_verb(&by.claim.holder, asker))
-                    .filter(|_| by.claim.slot.is_none())
-            )
+            or_free_it(transfer_verb(&by.claim.holder, asker).filter(|_| by.claim.slot.is_none()))
         ),
         ClaimState::Releasing | ClaimState::Cooldown => format!(
             "was given up by {holder} and is not free yet (PortClaim {}, {} since {}); try again in a few minutes, or choose \
@@ -189,7 +185,9 @@ mod tests {
             version: Version { key, uid: "1".into(), revision: 1 },
         };
         let policy = Policy::default();
-        let said = held(&request, &policy, key, &stored(ClaimState::Bound), None).to_string();
+        // Of another namespace, so that nothing is said of handing over.
+        let asker = Holder::new("Pod", ObjectName::new("shop", "web"));
+        let said = held(&request, &policy, key, &stored(ClaimState::Bound), &asker).to_string();
         assert_eq!(
             said,
             "metadata.annotations[pinhole.dev/expose][1]: 203.0.113.7:7000-7010/tcp: is claimed by Deployment mail/postfix \
@@ -197,7 +195,7 @@ mod tests {
              there first"
         );
         let secretive = Policy { disclose_holder: false, ..policy };
-        let said = held(&request, &secretive, key, &stored(ClaimState::Cooldown), None).to_string();
+        let said = held(&request, &secretive, key, &stored(ClaimState::Cooldown), &asker).to_string();
         assert!(
             said.contains("given up by an object in another namespace") && said.contains("try again"),
             "{said}"

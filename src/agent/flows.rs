@@ -63,12 +63,12 @@ struct Batch {
 
 impl Flows {
     /// Leaves changes for the next pass, with the entries whose connections end with their permission.
-    pub fn leave(&self, changes: &[Change], gone: BTreeSet<IpAddr>, terminating: &BTreeSet<Key>) {
+    pub fn leave(&self, changes: Vec<Change>, gone: BTreeSet<IpAddr>, terminating: &BTreeSet<Key>) {
         if changes.is_empty() && gone.is_empty() {
             return;
         }
         let mut batch = self.shared.batch.lock().unwrap_or_else(PoisonError::into_inner);
-        batch.changes.extend_from_slice(changes);
+        batch.changes.extend(changes);
         batch.gone.extend(gone);
         batch.terminating.extend(terminating);
         drop(batch);

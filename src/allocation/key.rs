@@ -111,14 +111,6 @@ impl ClaimKey {
         self.claimed
     }
 
-    /// How many ports of how many protocols the key stands for, as quotas count them.
-    pub fn weight(self) -> u32 {
-        match self.claimed {
-            Claimed::Whole => u32::from(u16::MAX) * 3,
-            Claimed::Ports(_, block) => u32::from(block.size),
-        }
-    }
-
     /// How many ports it is for.
     pub fn count(self) -> u32 {
         match self.claimed {

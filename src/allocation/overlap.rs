@@ -38,7 +38,7 @@ pub fn others<'a>(
     let around = key.around().into_iter().filter_map(|around| claims.get(&around));
     let within = claims.range(key.within()).map(|(_, stored)| stored);
     // Larger ones that begin where it does lie in between.
-    let within = within.filter(move |stored| stored.claim.key.weight() <= key.weight());
+    let within = within.filter(move |stored| stored.claim.key.count() <= key.count());
     let overlapping = around.chain(within);
     overlapping.filter(move |stored| stored.claim.holder != *holder || stored.claim.slot.as_deref() != slot)
 }

@@ -16,6 +16,7 @@ use crate::allocation::key::PortBlock;
 use crate::allocation::pool::Pool;
 use crate::model::address::ExternalAddress;
 use crate::model::address::Family;
+use crate::model::digest::fnv1a;
 use crate::model::mapping::Address;
 use crate::model::port::Port;
 use crate::model::port::PortRange;
@@ -100,17 +101,14 @@ fn on_address(
 
 /// The first free port of a range from where the seed says, and on from its begin.
 fn search(range: PortRange, seed: &[&str], is_free: impl Fn(Port) -> bool) -> Option<Port> {
-    let ports: Vec<_> = range.ports().collect();
-    let first = usize::try_from(place(seed, ports.len() as u128)).ok()?;
-    let (before, from) = ports.split_at_checked(first)?;
-    from.iter().chain(before).copied().find(|port| is_free(*port))
+    let first = usize::try_from(place(seed, range.count().into())).ok()?;
+    range.ports().skip(first).chain(range.ports().take(first)).find(|port| is_free(*port))
 }
 
 /// A place below `count`, the same for the same seed on every machine and in every version (FNV-1a, 64 bits).
 fn place(seed: &[&str], count: u128) -> u128 {
-    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    let bytes = seed.iter().flat_map(|part| part.bytes().chain([0]));
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325, step);
+    let bytes: Vec<_> = seed.iter().flat_map(|part| part.bytes().chain([0])).collect();
+    let hash = fnv1a(&bytes);
     // The low bits of FNV-1a alone follow the last byte.
     let mixed = hash ^ (hash >> 32);
     u128::from(mixed) % count.max(1)

@@ -20,6 +20,7 @@ use tracing::warn;
 
 use crate::api::object::Kind;
 use crate::cluster::trouble::describe;
+use crate::model::digest::fnv1a;
 use crate::model::holder::ObjectName;
 
 /// Who says it, in `kubectl describe`.
@@ -233,13 +234,7 @@ fn name(event: &PodEvent, now: Timestamp) -> String {
     };
     let said = format!("{} {} {} {time}", event.uid, event.reason.name(), event.note);
     let pod: String = event.pod.name.chars().take(LONGEST_NAME).collect();
-    format!("{}.{:016x}", pod.trim_end_matches(['.', '-']), digest(said.as_bytes()))
-}
-
-/// FNV-1a, 64 bits: it only has to tell a pod's few events apart.
-fn digest(bytes: &[u8]) -> u64 {
-    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
+    format!("{}.{:016x}", pod.trim_end_matches(['.', '-']), fnv1a(said.as_bytes()))
 }
 
 fn cut(note: &str) -> String {

@@ -186,7 +186,7 @@ pub fn stand(pod: &Object, known: &Known<'_>) -> Option<Standing> {
             taken.push(if by.claim.is_lent_to(&holder) {
                 reservation::handed_over(&request, policy, key, by)
             } else {
-                reservation::held(&request, policy, key, by, Some(&holder))
+                reservation::held(&request, policy, key, by, &holder)
             });
         } else {
             missing.push(mapping.to_string());

@@ -223,31 +223,28 @@ impl Decider {
         dry_run: bool,
     ) -> Result<Decision, NotNow> {
         let wishes = self.wishes(request, &decision).await?;
-        if wishes.is_empty() {
-            return Ok(decision);
-        }
-        let claiming = Claiming {
+        let Some(asker) = wishes.first().map(|wish| wish.holder.clone()) else { return Ok(decision) };
+        let claiming = Arc::new(Claiming {
             store: Arc::clone(claims),
             policy: Arc::clone(&self.policy),
             index: Arc::clone(&self.index),
             request: request.clone(),
             wishes,
-        };
+        });
         if let Some(violation) = claiming.over_quota(None).await? {
             return Ok(Decision { violations: vec![violation], ..decision });
         }
         let purpose = if dry_run { Purpose::Look } else { Purpose::Reserve };
-        let asker = claiming.wishes.first().map(|wish| wish.holder.clone());
-        let mut verdict = claiming.clone().claim(purpose).await?;
-        if let (Verdict::Held { by, .. }, Some(asker)) = (&verdict, &asker)
-            && self.is_handed_over(&by.claim.holder, asker).await?
+        let mut verdict = Arc::clone(&claiming).claim(purpose).await?;
+        if let Verdict::Held { by, .. } = &verdict
+            && self.is_handed_over(&by.claim.holder, &asker).await?
         {
             verdict = claiming.claim(purpose).await?;
         }
         match verdict {
             Verdict::Granted => Ok(decision),
             Verdict::Held { wanted, by } => {
-                let violation = reservation::held(request, &self.policy, wanted, &by, asker.as_ref());
+                let violation = reservation::held(request, &self.policy, wanted, &by, &asker);
                 Ok(Decision { violations: vec![violation], ..decision })
             }
             Verdict::NotNow(failure) => Err(NotNow::Claims(failure)),

@@ -31,31 +31,32 @@ pub(crate) fn edits(
     let places: BTreeMap<&Rule, usize> = wanted.iter().zip(0..).collect();
     let mut seen = BTreeSet::new();
     let mut kept = BTreeSet::new();
-    let mut edits = Vec::new();
-    for saved in saved {
-        let rule = saved.rule.as_ref()?;
+    let mut deleted = Vec::new();
+    for rule in saved {
+        let rule = rule.rule.as_ref()?;
         if !seen.insert(rule) {
             return None;
         }
         // Two layouts have the rules that they share in the same order, so what comes too early is what does not belong there.
         match places.get(rule) {
             Some(place) if kept.last().is_none_or(|last| last < place) => drop(kept.insert(*place)),
-            _ => edits.push(Edit::Delete { chain: chain.to_owned(), rule: rule.to_string() }),
+            _ => deleted.push(rule),
         }
     }
-    if MOST_COMPARISONS < edits.len() * saved.len() {
+    // As many edits as deleted and missing rules; anew, as many lines as wanted ones.
+    let is_short = deleted.len() < kept.len() && deleted.len() * saved.len() <= MOST_COMPARISONS;
+    if !is_short || (kept.len() < wanted.len() && wanted.iter().any(|rule| !works_anywhere(rule, names))) {
         return None;
     }
-    if kept.len() < wanted.len() && wanted.iter().any(|rule| !works_anywhere(rule, names)) {
-        return None;
-    }
+    let out =
+        deleted.into_iter().map(|rule| Edit::Delete { chain: chain.to_owned(), rule: rule.to_string() });
     let missing = wanted.iter().enumerate().filter(|(place, _)| !kept.contains(place));
-    edits.extend(missing.map(|(place, rule)| Edit::Insert {
+    let put_in = missing.map(|(place, rule)| Edit::Insert {
         chain: chain.to_owned(),
         position: place + 1,
         rule: rule.to_string(),
-    }));
-    (edits.len() < wanted.len()).then_some(edits)
+    });
+    Some(out.chain(put_in).collect())
 }
 
 /// Whether a rule concerns some external ports or one pod only, and lets nobody through that another rule of its chain stops.

@@ -27,7 +27,6 @@ use crate::cluster::claim_store::ClaimStore;
 use crate::webhook::decider::NotNow;
 
 /// The claims of one request, under way.
-#[derive(Clone)]
 pub(super) struct Claiming {
     pub(super) store: Arc<dyn ClaimStore>,
     pub(super) policy: Arc<Policy>,
@@ -49,7 +48,7 @@ impl Claiming {
     }
 
     /// Gets all of them or none.
-    pub(super) async fn claim(self, purpose: Purpose) -> Result<Verdict, NotNow> {
+    pub(super) async fn claim(self: Arc<Self>, purpose: Purpose) -> Result<Verdict, NotNow> {
         let cooldowns = Cooldowns::new(life::COOLDOWN, &self.pools());
         let now = claim_store::now();
         let acquisition = Acquisition::new(self.wishes.clone(), purpose, now, cooldowns);
