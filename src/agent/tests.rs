@@ -24,6 +24,7 @@ use crate::api::object::Object;
 use crate::cluster::events;
 use crate::cluster::events::PodEvent;
 use crate::cluster::nat_nodes::Stored;
+use crate::cluster::resource::Resource;
 use crate::cluster::watch::News;
 use crate::dataplane::DataplaneError;
 use crate::dataplane::Failure;
