@@ -58,7 +58,7 @@ func (c clerk) gated(name string) gatedPod {
 // letGo waits until a pod has its ports and may be scheduled.
 func (c clerk) letGo(name string) (pod gatedPod) {
 	c.t.Helper()
-	if err := lab.Poll(30*time.Second, func() error {
+	if err := lab.Poll(patience, func() error {
 		pod = c.gated(name)
 		if len(pod.Spec.SchedulingGates) != 0 || len(pod.told(c.t)) == 0 {
 			return fmt.Errorf("%s waits: %v, %s", name, pod.Spec.SchedulingGates, c.shown(name))
@@ -73,7 +73,7 @@ func (c clerk) letGo(name string) (pod gatedPod) {
 // boundTo waits until a claim is a pod's: a port is claimed and told to its pod before the controller notes whose it is.
 func (c clerk) boundTo(uid, address, name string) (claim storedClaim) {
 	c.t.Helper()
-	if err := lab.Poll(controllerPatience, func() error {
+	if err := lab.Poll(patience, func() error {
 		if claim = c.claims(address)[name]; claim.Spec.PodUID != uid {
 			return fmt.Errorf("the claim %s is %v, expected the one of pod %s", name, claim, uid)
 		}
@@ -115,7 +115,7 @@ func TestAPodLearnsItsPortsBeforeItIsScheduled(t *testing.T) {
 
 	// What somebody writes in their place is put right, and goes with the request.
 	c.must(http.MethodPatch, c.podsPath()+"/lobby", object{"metadata": object{"annotations": notes{endpoints: "forged"}}}, nil)
-	if err := lab.Poll(30*time.Second, func() error {
+	if err := lab.Poll(patience, func() error {
 		if now := c.gated("lobby").Metadata.Annotations[endpoints]; now != pod.Metadata.Annotations[endpoints] {
 			return fmt.Errorf("the pod is told %s", now)
 		}
@@ -163,7 +163,7 @@ func TestAPodWithPortsByNameIsToldThemWhenItIsCreated(t *testing.T) {
 	}
 	c.must(http.MethodPatch, c.podsPath()+"/sip",
 		object{"metadata": object{"annotations": notes{"pinhole.dev/expose": "192.0.2.91:444:8443"}}}, nil)
-	if err := lab.Poll(30*time.Second, func() error {
+	if err := lab.Poll(patience, func() error {
 		if told := c.gated("sip").Metadata.Annotations[endpoints]; told != strings.Replace(first, "443,", "444,", 1) {
 			return fmt.Errorf("it is told %s", told)
 		}
@@ -186,7 +186,7 @@ func TestAFullPoolKeepsPodsWaitingAndSaysSo(t *testing.T) {
 	}
 	c.create("", fromPool("third", "auto:80", "full"))
 	c.eventuallyShown("third", "auto:80/tcp: waits for 1 free port on one address: no address of NatPool full has a free port")
-	if err := lab.Poll(30*time.Second, func() error {
+	if err := lab.Poll(patience, func() error {
 		if said, _ := c.kubectl("", "get", "events", "--field-selector=reason=NoFreePort"); !strings.Contains(said, "pod/third") {
 			return fmt.Errorf("the events are\n%s", said)
 		}
@@ -302,7 +302,7 @@ func TestAFixedPortIsTheNextPodsOfTheSameName(t *testing.T) {
 	}
 	bound := func(uid string) {
 		t.Helper()
-		if err := lab.Poll(controllerPatience, func() error {
+		if err := lab.Poll(patience, func() error {
 			for name, claim := range c.claims("198.51.100.44") {
 				if claim.Spec.State != "Bound" || claim.Spec.PodUID != uid || claim.Spec.Retention.TTLSeconds != 3600 {
 					return fmt.Errorf("the claim %s is %v", name, claim)

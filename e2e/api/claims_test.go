@@ -55,8 +55,9 @@ type registryCluster struct {
 	controllers []*lab.Controller
 }
 
-// One test kills the leader, and the other controller waits for its lease to run out.
-const controllerPatience = 45 * time.Second
+// patience is how long tests wait for what has to come about by itself. One of them kills the leader of the controllers, the
+// other waits for its lease to run out, and the machine is busy with many tests at a time.
+const patience = 90 * time.Second
 
 // clerk is a namespace for one test in the cluster with claims.
 type clerk struct {
@@ -92,7 +93,7 @@ func newClerk(t *testing.T, namespace string) clerk {
 func (c clerk) must(method, path string, body, out any) {
 	c.t.Helper()
 	var err error
-	_ = lab.Poll(30*time.Second, func() error {
+	_ = lab.Poll(patience, func() error {
 		err = c.cluster.Do(context.Background(), 0, method, path, body, out)
 		var status *lab.StatusError
 		if errors.As(err, &status) && status.Code >= http.StatusInternalServerError {
@@ -135,7 +136,7 @@ func (c clerk) attempt(query string, pod object) (int, string) {
 // create asks for a pod until that is decided: on a busy machine a call can run out of its time.
 func (c clerk) create(query string, pod object) (code int, said string) {
 	c.t.Helper()
-	if err := lab.Poll(30*time.Second, func() error {
+	if err := lab.Poll(patience, func() error {
 		if code, said = c.attempt(query, pod); code >= http.StatusInternalServerError {
 			c.t.Logf("undecided: HTTP %d: %s", code, said)
 			return errors.New(said)
@@ -263,7 +264,7 @@ func TestClaimsLiveAndEndWithWhatUsesThem(t *testing.T) {
 	c.must(http.MethodPatch, "/api/v1/namespaces/refusing/resourcequotas/none/status",
 		object{"status": object{"hard": object{"pods": "0"}, "used": object{"pods": "0"}}}, nil)
 	plain := object{"metadata": object{"name": "plain"}, "spec": asking("plain", "")["spec"]}
-	if err := lab.Poll(30*time.Second, func() error {
+	if err := lab.Poll(patience, func() error {
 		if code, said := refusing.create("?dryRun=All", plain); code != http.StatusForbidden {
 			return fmt.Errorf("HTTP %d: %s", code, said)
 		}
@@ -299,7 +300,7 @@ func TestClaimsLiveAndEndWithWhatUsesThem(t *testing.T) {
 		}
 		return nil
 	}
-	if err := lab.Poll(controllerPatience, func() error { return every("Bound", pod.Metadata.UID) }); err != nil {
+	if err := lab.Poll(patience, func() error { return every("Bound", pod.Metadata.UID) }); err != nil {
 		t.Fatal(err)
 	}
 	c.must(http.MethodDelete, c.podsPath()+"/brief", object{"gracePeriodSeconds": 0}, nil)
@@ -317,7 +318,7 @@ func TestClaimsLiveAndEndWithWhatUsesThem(t *testing.T) {
 	if code, said := c.create("", asking("late", "192.0.2.62:25")); code != http.StatusCreated {
 		t.Errorf("a free port was refused: HTTP %d: %s", code, said)
 	}
-	if err := lab.Poll(60*time.Second, func() error { return every("Releasing or Cooldown", "") }); err != nil {
+	if err := lab.Poll(patience, func() error { return every("Releasing or Cooldown", "") }); err != nil {
 		t.Error(err)
 	}
 	if code, said := c.create("", asking("other", "192.0.2.63:7010/udp")); code != http.StatusUnprocessableEntity {
@@ -329,11 +330,11 @@ func TestClaimsLiveAndEndWithWhatUsesThem(t *testing.T) {
 	}
 	c.must(http.MethodGet, c.podsPath()+"/brief", nil, &pod)
 	bound := func() error { return every("Bound", pod.Metadata.UID) }
-	if err := lab.Poll(controllerPatience, bound); err != nil {
+	if err := lab.Poll(patience, bound); err != nil {
 		t.Fatal(err)
 	}
 	c.must(http.MethodDelete, "/apis/pinhole.dev/v1alpha1/portclaims/v4-192-0-2-63-udp-7030", nil, nil)
-	if err := lab.Poll(controllerPatience, bound); err != nil {
+	if err := lab.Poll(patience, bound); err != nil {
 		t.Errorf("a deleted claim of a living pod does not come back: %v", err)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/pinhole-dev/pinhole/e2e/api/lab"
 )
@@ -33,7 +32,7 @@ func TestAnAgentMasqueradesByTheOldestPolicyThatSelectsItsNode(t *testing.T) {
 	agent := c.startAgentOf(object{"metadata": object{"name": "node-1", "labels": notes{"zone": "a"}}}, "--firewall=nftables")
 	holds := func(set, wanted string) {
 		t.Helper()
-		err := lab.Poll(30*time.Second, func() error {
+		err := lab.Poll(patience, func() error {
 			listed, err := exec.Command("nft", "list", "set", "ip", "PINHOLE", set).CombinedOutput()
 			switch text := string(listed); {
 			case err != nil:
@@ -52,7 +51,7 @@ func TestAnAgentMasqueradesByTheOldestPolicyThatSelectsItsNode(t *testing.T) {
 
 	// Were both of one second, the name would decide in the same way.
 	says("b", object{"podCIDRs": []string{"10.244.9.0/24"}})
-	err := lab.Poll(30*time.Second, func() error {
+	err := lab.Poll(patience, func() error {
 		if said := agent.LogTail(); !strings.Contains(said, "More than one MasqueradePolicy") {
 			return fmt.Errorf("the agent does not tell of the second policy:\n%s", said)
 		}

@@ -58,7 +58,7 @@ func TestAnAgentKeepsTheNatNodeOfItsNodeAndChangesNothingWhilePaused(t *testing.
 	awaits := func(what string, holds func(natNode) bool) natNode {
 		t.Helper()
 		var found natNode
-		err := lab.Poll(45*time.Second, func() error {
+		err := lab.Poll(patience, func() error {
 			found = natNode{}
 			if err := c.cluster.Do(t.Context(), 0, http.MethodGet, path, nil, &found); err != nil {
 				return err
@@ -134,7 +134,7 @@ func TestAnAgentUsesTheLinksOfThePoolsThatSelectItsNodeWithoutARestart(t *testin
 	uses := func(interfaces ...string) natNode {
 		t.Helper()
 		var found natNode
-		err := lab.Poll(45*time.Second, func() error {
+		err := lab.Poll(patience, func() error {
 			found = natNode{}
 			if err := c.cluster.Do(t.Context(), 0, http.MethodGet, path, nil, &found); err != nil {
 				return err

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/pinhole-dev/pinhole/e2e/api/lab"
 )
@@ -98,7 +97,7 @@ func TestTheHistoryTellsWhoHeldAPortAfterItsClaimIsGone(t *testing.T) {
 	}
 	awaits := func(what string, holds func(stretch) bool) {
 		t.Helper()
-		if err := lab.Poll(60*time.Second, func() error {
+		if err := lab.Poll(patience, func() error {
 			var told struct{ Items []stretch }
 			result := c.plugin("history", "192.0.2.79:25", "-o", "json")
 			if err := json.Unmarshal([]byte(result.Stdout), &told); err != nil {
@@ -118,7 +117,7 @@ func TestTheHistoryTellsWhoHeldAPortAfterItsClaimIsGone(t *testing.T) {
 		return s.Until == nil && s.Pod == "mx" && s.Holder.Kind == "Pod" && s.Holder.Namespace == "annals" && s.Claim == "v4-192-0-2-79-tcp-25"
 	})
 	c.must(http.MethodDelete, c.podsPath()+"/mx", object{"gracePeriodSeconds": 0}, nil)
-	if err := lab.Poll(30*time.Second, func() error {
+	if err := lab.Poll(patience, func() error {
 		if result := c.plugin("release", "192.0.2.79:25", "--yes"); result.Code != 0 {
 			return errors.New(result.Stderr)
 		}
@@ -150,7 +149,7 @@ func TestAPortIsHandedOverAndServedByTheOldHolderUntilTheNewOneIsReady(t *testin
 	}
 	holders := func(expected string) {
 		t.Helper()
-		if err := lab.Poll(controllerPatience, func() error {
+		if err := lab.Poll(patience, func() error {
 			spec := c.claims("192.0.2.79")[name].Spec
 			if found := spec.Holder.Name + " " + spec.PreviousHolder.Name; found != expected {
 				return fmt.Errorf("the claim is of %q, expected %q", found, expected)

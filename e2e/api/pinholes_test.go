@@ -25,7 +25,7 @@ func (c clerk) shown(name string) string {
 
 func (c clerk) eventuallyShown(name, expected string) {
 	c.t.Helper()
-	if err := lab.Poll(controllerPatience, func() error {
+	if err := lab.Poll(patience, func() error {
 		if shown := c.shown(name); !strings.Contains(shown, expected) {
 			return fmt.Errorf("%s is shown as\n%s\nexpected\n%s", name, shown, expected)
 		}
@@ -175,7 +175,7 @@ func TestAPinholeThatAUserWroteIsNeverTakenOver(t *testing.T) {
 		t.Fatal(said)
 	}
 	c.placed("mx", "192.0.2.72:25")
-	if err := lab.Poll(controllerPatience, func() error {
+	if err := lab.Poll(patience, func() error {
 		said, _ := c.kubectl("", "get", "events", "--field-selector=involvedObject.name=mx")
 		if !strings.Contains(said, "a Pinhole named mx that somebody else wrote") {
 			return fmt.Errorf("the events of the pod are:\n%s", said)
@@ -243,7 +243,7 @@ func TestAnAgentServesWhatIsGrantedAndSaysSoInThePinhole(t *testing.T) {
 	agent := c.startAgent("192.0.2.75", "--claims", "--nat-node")
 	entries := func(expected bool) {
 		t.Helper()
-		if err := lab.Poll(controllerPatience, func() error {
+		if err := lab.Poll(patience, func() error {
 			entries, err := agent.Entries()
 			if err == nil && strings.Contains(entries, "granted/mx") != expected {
 				err = fmt.Errorf("the kernel has %s", entries)
@@ -330,7 +330,7 @@ func TestAPodWithTheGateIsReadyOnlyWhenTheKernelAnswers(t *testing.T) {
 	}
 	says := func(name, expected string) {
 		t.Helper()
-		if err := lab.Poll(controllerPatience, func() error {
+		if err := lab.Poll(patience, func() error {
 			template := `jsonpath={range .status.conditions[?(@.type=="` + programmedGate + `")]}{.status} {.reason}{end}`
 			if said, _ := c.kubectl("", "get", "pod", name, "-o", template); said != expected {
 				return fmt.Errorf("the gate of %s says %q, expected %q\n%s", name, said, expected, c.shown(name))

@@ -47,7 +47,7 @@ func (c clerk) refuses(name, ports string, words ...string) {
 func (c clerk) comesToRefuse(ports string, words ...string) {
 	c.t.Helper()
 	refusals := 0
-	if err := lab.Poll(20*time.Second, func() error {
+	if err := lab.Poll(patience, func() error {
 		code, said := c.create("?dryRun=All", asking("taken", ports))
 		if code != http.StatusUnprocessableEntity {
 			refusals = 0
@@ -182,9 +182,9 @@ func TestAPoolSaysHowFullItIsAndGoesAfterItsClaims(t *testing.T) {
 		"namespaces": object{"all": true}, "reservedPorts": []object{{"first": 2009}}, "cooldownSeconds": 0,
 	}
 	c.must(http.MethodPost, poolsPath, natPool("harbour", spec), nil)
-	awaits := func(what string, seconds int, holds func(storedPool) bool) {
+	awaits := func(what string, holds func(storedPool) bool) {
 		t.Helper()
-		if err := lab.Poll(time.Duration(seconds)*time.Second, func() error {
+		if err := lab.Poll(patience, func() error {
 			var found storedPool
 			if err := c.cluster.Do(t.Context(), 0, http.MethodGet, path, nil, &found); err != nil {
 				return err
@@ -198,19 +198,19 @@ func TestAPoolSaysHowFullItIsAndGoesAfterItsClaims(t *testing.T) {
 		}
 	}
 	c.grants("ship", "198.51.100.33:2000")
-	awaits("its usage", 30, func(p storedPool) bool {
+	awaits("its usage", func(p storedPool) bool {
 		usage := p.Status.Usage
 		return usage.Capacity == 9 && usage.Used == 1 && usage.Free == 8 && usage.Reserved == 1 && strings.HasPrefix(p.says("Ready"), "True") &&
 			len(p.Metadata.Finalizers) == 1
 	})
 
 	c.must(http.MethodPatch, path, object{"spec": object{"ports": []object{{"first": 2001, "last": 2009}}}}, nil)
-	awaits("it shrank", 30, func(p storedPool) bool {
+	awaits("it shrank", func(p storedPool) bool {
 		return p.Status.Usage.OutOfRange == 1 && strings.Contains(p.says("OutOfRange"), "v4-198-51-100-33-tcp-2000 of Pod harbour/ship")
 	})
 
 	c.must(http.MethodDelete, path, nil, nil)
-	awaits("it waits for its claim", 30, func(p storedPool) bool {
+	awaits("it waits for its claim", func(p storedPool) bool {
 		return p.Metadata.DeletionTimestamp != "" && strings.HasPrefix(p.says("Deleting"), "True WaitsForClaims")
 	})
 	c.refuses("late", "198.51.100.33:2002", "is of NatPool harbour, which is being deleted")

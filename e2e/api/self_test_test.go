@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/pinhole-dev/pinhole/e2e/api/lab"
 )
@@ -15,7 +14,7 @@ import (
 func TestTheControllerProvesThatTheWebhookDecides(t *testing.T) {
 	t.Parallel()
 	c := newClerk(t, "proof")
-	if err := lab.Poll(90*time.Second, func() error {
+	if err := lab.Poll(patience, func() error {
 		var told []string
 		for _, controller := range c.cluster.controllers {
 			text, err := controller.Metrics()

@@ -204,7 +204,7 @@ func (d desk) mentions(text string, words ...string) {
 // eventually waits until check returns nil.
 func (d desk) eventually(check func() error) {
 	d.t.Helper()
-	if err := lab.Poll(30*time.Second, check); err != nil {
+	if err := lab.Poll(patience, check); err != nil {
 		d.t.Fatal(err)
 	}
 }

@@ -59,7 +59,7 @@ func TestWorkloadsAreWokenWhenTheWebhookIsBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	back := time.Now()
-	if err := lab.Poll(45*time.Second, func() error {
+	if err := lab.Poll(patience, func() error {
 		if pods := d.pods(); len(pods) != 3 {
 			return fmt.Errorf("%d pods: %v", len(pods), pods)
 		}

@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/pinhole-dev/pinhole/e2e/api/lab"
 )
@@ -80,7 +79,7 @@ func TestAPinholeOfAUserIsDecidedOnLikeAnAnnotatedPod(t *testing.T) {
 		t.Error("a port that came by an update is not claimed")
 	}
 	c.eventuallyShown("web", "web 192.0.2.80:443/tcp +1 Service web:443  Pinhole web False NoService")
-	if err := lab.Poll(controllerPatience, func() error {
+	if err := lab.Poll(patience, func() error {
 		said, _ := c.kubectl("", "get", "ph", "web", "-o", "jsonpath={.status.observedGeneration} {.status.endpoints[*].port}")
 		if said != "2 443 81" {
 			return fmt.Errorf("the status is of another generation: %s", said)
@@ -89,7 +88,7 @@ func TestAPinholeOfAUserIsDecidedOnLikeAnAnnotatedPod(t *testing.T) {
 	}); err != nil {
 		t.Error(err)
 	}
-	if err := lab.Poll(controllerPatience, func() error {
+	if err := lab.Poll(patience, func() error {
 		said, _ := c.kubectl("", "get", "events", "--field-selector=involvedObject.kind=Pinhole")
 		if !strings.Contains(said, "there is no Service web") {
 			return fmt.Errorf("the events are:\n%s", said)
@@ -123,7 +122,7 @@ func TestAPinholeFollowsItsServiceAndKeepsWhatItsUserWrote(t *testing.T) {
 	}
 	c.eventuallyShown("copied", "copied 192.0.2.86:443/tcp")
 	// Until then it looks as if that node served it.
-	if err := lab.Poll(30*time.Second, func() error {
+	if err := lab.Poll(patience, func() error {
 		if said, _ := c.kubectl("", "get", "ph", "copied", "-o", "jsonpath={.metadata.labels}"); said != `{"team":"web"}` {
 			return fmt.Errorf("the labels of the copy are %s", said)
 		}
@@ -176,7 +175,7 @@ func TestAnAgentServesAPinholeThatAUserWrote(t *testing.T) {
 	}
 	c.pause(false)
 	c.eventuallyShown("web", "NotFound")
-	if err := lab.Poll(controllerPatience, func() error {
+	if err := lab.Poll(patience, func() error {
 		entries, err := agent.Entries()
 		if err == nil && strings.Contains(entries, "192.0.2.83") {
 			err = fmt.Errorf("the kernel still has %s", entries)
