@@ -316,7 +316,7 @@ pub fn parse<'a>(words: impl Iterator<Item = &'a str>) -> Option<Rule> {
             "-o" => rule.output = Some(words.next()?.parse().ok()?),
             "-p" => rule.protocol = Some(protocol(words.next()?)?),
             "-m" => module = words.next()?,
-            "--dport" => rule.ports = Some(ports(words.next()?, ':')?),
+            "--dport" if rule.protocol.is_some() => rule.ports = Some(ports(words.next()?, ':')?),
             "--comment" => rule.comment = Some(words.next()?.into()),
             "--ctstate" => rule.matches.push(Match::State(states(words.next()?)?)),
             "--mark" if module == "connmark" => {
@@ -327,7 +327,7 @@ pub fn parse<'a>(words: impl Iterator<Item = &'a str>) -> Option<Rule> {
                 "REPLY" => rule.matches.push(Match::Reply),
                 _ => return None,
             },
-            "-g" => action = Some(Action::Goto(words.next()?.to_owned())),
+            "-g" => action = Some(Action::Goto(chain(words.next()?)?)),
             "-j" => action = Some(parse_action(words.next()?, &mut words, rule.ports)?),
             _ => return None,
         }
@@ -357,7 +357,7 @@ fn parse_action<'a>(
         ("MARK", Some("--set-xmark"), Some(to), None) => Some(Action::SetMark(Bits::parse(to)?)),
         ("DNAT", Some("--to-destination"), Some(to), None) => parse_dnat(to, matched),
         ("DNAT" | "SNAT" | "MASQUERADE" | "CONNMARK" | "MARK", ..) => None,
-        (chain, None, None, None) => Some(Action::Jump(chain.to_owned())),
+        (name, None, None, None) => Some(Action::Jump(chain(name)?)),
         _ => None,
     }
 }
@@ -374,9 +374,16 @@ fn parse_dnat(text: &str, matched: Option<PortRange>) -> Option<Action> {
     let offset = match base {
         // A range without its base lets the kernel choose the port.
         None => mapped.is_single(),
-        Some(base) => base.parse().ok() == matched.map(PortRange::first),
+        Some(base) => matched.is_some_and(|matched| base.parse() == Ok(matched.first())),
     };
     offset.then_some(Action::Dnat { to, ports: Some(mapped) })
+}
+
+/// The name of a chain, as it can stand in a line of its own.
+fn chain(text: &str) -> Option<String> {
+    let is_plain =
+        !text.is_empty() && text.chars().all(|each| each.is_ascii_graphic() && !matches!(each, '"' | '\\'));
+    is_plain.then(|| text.to_owned())
 }
 
 fn net(text: &str) -> Option<IpNet> {
@@ -441,16 +448,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_name_of_a_chain_is_none() {
+        for name in ["", "PINHOLE DNAT", "PINHOLE\0", "\"PINHOLE\"", "PINHOLE\\"] {
+            assert_eq!(parse(["-j", name].into_iter()), None, "{name:?}");
+            assert_eq!(parse(["-g", name].into_iter()), None, "{name:?}");
+        }
+    }
+
+    #[test]
     fn rules_that_this_program_never_writes_are_not_guessed_at() {
         for foreign in [
             "-i eth0 -p tcp -j ACCEPT",
             "-p tcp -m tcp --sport 25 -j DROP",
+            "-m tcp --dport 25 -j DROP",
             "! -s 10.0.0.0/8 -j DROP",
             "-p tcp -m tcp ! --tcp-flags SYN,ACK SYN -j DROP",
             "-o wg+ -j ACCEPT",
             "-m addrtype ! --dst-type MULTICAST -j ACCEPT",
             "-p tcp -m tcp --dport 70:80 -j DNAT --to-destination 10.244.1.9:70-80",
             "-p tcp -m tcp --dport 70:80 -j DNAT --to-destination 10.244.1.9:170-180/60",
+            "-p tcp -j DNAT --to-destination 10.244.1.9:170-180/first",
             "-j MASQUERADE",
             "-j REJECT --reject-with icmp-port-unreachable",
             "-j CONNMARK --set-xmark 0x1000/0xffffffff",
