@@ -138,14 +138,17 @@ func TestWithClaimsAPortIsGrantedByAPoolAndByNothingElse(t *testing.T) {
 
 // fromPool is a pod that serves on a port which a pool finds, and has what it was told in its environment.
 func fromPool(name, pool string, specification ...string) string {
-	manifest := webPod(name, "pinhole.dev/expose", "auto:8080", specification...)
-	for _, change := range [][2]string{
-		{"annotations: {", "annotations: {pinhole.dev/pool: " + pool + ", "},
-		{"      readinessProbe:", "      env: [{name: ENDPOINTS, valueFrom: {fieldRef: {fieldPath: \"metadata.annotations['pinhole.dev/endpoints']\"}}}]\n      readinessProbe:"},
-	} {
-		manifest = strings.Replace(manifest, change[0], change[1], 1)
-	}
-	return manifest
+	manifest := withEndpointsInItsEnvironment(webPod(name, "pinhole.dev/expose", "auto:8080", specification...))
+	return strings.Replace(manifest, "annotations: {", "annotations: {pinhole.dev/pool: "+pool+", ", 1)
+}
+
+// withEndpointsInItsEnvironment is a manifest whose process is told what leads to it.
+func withEndpointsInItsEnvironment(manifest string) string {
+	const probe = "readinessProbe:"
+	before, after, _ := strings.Cut(manifest, probe)
+	margin := before[strings.LastIndex(before, "\n")+1:]
+	told := "env: [{name: ENDPOINTS, valueFrom: {fieldRef: {fieldPath: \"metadata.annotations['pinhole.dev/endpoints']\"}}}]\n"
+	return before + told + margin + probe + after
 }
 
 // told is the only port that a pod's process knows to lead to it.

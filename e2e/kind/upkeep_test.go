@@ -1,6 +1,7 @@
 package kind
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 	"strings"
@@ -137,14 +138,20 @@ func TestARestartOfAllNodesBringsEveryPortBack(t *testing.T) {
 	unreachable(t, address, 8049)
 }
 
-// installed tells what of Pinhole is not ready.
+// installed tells what of Pinhole is not ready, or has still to end: a replica from before answers what comes over its
+// connections until then.
 func installed() error {
 	for _, part := range []string{"deployment/pinhole-webhook", "daemonset/pinhole-agent"} {
 		if output, err := tryKubectl("", "--namespace", system, "rollout", "status", part, "--timeout=20s"); err != nil {
 			return fmt.Errorf("%w: %s", err, output)
 		}
 	}
-	return nil
+	ending, err := tryKubectl("", "--namespace", system, "get", "pods", "--output",
+		"jsonpath={range .items[?(@.metadata.deletionTimestamp)]}{.metadata.name} {end}")
+	if err == nil && ending != "" {
+		err = errors.New("still ending: " + ending)
+	}
+	return err
 }
 
 func TestAFirewallThatDropsForwardedTrafficIsToldWithItsFix(t *testing.T) {

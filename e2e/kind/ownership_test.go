@@ -1,0 +1,107 @@
+package kind
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestWithClaimsAPortIsHandedToAnotherDeploymentWithoutALostConnection(t *testing.T) {
+	installPlugin(t)
+	address := addressesOf(t, worker).v4
+	s, _ := withClaims(t, "handed", address)
+	web := func(name string) string {
+		return webDeployment(name, "pinhole.dev/expose", address+":8130:8080", 1, atNode(worker))
+	}
+	s.apply(web("blue"))
+	s.ready("app=blue")
+	blue := s.onlyPod("app=blue").Metadata.Name
+	s.programmed(blue)
+	const command = "transfer deployment/blue --to deployment/green"
+	if said := s.refused(web("green")); !strings.Contains(said, "kubectl pinhole "+command) {
+		t.Errorf("whoever comes second reads\n%s\nwithout the way out", said)
+	}
+
+	calls := keepCalling(address, 8130)
+	if said, code := plugin(t, append(strings.Fields(command), "--namespace", s.namespace)...); code != 0 {
+		t.Fatalf("it ends with %d:\n%s", code, said)
+	}
+	s.apply(web("green"))
+	s.ready("app=green")
+	green := s.onlyPod("app=green").Metadata.Name
+	s.programmed(green)
+	s.kubectl("delete", "deployment", "blue")
+	eventually(t, 60*time.Second, "the old one is gone", func() error {
+		if left := s.pods("app=blue"); len(left) != 0 {
+			return fmt.Errorf("%d pods", len(left))
+		}
+		return nil
+	})
+	made := calls.finish()
+	if len(made.failures) != 0 || strings.Join(made.answers, " ") != blue+" "+green {
+		t.Errorf("%d connections failed (%v); answers came from %v, expected %s and then %s", len(made.failures), made.failures, made.answers, blue, green)
+	}
+	if holder := kubectl(t, "", "get", "portclaim", "v4-"+strings.ReplaceAll(address, ".", "-")+"-tcp-8130", "--output", "jsonpath={.spec.holder.name}"); holder != "green" {
+		t.Errorf("the claim is held by %q", holder)
+	}
+}
+
+func TestWithClaimsThePodOfAStatefulSetIsToldAndServedByTheSamePortAgain(t *testing.T) {
+	address := addressesOf(t, worker).v4
+	s, pool := withClaims(t, "fixed", address)
+	set := workloads[0].manifest(0, atNode(worker))
+	set = strings.Replace(set, `{pinhole.dev/expose: "0:8080"}`, fmt.Sprintf(`{pinhole.dev/pool: %s, pinhole.dev/expose: "fixed:8080"}`, pool), 1)
+	s.apply(withEndpointsInItsEnvironment(set))
+	s.ready("app=statefulset")
+	at, port := s.told("statefulset-0")
+	if answer := reaches(t, at, port, "hostname"); answer != "statefulset-0" {
+		t.Errorf("it was told %s:%d, where %s answers", at, port, answer)
+	}
+	first := s.onlyPod("app=statefulset").Metadata.UID
+
+	s.kubectl("delete", "pod", "statefulset-0", "--grace-period=1")
+	// Who comes while it is away gets another one.
+	s.apply(fromPool("between", pool, atNode(worker)))
+	eventually(t, 60*time.Second, "its pod is made again", func() error {
+		if found := s.pods("app=statefulset"); len(found) != 1 || found[0].Metadata.UID == first {
+			return fmt.Errorf("there are %d", len(found))
+		}
+		return nil
+	})
+	s.ready("app=statefulset")
+	s.programmed("statefulset-0")
+	if again, samePort := s.told("statefulset-0"); again != at || samePort != port {
+		t.Errorf("it had %s:%d, and was told %s:%d", at, port, again, samePort)
+	}
+	if answer := reaches(t, at, port, "hostname"); answer != "statefulset-0" {
+		t.Errorf("%s answers", answer)
+	}
+	s.ready("app=between")
+	if _, other := s.told("between"); other == port {
+		t.Errorf("another pod was told %d as well", other)
+	}
+}
+
+func TestWithClaimsAPodThatAsksInTheWordsOfACKIsReached(t *testing.T) {
+	address := addressesOf(t, worker).v4
+	s, pool := withClaims(t, "dnat", address)
+	t.Cleanup(func() { install(t) })
+	install(t, "--set", "policy.compat={ack}")
+	eventually(t, 120*time.Second, "all parts read ACK's words", installed)
+
+	pod := withEndpointsInItsEnvironment(webPod("game", "k8s.aliyun.com/pod-dnat", "true", atNode(worker)))
+	pod = strings.Replace(pod, "annotations: {", "annotations: {pinhole.dev/pool: "+pool+`, k8s.aliyun.com/pod-dnat-expose-port: "8080", `, 1)
+	s.apply(pod)
+	s.ready("app=game")
+	at, port := s.told("game")
+	if answer := reaches(t, at, port, "hostname"); at != address || answer != "game" {
+		t.Errorf("it was told %s:%d, where %s answers", at, port, answer)
+	}
+	wrong := strings.Replace(strings.Replace(pod, "name: game", "name: wrong", 1), `expose-port: "8080"`, `expose-port: "80-90"`, 1)
+	if said := s.refused(wrong); !strings.Contains(said, "k8s.aliyun.com/pod-dnat-expose-port") {
+		t.Errorf("a list that means nothing is refused with\n%s", said)
+	}
+	s.kubectl("delete", "pod", "game", "--grace-period=1")
+	unreachable(t, address, port)
+}
