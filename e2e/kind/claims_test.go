@@ -10,6 +10,9 @@ import (
 	"time"
 )
 
+// openPool is a NatPool that opens an address to every namespace, with its name and the address to be filled in.
+const openPool = `{apiVersion: pinhole.dev/v1alpha1, kind: NatPool, metadata: {name: %s}, spec: {addresses: [%q], namespaces: {all: true}}}`
+
 // withClaims is a scene in a cluster with claims, in which a pool opens an address to every namespace until the end.
 func withClaims(t *testing.T, namespace, address string) (s scene, pool string) {
 	t.Helper()
@@ -18,8 +21,7 @@ func withClaims(t *testing.T, namespace, address string) (s scene, pool string) 
 	}
 	// One of an earlier run goes once the ports that it granted have cooled down.
 	pool = fmt.Sprintf("%s-%d", namespace, time.Now().Unix())
-	const manifest = `{apiVersion: pinhole.dev/v1alpha1, kind: NatPool, metadata: {name: %s}, spec: {addresses: [%q], namespaces: {all: true}}}`
-	kubectl(t, fmt.Sprintf(manifest, pool, address), "apply", "--filename=-")
+	kubectl(t, fmt.Sprintf(openPool, pool, address), "apply", "--filename=-")
 	// After the scene, whose claims it waits for.
 	t.Cleanup(func() { kubectl(t, "", "delete", "natpool", pool, "--wait=false") })
 	return newScene(t, namespace), pool

@@ -105,3 +105,61 @@ func TestWithClaimsAPodThatAsksInTheWordsOfACKIsReached(t *testing.T) {
 	s.kubectl("delete", "pod", "game", "--grace-period=1")
 	unreachable(t, address, port)
 }
+
+// Somebody deletes the definitions, and with them every claim and every report, finalizers or not; then an upgrade puts them back.
+func TestWithClaimsWhatFlowsGoesOnWhileTheDefinitionsVanishAndComeBack(t *testing.T) {
+	address := addressesOf(t, worker).v4
+	s, pool := withClaims(t, "vanished", address)
+	s.apply(webPod("web", "pinhole.dev/expose", address+":8134:8080", atNode(worker)))
+	s.ready("app=web")
+	s.programmed("web")
+	// Helm alone does not get over a definition that is gone, while something in the release is of its kind.
+	putBack := func() {
+		kubectl(t, "", "apply", "--server-side", "--filename", chart+"/files/crds")
+		install(t)
+	}
+	t.Cleanup(putBack)
+
+	s.keepsFlowing(address, 8134, func() {
+		vanishing := []string{"crd/portclaims.pinhole.dev", "crd/natnodes.pinhole.dev", "crd/natpools.pinhole.dev", "crd/pinholes.pinhole.dev"}
+		kubectl(t, "", append([]string{"delete", "--wait=false"}, vanishing...)...)
+		eventually(t, 60*time.Second, "the definitions are gone", func() error {
+			for _, kind := range []string{"pinholes", "natpools"} {
+				letGo(kind)
+			}
+			output, err := tryKubectl("", append([]string{"get", "--ignore-not-found", "--output=name"}, vanishing...)...)
+			if err != nil || output != "" {
+				return fmt.Errorf("%w: %s", err, output)
+			}
+			return nil
+		})
+		// Long enough for every watch to have noticed.
+		time.Sleep(15 * time.Second)
+		putBack()
+		kubectl(t, fmt.Sprintf(openPool, pool, address), "apply", "--filename=-")
+		eventually(t, 180*time.Second, "the port is claimed and reported again", func() error {
+			claim := "portclaim/v4-" + strings.ReplaceAll(address, ".", "-") + "-tcp-8134"
+			for _, each := range [][2]string{{claim, "jsonpath={.spec.state}=Bound"}, {"ph/web", "condition=Programmed"}} {
+				if output, err := tryKubectl("", "--namespace", s.namespace, "wait", each[0], "--for="+each[1], "--timeout=5s"); err != nil {
+					return fmt.Errorf("%w: %s", err, output)
+				}
+			}
+			return nil
+		})
+	})
+}
+
+// letGo takes the finalizers off whatever there is of a kind, as somebody does who is tired of waiting.
+func letGo(kind string) {
+	found, _ := tryKubectl("", "get", kind+".pinhole.dev", "--all-namespaces", "--output",
+		`jsonpath={range .items[*]}{.metadata.namespace}{" "}{.metadata.name}{"\n"}{end}`)
+	for line := range strings.Lines(found) {
+		// Of a kind without namespaces, only the name is there.
+		words := strings.Fields(line)
+		arguments := []string{"patch", kind + ".pinhole.dev", words[len(words)-1], "--type=merge", "--patch", `{"metadata":{"finalizers":null}}`}
+		if len(words) == 2 {
+			arguments = append(arguments, "--namespace", words[0])
+		}
+		_, _ = tryKubectl("", arguments...)
+	}
+}

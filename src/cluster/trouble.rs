@@ -10,7 +10,8 @@ pub(super) fn describe(error: &kube::Error) -> String {
         kube::Error::Api(status) => {
             let advice = match status.code {
                 401 => "; the credentials are not accepted: renew the token or the kubeconfig",
-                403 => "; grant it as webhook-config/self.yaml does",
+                // Admission, a namespace or a definition that is going says 403 as well.
+                403 if status.message.contains(" cannot ") => "; grant it as webhook-config/self.yaml does",
                 404 => "; the API server does not serve this resource",
                 _ => "",
             };
@@ -86,4 +87,24 @@ pub(super) fn causes(error: &dyn Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    #[test]
+    fn a_right_is_advised_where_one_is_missing_and_not_for_everything_that_is_forbidden() {
+        let refused =
+            |message: &str| kube::Error::Api(Box::new(Status::failure(message, "Forbidden").with_code(403)));
+        let missing = "pods is forbidden: User \"pinhole\" cannot list resource \"pods\"";
+        assert_eq!(
+            describe(&refused(missing)),
+            format!("HTTP 403: {missing}; grant it as webhook-config/self.yaml does")
+        );
+        let going = "natnodes.pinhole.dev \"a\" is forbidden: create not allowed while custom resource definition is terminating";
+        assert_eq!(describe(&refused(going)), format!("HTTP 403: {going}"));
+    }
 }
