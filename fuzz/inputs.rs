@@ -3,7 +3,11 @@
 use std::collections::BTreeMap;
 
 use pinhole::admission::policy::Policy;
+use pinhole::admission::subject::Subject;
 use pinhole::admission::wanted;
+use pinhole::api::object::Metadata;
+use pinhole::api::object::Object;
+use pinhole::api::object::OwnerReference;
 use pinhole::dataplane::iptables::decode::decode;
 use pinhole::dataplane::iptables::names::Names;
 use pinhole::dataplane::iptables::parse::parse;
@@ -44,9 +48,17 @@ pub(crate) fn annotation(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
     for key in ["pinhole.dev/nat", "pinhole.dev/expose"] {
         let annotations = BTreeMap::from([(key.to_owned(), text.to_owned())]);
-        let Some(wanted) = wanted::read(&annotations, "metadata.annotations", &Policy::default()) else {
-            continue;
+        let set = OwnerReference {
+            kind: "StatefulSet".to_owned(),
+            name: "lobby".to_owned(),
+            ..OwnerReference::default()
         };
+        let owner_references = vec![OwnerReference { controller: true, ..set }];
+        let metadata =
+            Metadata { name: "lobby-3".to_owned(), annotations, owner_references, ..Metadata::default() };
+        let pod = Object { kind: "Pod".to_owned(), metadata, ..Object::default() };
+        let wanted = Subject::of(&pod).and_then(|subject| wanted::of(&subject, &Policy::default()));
+        let Some(wanted) = wanted else { continue };
         for mapping in wanted.mappings() {
             assert_eq!(mapping.external().count(), mapping.target().count());
         }

@@ -15,6 +15,7 @@ pub mod index;
 mod json;
 mod misplaced;
 mod occupied;
+mod ordinals;
 pub mod pinhole;
 pub mod policy;
 pub mod reservation;
@@ -138,7 +139,7 @@ fn judge(
         evidence: Vec::new(),
     };
     decision.violations.extend(misplaced);
-    decision.violations.extend(spread::is_asked_for(&subject, &decision.mappings).err());
+    decision.violations.extend(spread::is_asked_for(&subject, of_one_pod(&wanted.entries)).err());
     decision.violations.extend(handover::violation(&subject));
     judge_alone(&subject, &request.namespace, &wanted.entries, world, &mut decision);
     decision.violations.extend(fixed::violations(&subject, &wanted.automatic, world.policy));
@@ -147,6 +148,7 @@ fn judge(
     occupied::judge(&subject, &request.namespace, &wanted.entries, world, &mut decision);
     judge_others(&subject, &request.namespace, &wanted.entries, world, &mut decision);
     violation::sort(&mut decision.violations);
+    violation::fold(&mut decision.violations);
     decision.warnings.extend(warning::shared_by_replicas(&subject, &wanted.entries));
     decision.warnings.extend(warning::spread_in_vain(&subject, &wanted.entries));
     decision.warnings.extend(warning::gate_in_vain(&subject, world.policy));
@@ -186,8 +188,22 @@ fn asking_subject<'a>(request: &'a Request, policy: &Policy) -> Option<Subject<'
             .request_keys()
             .all(|key| old.metadata.annotations.get(key) == subject.metadata.annotations.get(key)),
     };
-    let is_ratcheted = request.operation == Operation::Update && old.is_some_and(|old| unchanged(&old));
+    let asks_for_nothing_new =
+        |old: &Subject<'_>| unchanged(old) && !ordinals::has_more(old, &subject, policy);
+    let is_ratcheted =
+        request.operation == Operation::Update && old.is_some_and(|old| asks_for_nothing_new(&old));
     (!is_ratcheted).then_some(subject)
+}
+
+/// What each single pod asks for, of what a template does for all of them.
+fn of_one_pod(entries: &[Located]) -> impl Iterator<Item = &Mapping> + Clone {
+    // Those of the other pods stand behind it, and are of the same field.
+    let is_first = |at: usize, entry: &Located| {
+        let before = at.checked_sub(1).and_then(|before| entries.get(before));
+        before.is_none_or(|before| entry.ordinal.is_none() || before.port_field != entry.port_field)
+    };
+    let each = entries.iter().enumerate().filter(move |(at, entry)| is_first(*at, entry));
+    each.map(|(_, entry)| &entry.mapping)
 }
 
 /// The rules that need no other object.

@@ -85,8 +85,11 @@ impl Judge<'_> {
         scope: &Scope,
         held: &[Arc<Holding>],
     ) -> Option<(Violation, Vec<Evidence>)> {
-        let mut others: Vec<_> =
-            held.iter().filter(|held| self.is_of_another(&entry.mapping, held)).collect();
+        // What a template keeps for the pods of a set keeps nobody from going on, and where it was claimed the claim tells.
+        let goes_on = self.is_claimed(scope) || held.iter().any(|held| self.is_its_own(&entry.mapping, held));
+        let counts = |held: &&Arc<Holding>| !(held.is_only_kept() && goes_on);
+        let others = held.iter().filter(counts).filter(|held| self.is_of_another(&entry.mapping, held));
+        let mut others: Vec<_> = others.collect();
         others.sort_by_key(|held| (held.since.clone(), held.object.clone()));
         let first = others.first()?;
         let mut evidence: Vec<_> = others.iter().map(|held| Evidence::Object(held.object.clone())).collect();
@@ -95,12 +98,20 @@ impl Judge<'_> {
             .filter_map(|held| self.holder(held).err())
             .chain(self.claimant.as_ref().err().cloned());
         evidence.extend(unknown_owners.map(Evidence::Object));
-        if self.can_be_handed_over(scope) {
+        if self.is_claimed(scope) {
             // Whom it names as its heir stands on the holder itself.
             let holders = others.iter().filter_map(|held| grant::root_of(&self.holder(held).ok()?));
             evidence.extend(holders.map(Evidence::Object));
         }
         Some((self.violation(entry, scope, first), evidence))
+    }
+
+    /// Whether the claimant itself holds this, all that it asks for.
+    fn is_its_own(&self, mapping: &Mapping, held: &Holding) -> bool {
+        let has_all = held.ports.intersection(mapping.external()) == Some(mapping.external());
+        let is_its =
+            || self.claimant.as_ref().is_ok_and(|claimant| self.holder(held).as_ref() == Ok(claimant));
+        has_all && is_its()
     }
 
     fn is_of_another(&self, mapping: &Mapping, held: &Holding) -> bool {
@@ -122,11 +133,11 @@ impl Judge<'_> {
     fn is_handed_over(&self, mapping: &Mapping, held: &Holding, claimant: &Holder, holder: &Holder) -> bool {
         let heirs = self.world.index.heirs();
         let goes_on = || heirs.passes(claimant, holder) && grant::has_already(self.world, claimant, mapping);
-        self.can_be_handed_over(&held.scope) && (heirs.passes(holder, claimant) || goes_on())
+        self.is_claimed(&held.scope) && (heirs.passes(holder, claimant) || goes_on())
     }
 
-    /// Only what is claimed is handed over, and pools are known exactly where claims are on.
-    fn can_be_handed_over(&self, scope: &Scope) -> bool {
+    /// Whether claims say who has a port, which can then be handed over. Pools are known exactly where claims are on.
+    fn is_claimed(&self, scope: &Scope) -> bool {
         self.world.index.pools().is_some() && matches!(scope, Scope::Address(_))
     }
 
@@ -192,7 +203,7 @@ impl Judge<'_> {
         if held.terminating {
             return "try again when it is gone, or choose another external port".to_owned();
         }
-        let from = self.holder(held).ok().filter(|_| self.can_be_handed_over(&held.scope));
+        let from = self.holder(held).ok().filter(|_| self.is_claimed(&held.scope));
         let verb = from.zip(self.claimant.as_ref().ok()).and_then(|(from, to)| transfer_verb(&from, to));
         format!("choose another external port, {}", or_free_it(verb))
     }

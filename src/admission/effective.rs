@@ -99,7 +99,7 @@ pub fn mutate(request: &Request, policy: &Policy) -> Option<Patch> {
     }
     // Where a pod may run can be said only once.
     let placement = is_new.then(|| {
-        let is_spread = spread::is_asked_for(&subject, &mappings) == Ok(true);
+        let is_spread = spread::is_asked_for(&subject, mappings.iter()) == Ok(true);
         spread::required_terms(&subject, &ports, is_spread).map(|terms| require(&subject, terms))
     });
     // A gate can be taken off at any time, and given to a new pod alone.
@@ -122,7 +122,7 @@ fn granted(mappings: &[Mapping], policy: &Policy) -> Option<String> {
 
 /// What the pod asks for, if the request can be read as a whole.
 fn readable(subject: &Subject<'_>, policy: &Policy) -> (Vec<Mapping>, Vec<AutomaticPort>) {
-    let wanted = wanted::read(&subject.metadata.annotations, "", policy);
+    let wanted = wanted::of(subject, policy);
     let whole = wanted.filter(|wanted| wanted.violations.is_empty()).unwrap_or_default();
     (whole.mappings().cloned().collect(), whole.automatic_ports().cloned().collect())
 }

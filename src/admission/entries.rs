@@ -32,6 +32,8 @@ use crate::model::address::Family;
 use crate::model::automatic::AutomaticPort;
 use crate::model::mapping::Address;
 use crate::model::mapping::Mapping;
+use crate::model::ordinals::ORDINAL;
+use crate::model::ordinals::PortByOrdinal;
 use crate::model::port::Port;
 use crate::model::port::PortRange;
 use crate::model::port::Protocol;
@@ -219,10 +221,16 @@ fn wrong_type(name: &str, value: &Value) -> String {
     match name {
         "srcPort" | "srcPortEnd" | "dstPort" => match value.as_str().map(str::trim).map(str::parse::<Port>) {
             Some(Ok(port)) => format!("is text; write the number without quotes: {port}"),
-            _ if name == "srcPort" => {
-                "is not a port; write a whole number from 1 to 65535, or \"auto\" or \"fixed\" for one that a pool finds"
-                    .to_owned()
-            }
+            _ if name == "srcPort" => match value.as_str().filter(|text| text.contains(ORDINAL)) {
+                Some(_) => {
+                    "is not a port by ordinal; write a number from 1 to 65535 and the ordinal after it, as in \"30000+{ordinal}\""
+                        .to_owned()
+                }
+                None => {
+                    "is not a port; write a whole number from 1 to 65535, or \"auto\" or \"fixed\" for one that a pool finds"
+                        .to_owned()
+                }
+            },
             _ => "is not a port; write a whole number from 1 to 65535".to_owned(),
         },
         "ifaceAuto" | "terminateExisting" => {
@@ -293,8 +301,9 @@ fn judge(entry: &NatEntry, path: &str) -> Result<Judged, Vec<Violation>> {
         return Err(violations);
     };
     let terminates = entry.terminate_existing.unwrap_or_default();
-    let (external, target) = match ports {
-        Ports::Named(external, target) => (external, target),
+    let (external, target, ordinal) = match ports {
+        Ports::Named(external, target) => (external, target, None),
+        Ports::ByOrdinal(port, target) => (PortRange::single(port.base), target, Some(0)),
         Ports::Automatic(word, target) => {
             let port = AutomaticPort::new(protocol, target)
                 .with_allowed_sources(sources)
@@ -310,6 +319,7 @@ fn judge(entry: &NatEntry, path: &str) -> Result<Judged, Vec<Violation>> {
                 mapping: mapping.with_allowed_sources(sources).terminating_existing(terminates),
                 port_field: format!("{path}.srcPort"),
                 address_field: format!("{path}.{address_key}"),
+                ordinal,
             }))
         }
         None => Err(violations),
@@ -368,6 +378,7 @@ pub(crate) fn external_address(text: &str) -> Result<ExternalAddress, String> {
 enum Ports {
     Named(PortRange, Port),
     Automatic(Automatic, Port),
+    ByOrdinal(PortByOrdinal, Port),
 }
 
 fn ports(entry: &NatEntry) -> Result<Ports, Problem> {
@@ -379,6 +390,13 @@ fn ports(entry: &NatEntry) -> Result<Ports, Problem> {
     let number = match (entry.src_port, entry.src_port_end) {
         (SourcePort::Number(number), _) => number,
         (SourcePort::Word(word), None) => return Ok(Ports::Automatic(word, target)),
+        (SourcePort::ByOrdinal(port), None) => return Ok(Ports::ByOrdinal(port, target)),
+        (SourcePort::ByOrdinal(port), Some(last)) => {
+            let problem = format!(
+                "goes with a number in srcPort; by {port} each pod has one port, so write one entry for each"
+            );
+            return Err(("srcPortEnd", last.to_string(), problem));
+        }
         (SourcePort::Word(_), Some(last)) => {
             let problem =
                 "goes with a number in srcPort; write one entry for each port that a pool is to find";

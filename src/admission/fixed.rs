@@ -32,7 +32,7 @@ fn problem(subject: &Subject<'_>, policy: &Policy) -> Option<String> {
         (Kind::Pod, None) => return None,
         (kind, _) => kind.name(),
     };
-    if kind == Kind::StatefulSet.name() || policy.stateful_kinds.iter().any(|known| known == kind) {
+    if policy.is_stateful(kind) {
         return None;
     }
     let is_kept = "is kept for the next pod of the same name";

@@ -2,7 +2,8 @@
 //!
 //! What no pool grants is refused, where pools are looked at at all. But what runs is never blocked by a rule that came later:
 //! ports that the holder has asked for already, by its stored template or by another pod of its, stay granted, so that a
-//! rollout, an eviction or a scale-up of it goes on whatever has become of the pools.
+//! rollout, an eviction or a scale-up of it goes on whatever has become of the pools. Ports by ordinal that a template only keeps
+//! are none of them: a set can be scaled without anybody being asked.
 
 use crate::admission::Decision;
 use crate::admission::World;
@@ -143,7 +144,8 @@ pub(crate) fn has_already(world: &World<'_>, holder: &Holder, mapping: &Mapping)
         root.is_some_and(|root| world.index.asks_already(&root, mapping.address(), protocol, ports));
     let is_its = |held: &Holding| {
         let of = world.index.holder(&held.object, held.controller.as_deref());
-        held.ports.intersection(ports) == Some(ports) && of.is_ok_and(|of| of == *holder)
+        let has_all = held.ports.intersection(ports) == Some(ports) && !held.is_only_kept();
+        has_all && of.is_ok_and(|of| of == *holder)
     };
     let held = || match mapping.address() {
         Address::Node => world.index.held_on_nodes(protocol, ports),

@@ -22,6 +22,7 @@ use crate::admission::policy::Policy;
 use crate::admission::subject::PinnedNode;
 use crate::admission::subject::Subject;
 use crate::admission::wanted;
+use crate::admission::wanted::Located;
 use crate::admission::wanted::Wanted;
 use crate::allocation::pool::Pool;
 use crate::allocation::transfer;
@@ -34,7 +35,6 @@ use crate::model::automatic::AutomaticPort;
 use crate::model::holder::Holder;
 use crate::model::holder::ObjectName;
 use crate::model::mapping::Address;
-use crate::model::mapping::Mapping;
 use crate::model::ordinals::Ordinals;
 use crate::model::port::PortRange;
 use crate::model::port::Protocol;
@@ -96,9 +96,17 @@ pub struct Holding {
     pub since: Arc<str>,
     /// Whether the object is being deleted.
     pub terminating: bool,
+    /// Whether they are those of one pod of a set, by its ordinal.
+    pub is_by_ordinal: bool,
 }
 
 impl Holding {
+    /// Whether a template keeps them for a pod by its ordinal. A set can be scaled without anybody being asked, so this alone is
+    /// no sign that they were ever granted.
+    pub fn is_only_kept(&self) -> bool {
+        self.is_by_ordinal && self.object.kind != Kind::Pod
+    }
+
     /// Whether two objects hold the very same ports.
     fn is_same_port(&self, other: &Self) -> bool {
         self.scope == other.scope && self.protocol == other.protocol && self.ports == other.ports
@@ -211,7 +219,7 @@ impl Index {
         self.pools.as_ref()
     }
 
-    /// Whether a stored object asks for these ports already, all of them.
+    /// Whether a stored object was granted these ports by asking for them, all of them.
     pub fn asks_already(
         &self,
         key: &ObjectKey,
@@ -227,7 +235,8 @@ impl Index {
                 (Address::Node, Scope::Address(_)) | (Address::Fixed(_), Scope::Node(_)) => false,
             };
             let is_held = |held: &Arc<Holding>| {
-                is_there(&held.scope) && held.protocol == protocol && covers(held.ports)
+                let is_it = is_there(&held.scope) && held.protocol == protocol && covers(held.ports);
+                is_it && !held.is_only_kept()
             };
             let is_unplaced = || {
                 address == Address::Node
@@ -495,8 +504,12 @@ impl Index {
         let Some(subject) = subject else { return Default::default() };
         let wanted = wanted::of(&subject, &self.policy);
         let is_open = subject.pinned_node().is_none();
-        let mappings = wanted.iter().flat_map(Wanted::mappings);
-        let unplaced = mappings.filter(|mapping| is_open && mapping.address() == Address::Node);
+        let entries = wanted.iter().flat_map(|wanted| &wanted.entries);
+        let is_unplaced = |entry: &&Located| {
+            let is_only_kept = entry.ordinal.is_some() && subject.kind != Kind::Pod;
+            is_open && entry.mapping.address() == Address::Node && !is_only_kept
+        };
+        let unplaced = entries.filter(is_unplaced).map(|entry| &entry.mapping);
         let unplaced = unplaced.map(|mapping| (mapping.protocol(), mapping.external())).collect();
         let automatic = wanted.iter().flat_map(Wanted::automatic_ports).cloned().collect();
         (unplaced, automatic)
@@ -510,7 +523,8 @@ impl Index {
         let controller = object.metadata.controller().cloned().map(Arc::new);
         let uid: Arc<str> = object.metadata.uid.as_str().into();
         let since: Arc<str> = object.metadata.creation_timestamp.as_str().into();
-        let holding = |mapping: &Mapping| {
+        let holding = |entry: &Located| {
+            let mapping = &entry.mapping;
             Some(Arc::new(Holding {
                 scope: scope(mapping.address(), node.as_ref())?,
                 protocol: mapping.protocol(),
@@ -521,9 +535,10 @@ impl Index {
                 node: node.clone(),
                 since: since.clone(),
                 terminating: object.metadata.deletion_timestamp.is_some(),
+                is_by_ordinal: entry.ordinal.is_some(),
             }))
         };
-        wanted.mappings().filter_map(holding).collect()
+        wanted.entries.iter().filter_map(holding).collect()
     }
 }
 

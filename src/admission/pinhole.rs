@@ -79,6 +79,7 @@ pub fn forwards(spec: &PinholeSpec) -> (Vec<Forward>, Vec<Violation>) {
                     mapping: mapping.with_allowed_sources(sources.clone()),
                     port_field: format!("{path}.port"),
                     address_field,
+                    ordinal: None,
                 },
                 port: position,
             }));

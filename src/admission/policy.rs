@@ -6,6 +6,7 @@ use std::fmt;
 
 use crate::admission::ack;
 use crate::api::keys;
+use crate::api::object::Kind;
 use crate::model::label_selector::LabelSelector;
 use crate::model::port_set::PortSet;
 
@@ -86,6 +87,11 @@ impl Policy {
     /// The keys of which a change is a new request.
     pub fn request_keys(&self) -> impl Iterator<Item = &str> {
         self.input_keys().chain(std::iter::once(keys::HANDOVER))
+    }
+
+    /// Whether pods of this kind of workload keep their names when they are replaced.
+    pub fn is_stateful(&self, kind: &str) -> bool {
+        kind == Kind::StatefulSet.name() || self.stateful_kinds.iter().any(|known| known == kind)
     }
 
     /// Whether these annotations ask for ports.

@@ -1,6 +1,7 @@
 //! The short form, with the grammar of `docker run -p` and the external side first:
 //! `[ADDRESS:]EXTERNAL[-END][:POD][/PROTO]`, comma-separated, as in `80,8080:80,53/udp,[2001:db8::1]:443:8443`. The external
-//! side can be left to a pool: `auto:POD[/PROTO]`, or `fixed:POD[/PROTO]`.
+//! side can be left to a pool: `auto:POD[/PROTO]`, or `fixed:POD[/PROTO]`. In a StatefulSet it can go by the pod's ordinal:
+//! `[ADDRESS:]30000+{ordinal}:POD[/PROTO]`.
 
 use crate::admission::entries;
 use crate::admission::suggest;
@@ -15,6 +16,9 @@ use crate::api::annotation::MAX_ENTRIES;
 use crate::model::automatic::AutomaticPort;
 use crate::model::mapping::Address;
 use crate::model::mapping::Mapping;
+use crate::model::ordinals::ORDINAL;
+use crate::model::ordinals::PortByOrdinal;
+use crate::model::ordinals::PortByOrdinalError;
 use crate::model::port::Port;
 use crate::model::port::PortRange;
 use crate::model::port::Protocol;
@@ -48,8 +52,13 @@ pub(crate) fn read(text: &str, path: &str) -> Wanted {
     for (position, item) in items.into_iter().enumerate() {
         let field = format!("{path}[{position}]");
         match parse(item) {
-            Ok(Item::Named(mapping)) => {
-                wanted.entries.push(Located { mapping, port_field: field.clone(), address_field: field });
+            Ok(Item::Named { mapping, ordinal }) => {
+                wanted.entries.push(Located {
+                    mapping,
+                    port_field: field.clone(),
+                    address_field: field,
+                    ordinal,
+                });
             }
             Ok(Item::Automatic(port)) => wanted.automatic.push(LocatedPort { port, field }),
             Err((rule, problem)) => {
@@ -72,7 +81,7 @@ fn about(item: &str, problem: String) -> String {
 
 /// What an item asks for.
 enum Item {
-    Named(Mapping),
+    Named { mapping: Mapping, ordinal: Option<u64> },
     Automatic(AutomaticPort),
 }
 
@@ -97,14 +106,36 @@ fn parse(item: &str) -> Result<Item, (Rule, String)> {
     if let Some(word) = Automatic::ALL.into_iter().find(is_written) {
         return automatic(word, &sides, protocol).map(Item::Automatic).map_err(syntax);
     }
-    let external = read_range(sides.external).map_err(syntax)?;
-    let target = match sides.pod {
-        None => external.first(),
-        Some(text) => read_target(text, external).map_err(syntax)?,
+    let (external, target, ordinal) = if ports.contains(ORDINAL) {
+        let (port, target) = by_ordinal(&sides).map_err(syntax)?;
+        (PortRange::single(port.base), target, Some(0))
+    } else {
+        let external = read_range(sides.external).map_err(syntax)?;
+        let target = match sides.pod {
+            None => external.first(),
+            Some(text) => read_target(text, external).map_err(syntax)?,
+        };
+        (external, target, None)
     };
     Mapping::new(address, protocol, external, target)
-        .map(Item::Named)
+        .map(|mapping| Item::Named { mapping, ordinal })
         .ok_or_else(|| syntax(entries::past_the_end(external, target)))
+}
+
+/// The sides of an item whose external port goes by the pod's ordinal.
+fn by_ordinal(sides: &Sides<'_>) -> Result<(PortByOrdinal, Port), String> {
+    let port: PortByOrdinal =
+        sides.external.trim().parse().map_err(|error: PortByOrdinalError| error.to_string())?;
+    let Some(pod) = sides.pod else {
+        return Err(format!("leaves open which port of the pod is meant; write {port}:9000"));
+    };
+    let target = pod.trim().parse::<Port>().map_err(|_| {
+        format!(
+            "{:?} is not one port; behind {port} every pod has the same one, as in {port}:9000",
+            pod.trim()
+        )
+    })?;
+    Ok((port, target))
 }
 
 /// An item whose external port a pool finds.

@@ -29,7 +29,10 @@ use crate::model::mapping::Mapping;
 pub(crate) const MOST_PORTS: u32 = 64;
 
 /// Whether a pod asks to be spread; what is wrong with the annotation otherwise.
-pub(crate) fn is_asked_for(subject: &Subject<'_>, mappings: &[Mapping]) -> Result<bool, Violation> {
+pub(crate) fn is_asked_for<'m>(
+    subject: &Subject<'_>,
+    mappings: impl Iterator<Item = &'m Mapping>,
+) -> Result<bool, Violation> {
     let Some(text) = subject.metadata.annotations.get(keys::SPREAD) else { return Ok(false) };
     let wrong = |problem: String| Violation {
         field: format!("{}[{}]", subject.annotations_path(), keys::SPREAD),
@@ -37,25 +40,24 @@ pub(crate) fn is_asked_for(subject: &Subject<'_>, mappings: &[Mapping]) -> Resul
         problem,
         rule: Rule::Syntax,
     };
-    match text.as_str() {
-        "false" => Ok(false),
-        "true" if count(mappings) <= MOST_PORTS => Ok(true),
-        "true" => Err(wrong(format!(
-            "is possible with at most {MOST_PORTS} ports of the node's own address, and {} are asked for; name fewer, or \
-             keep the pods apart by an affinity of your own",
-            count(mappings)
+    match (text.as_str(), count(mappings)) {
+        ("false", _) => Ok(false),
+        ("true", ports) if ports <= MOST_PORTS => Ok(true),
+        ("true", ports) => Err(wrong(format!(
+            "is possible with at most {MOST_PORTS} ports of the node's own address, and {ports} are asked for; name fewer, or \
+             keep the pods apart by an affinity of your own"
         ))),
         _ => Err(wrong(r#"is neither "true" nor "false""#.to_owned())),
     }
 }
 
 /// How many ports of the node's own address are asked for.
-fn count(mappings: &[Mapping]) -> u32 {
+fn count<'m>(mappings: impl Iterator<Item = &'m Mapping>) -> u32 {
     of_node(mappings).map(|mapping| mapping.external().count()).sum()
 }
 
-fn of_node(mappings: &[Mapping]) -> impl Iterator<Item = &Mapping> {
-    mappings.iter().filter(|mapping| mapping.address() == Address::Node)
+fn of_node<'m>(mappings: impl Iterator<Item = &'m Mapping>) -> impl Iterator<Item = &'m Mapping> {
+    mappings.filter(|mapping| mapping.address() == Address::Node)
 }
 
 /// The labels that tell which ports of its node a pod asks for. The value stands for its holder.
@@ -64,11 +66,11 @@ pub(crate) fn labels(
     namespace: &str,
     mappings: &[Mapping],
 ) -> BTreeMap<String, String> {
-    if MOST_PORTS < count(mappings) {
+    if MOST_PORTS < count(mappings.iter()) {
         return BTreeMap::new();
     }
     let holder = format!("{:016x}", fnv1a(holder(subject, namespace).to_string().as_bytes()));
-    let ports = of_node(mappings).flat_map(|mapping| {
+    let ports = of_node(mappings.iter()).flat_map(|mapping| {
         let protocol = mapping.protocol();
         mapping.external().ports().map(move |port| format!("{}{protocol}-{port}", keys::PORT_LABEL_PREFIX))
     });

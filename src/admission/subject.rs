@@ -7,6 +7,7 @@ use crate::api::object::Metadata;
 use crate::api::object::NodeSelectorRequirement;
 use crate::api::object::Object;
 use crate::api::object::Spec;
+use crate::model::ordinals::Ordinals;
 
 /// A pod or a workload's pod template, and where in the object its fields are.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +22,8 @@ pub struct Subject<'a> {
     pub spec: &'a Spec,
     /// The workload's replicas; 1 where it says nothing or has none.
     pub replicas: i64,
+    /// Of a StatefulSet, the ordinals of its pods.
+    pub ordinals: Option<Ordinals>,
     /// The path of the pod's parts inside the object: empty, or `spec.template.` and the like.
     pub prefix: &'static str,
     /// What a Pinhole asks for, which has no pod.
@@ -46,7 +49,8 @@ impl<'a> Subject<'a> {
             }
         };
         let replicas = object.spec.replicas.unwrap_or(1);
-        Some(Self { kind, owner: &object.metadata, metadata, spec, replicas, prefix, pinhole })
+        let ordinals = object.ordinals();
+        Some(Self { kind, owner: &object.metadata, metadata, spec, replicas, ordinals, prefix, pinhole })
     }
 
     /// The path of the pod's annotations.

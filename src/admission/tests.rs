@@ -9,6 +9,7 @@ mod forms;
 mod handover;
 mod mutation;
 mod occupied;
+mod ordinals;
 mod pools;
 mod rules;
 mod spread;

@@ -98,6 +98,24 @@ pub(crate) fn sort(violations: &mut [Violation]) {
     violations.sort_by(|a, b| place(&a.field).cmp(&place(&b.field)));
 }
 
+/// Says once what is said in the same words of several values of one field, as of the ports of a set's pods.
+pub(crate) fn fold(violations: &mut Vec<Violation>) {
+    let alike = |one: &Violation, other: &Violation| {
+        one.field == other.field && one.problem == other.problem && one.rule == other.rule
+    };
+    let mut folded: Vec<Violation> = Vec::with_capacity(violations.len());
+    for same in violations.chunk_by(alike) {
+        let [first, others @ ..] = same else { continue };
+        let value = match others {
+            [] => first.value.clone(),
+            [second] => format!("{}, {}", first.value, second.value),
+            [.., last] => format!("{}, ..., {} ({} in all)", first.value, last.value, same.len()),
+        };
+        folded.push(Violation { value, ..first.clone() });
+    }
+    *violations = folded;
+}
+
 fn place(path: &str) -> (Option<u64>, Vec<(u64, &str)>) {
     (entry(path), natural(path))
 }
@@ -188,6 +206,20 @@ mod tests {
         ];
         sort(&mut of_one_field);
         assert_eq!(of_one_field.map(|violation| violation.rule), [Rule::Restricted, Rule::Conflict]);
+    }
+
+    #[test]
+    fn what_is_wrong_with_several_values_of_a_field_in_the_same_way_is_said_once() {
+        let of = |field: &str, value: &str| Violation { value: value.into(), ..violation(field) };
+        let other = Violation { problem: "is worse".into(), ..violation("b") };
+        let mut violations =
+            vec![of("a", "1"), of("a", "2"), of("a", "3"), of("b", "4"), of("b", "5"), other, of("c", "")];
+        fold(&mut violations);
+        let shown: Vec<_> = violations.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            shown,
+            ["a: 1, ..., 3 (3 in all): is bad", "b: 4, 5: is bad", "b: 1: is worse", "c: is bad"]
+        );
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::admission::ack;
 use crate::admission::entries;
+use crate::admission::ordinals;
 use crate::admission::pinhole;
 use crate::admission::policy::Policy;
 use crate::admission::short_form;
@@ -18,6 +19,7 @@ use crate::api::keys;
 use crate::model::automatic::AutomaticPort;
 use crate::model::mapping::ExternalPorts;
 use crate::model::mapping::Mapping;
+use crate::model::ordinals::Ordinals;
 
 /// A mapping and where it was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +30,8 @@ pub struct Located {
     pub port_field: String,
     /// The path of the field that names its address.
     pub address_field: String,
+    /// The ordinal of the pod that it is for, where the external port goes by that.
+    pub ordinal: Option<u64>,
 }
 
 /// A port that a pool is to find, and where it was written.
@@ -64,16 +68,23 @@ impl Wanted {
 
 /// Reads what a subject asks for; `None` when it asks for nothing.
 pub fn of(subject: &Subject<'_>, policy: &Policy) -> Option<Wanted> {
-    let Some(spec) = subject.pinhole else {
-        return read(&subject.metadata.annotations, &subject.annotations_path(), policy);
-    };
+    let Some(spec) = subject.pinhole else { return of_pods(subject, policy) };
     let mut wanted = pinhole::read(spec);
-    wanted.violations.extend(duplicates(&wanted.entries, "Pinhole"));
+    wanted.violations.extend(duplicates(&wanted.entries, "Pinhole", Ordinals::default()));
+    Some(wanted)
+}
+
+/// Reads what a pod's annotations ask for, or those of a template for all of its pods.
+fn of_pods(subject: &Subject<'_>, policy: &Policy) -> Option<Wanted> {
+    let mut wanted = read(&subject.metadata.annotations, &subject.annotations_path(), policy)?;
+    let ordinals = ordinals::settle(&mut wanted, subject, policy);
+    wanted.violations.extend(duplicates(&wanted.entries, "pod", ordinals));
+    ordinals::number(&mut wanted, ordinals);
     Some(wanted)
 }
 
 /// Reads the annotations found at `path`; `None` when no key of theirs asks for anything.
-pub fn read(annotations: &BTreeMap<String, String>, path: &str, policy: &Policy) -> Option<Wanted> {
+fn read(annotations: &BTreeMap<String, String>, path: &str, policy: &Policy) -> Option<Wanted> {
     let given: Vec<_> = policy.asking_keys(annotations).collect();
     let mut wanted = match given.as_slice() {
         [] => return None,
@@ -91,7 +102,6 @@ pub fn read(annotations: &BTreeMap<String, String>, path: &str, policy: &Policy)
             return Some(Wanted { violations: vec![violation], ..Wanted::default() });
         }
     };
-    wanted.violations.extend(duplicates(&wanted.entries, "pod"));
     wanted.violations.extend(repeated(&wanted.automatic));
     wanted.violations.extend(half_fixed(&wanted.automatic));
     if !policy.finds_ports {
@@ -152,28 +162,36 @@ fn unfindable(automatic: &LocatedPort) -> Violation {
 }
 
 /// Entries of one object that ask for the same external port.
-fn duplicates(entries: &[Located], object: &str) -> Vec<Violation> {
+fn duplicates(entries: &[Located], object: &str, ordinals: Ordinals) -> Vec<Violation> {
+    let overlap = |one: &Located, other: &Located| {
+        let is_there = one.mapping.address() == other.mapping.address()
+            && one.mapping.protocol() == other.mapping.protocol();
+        let ports = || ordinals::external(one, ordinals).intersection(ordinals::external(other, ordinals));
+        is_there.then(ports).flatten()
+    };
     let mut violations = Vec::new();
     for (position, later) in entries.iter().enumerate() {
-        let Some((earlier, ports)) = entries[..position]
-            .iter()
-            .find_map(|earlier| earlier.mapping.overlap(&later.mapping).map(|ports| (earlier, ports)))
+        let mut earlier = entries[..position].iter();
+        let Some((earlier, ports)) = earlier.find_map(|earlier| Some((earlier, overlap(earlier, later)?)))
         else {
             continue;
         };
         let shared =
             ExternalPorts { address: later.mapping.address(), protocol: later.mapping.protocol(), ports };
-        let problem = if earlier.mapping.external() == later.mapping.external() {
+        let is_same = earlier.ordinal.is_some() == later.ordinal.is_some()
+            && earlier.mapping.external() == later.mapping.external();
+        let problem = if is_same {
             format!("is asked for twice by this {object}; remove one of the two")
         } else {
             format!(
                 "{shared} is asked for by {} too ({}); make the ranges disjoint",
-                earlier.port_field, earlier.mapping
+                earlier.port_field,
+                ordinals::shown(earlier)
             )
         };
         violations.push(Violation {
             field: later.port_field.clone(),
-            value: later.mapping.to_string(),
+            value: ordinals::shown(later),
             problem,
             rule: Rule::Duplicate,
         });

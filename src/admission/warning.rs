@@ -68,7 +68,8 @@ pub(crate) fn ignored_keys(subject: &Subject<'_>, policy: &Policy) -> Vec<String
 
 /// Several replicas with one fixed address and port: only one pod at a time is served.
 pub(crate) fn shared_by_replicas(subject: &Subject<'_>, entries: &[Located]) -> Option<String> {
-    let fixed = entries.iter().find(|entry| entry.mapping.address() != Address::Node)?;
+    let is_shared = |entry: &&Located| entry.mapping.address() != Address::Node && entry.ordinal.is_none();
+    let fixed = entries.iter().find(is_shared)?;
     (1 < subject.replicas).then(|| {
         let (mapping, replicas) = (&fixed.mapping, subject.replicas);
         let which = match handover::of(&subject.metadata.annotations) {

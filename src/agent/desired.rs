@@ -383,6 +383,19 @@ mod tests {
     }
 
     #[test]
+    fn each_pod_of_a_set_is_served_at_the_port_of_its_ordinal() {
+        let owner = json!([{"kind": "StatefulSet", "name": "game", "uid": "uid-game", "controller": true}]);
+        let pod = |name: &str, ip: &str| {
+            pod(name, "30000+{ordinal}:25565", ip, json!({"metadata": {"ownerReferences": owner}}))
+        };
+        let plan = plan_of(vec![pod("game-0", "10.244.1.9"), pod("game-12", "10.244.1.10")]);
+        assert_eq!(
+            entries(&plan),
+            ["203.0.113.7:30000/tcp -> 10.244.1.9:25565", "203.0.113.7:30012/tcp -> 10.244.1.10:25565"]
+        );
+    }
+
+    #[test]
     fn ports_of_a_pod_without_an_address_are_reserved() {
         let starting = json!({"status": {"phase": "Pending", "podIPs": [], "conditions": []}});
         assert_eq!(

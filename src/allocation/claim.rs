@@ -117,6 +117,13 @@ impl Claim {
             && matches!(self.state, ClaimState::Reserved | ClaimState::Bound)
     }
 
+    /// Whether it gives this holder, and not one pod of it, its ports.
+    pub fn is_relied_on_by(&self, holder: &Holder) -> bool {
+        self.slot.is_none()
+            && self.holder == *holder
+            && matches!(self.state, ClaimState::Reserved | ClaimState::Bound)
+    }
+
     /// The same claim in another state from now on; the same as before where it is in that state already.
     pub fn into_state(self, state: ClaimState, now: Timestamp) -> Self {
         if self.state == state { self } else { Self { state, since: now, ..self } }

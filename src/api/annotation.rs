@@ -9,6 +9,8 @@ use serde::Deserialize;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::model::ordinals::PortByOrdinal;
+
 /// The most entries that one pod can ask for.
 pub const MAX_ENTRIES: usize = 256;
 
@@ -39,7 +41,8 @@ pub struct NatEntry {
     pub src_ip: Option<String>,
 
     /// The external port that the outside connects to, 1-65535, or `"auto"` for one that a pool finds, or `"fixed"` for one
-    /// that it also keeps for the next pod of the same name. The first one where `srcPortEnd` is given.
+    /// that it also keeps for the next pod of the same name, or `"30000+{ordinal}"` for one by the ordinal of a StatefulSet's pod.
+    /// The first one where `srcPortEnd` is given.
     pub src_port: SourcePort,
 
     /// The last external port of a range, 1-65535. Default: `srcPort`, a single port.
@@ -75,7 +78,31 @@ pub enum SourcePort {
     Number(u16),
     /// By the word for one that is found.
     Word(Automatic),
+    /// By the ordinal of its pod.
+    ByOrdinal(#[serde(with = "by_ordinal")] PortByOrdinal),
 }
+
+/// A port by ordinal as text.
+mod by_ordinal {
+    use serde::Deserialize;
+    use serde::Deserializer;
+    use serde::Serializer;
+    use serde::de::Error;
+
+    use crate::model::ordinals::PortByOrdinal;
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+    pub(super) fn serialize<S: Serializer>(port: &PortByOrdinal, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(port)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PortByOrdinal, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// The texts that a port can be, and no others: of a port by ordinal the base is 1 to 65535.
+const PORT_TEXT: &str = r"^(auto|fixed|([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])\+\{ordinal\})$";
 
 /// The words for a port that is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,7 +148,7 @@ impl JsonSchema for SourcePort {
             "format": "uint16",
             "minimum": 1,
             "maximum": 65535,
-            "pattern": "^(auto|fixed)$",
+            "pattern": PORT_TEXT,
         })
     }
 }

@@ -203,6 +203,9 @@ pub struct Spec {
     /// StatefulSet: `ordinals`.
     #[serde(deserialize_with = "null_is_default")]
     pub ordinals: FirstOrdinal,
+    /// StatefulSet: `podManagementPolicy`; empty for `OrderedReady`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub pod_management_policy: String,
     /// Workload: the template of its pods.
     pub template: Option<Box<Template>>,
     /// CronJob: the template of its Jobs.

@@ -4,6 +4,7 @@
 //! The same admission, the same ruleset and the same renderer as on a node; only the pods' addresses, which
 //! manifests do not have, are made up.
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
@@ -17,8 +18,12 @@ use clap::Args;
 use clap::ValueEnum;
 use ipnet::IpNet;
 
+use crate::admission::policy::Policy;
+use crate::admission::subject::Subject;
+use crate::admission::wanted;
+use crate::admission::wanted::Located;
+use crate::api::object::Object;
 use crate::cli::check;
-use crate::cli::check::report::Judged;
 use crate::cli::manifest;
 use crate::cli::manifest::Manifest;
 use crate::cli::masquerade::MasqueradeFlags;
@@ -148,7 +153,8 @@ impl Render {
             masquerade,
         } = self;
         let manifests = manifest::read(&files, &namespace, io::stdin());
-        let report = check::judge(&manifests, policy.into_policy());
+        let policy = policy.into_policy();
+        let report = check::judge(&manifests, policy.clone());
         let is_complete = report.refused() == 0 && report.unreadable.is_empty();
         let palette = Palette { is_colourful: terminal::is_colourful(&io::stderr()) };
         if !is_complete {
@@ -170,7 +176,7 @@ impl Render {
             .objects
             .iter()
             .filter(|judged| judged.is_granted())
-            .flat_map(|judged| endpoints(judged, &mut stand_ins))
+            .flat_map(|judged| endpoints(judged.manifest, &policy, &mut stand_ins))
             .collect();
         let desired = ruleset::desired::desired(&endpoints, &node);
         for note in &stand_ins.notes {
@@ -194,20 +200,23 @@ impl Render {
     }
 }
 
-/// One endpoint for each mapping of an object, on a pod of it.
-fn endpoints(judged: &Judged<'_>, stand_ins: &mut StandIns) -> Vec<Endpoint> {
-    if judged.mappings.is_empty() {
-        return Vec::new();
-    }
-    let metadata = &judged.manifest.object.metadata;
-    let ips = stand_ins.addresses_of(judged.manifest);
-    let endpoint = |mapping: &_| Endpoint {
-        mapping: Clone::clone(mapping),
-        pod: ObjectName::new(metadata.namespace.as_str(), metadata.name.as_str()),
-        uid: metadata.uid.clone(),
-        ips: ips.clone(),
+/// One endpoint for each mapping of an object, on a pod of it: the one whose port it is, where it goes by the ordinal.
+fn endpoints(manifest: &Manifest, policy: &Policy, stand_ins: &mut StandIns) -> Vec<Endpoint> {
+    let Object { metadata, .. } = &manifest.object;
+    let subject = Subject::of(&manifest.object);
+    let wanted = subject.and_then(|subject| wanted::of(&subject, policy)).unwrap_or_default();
+    let mut ips = BTreeMap::new();
+    let endpoint = |Located { mapping, ordinal, .. }| {
+        let of_set = ordinal.filter(|_| manifest.object.ordinals().is_some());
+        let (name, title) = match of_set.map(|ordinal| format!("{}-{ordinal}", metadata.name)) {
+            Some(pod) => (pod.clone(), format!("Pod {}/{pod}", metadata.namespace)),
+            None => (metadata.name.clone(), manifest.title()),
+        };
+        let pod = ObjectName::new(metadata.namespace.as_str(), name);
+        let ips = ips.entry(pod.clone()).or_insert_with(|| stand_ins.addresses_of(manifest, &title));
+        Endpoint { mapping, pod, uid: metadata.uid.clone(), ips: ips.clone() }
     };
-    judged.mappings.iter().map(endpoint).collect()
+    wanted.entries.into_iter().map(endpoint).collect()
 }
 
 /// Addresses for pods that have none yet.
@@ -227,7 +236,7 @@ impl StandIns {
         Self { families: families.collect(), given: 0, notes: Vec::new() }
     }
 
-    fn addresses_of(&mut self, manifest: &Manifest) -> Vec<IpAddr> {
+    fn addresses_of(&mut self, manifest: &Manifest, title: &str) -> Vec<IpAddr> {
         let known: Vec<_> =
             manifest.object.status.pod_ips.iter().filter_map(|found| found.ip.parse().ok()).collect();
         if !known.is_empty() {
@@ -243,11 +252,7 @@ impl StandIns {
         let stand_ins: Vec<_> = self.families.iter().map(address).collect();
         let listed: Vec<_> = stand_ins.iter().map(ToString::to_string).collect();
         let verb = if listed.len() == 1 { "stands" } else { "stand" };
-        self.notes.push(format!(
-            "{} has no address yet; {} {verb} in",
-            manifest.title(),
-            listed.join(" and ")
-        ));
+        self.notes.push(format!("{title} has no address yet; {} {verb} in", listed.join(" and ")));
         stand_ins
     }
 }

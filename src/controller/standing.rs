@@ -17,7 +17,6 @@ use crate::allocation::claim::StoredClaim;
 use crate::allocation::key::ClaimKey;
 use crate::allocation::overlap;
 use crate::allocation::overlap::Rank;
-use crate::api::crd::port_claim::ClaimState;
 use crate::api::object::Object;
 use crate::cluster::claim_watch::Claims;
 use crate::controller::automatic;
@@ -218,12 +217,9 @@ pub fn stand(pod: &Object, known: &Known<'_>) -> Option<Standing> {
 
 /// The claim of a holder that it can rely on.
 fn claimed<'a>(claims: &'a Claims, key: &ClaimKey, holder: &Holder) -> Option<&'a StoredClaim> {
-    claims.get(key).filter(|stored| {
-        stored.claim.holder == *holder
-            && stored.claim.slot.is_none()
-            && matches!(stored.claim.state, ClaimState::Reserved | ClaimState::Bound)
-            && overlap::rank(stored, claims) == Rank::First
-    })
+    claims
+        .get(key)
+        .filter(|stored| stored.claim.is_relied_on_by(holder) && overlap::rank(stored, claims) == Rank::First)
 }
 
 /// The claim that a holder has handed over.

@@ -240,6 +240,43 @@ async fn what_is_in_dispute_costs_no_write_and_keeps_nobody_from_being_repaired(
     assert_eq!(scene.remembered.told.len(), MOST_IN_A_TURN);
 }
 
+/// A StatefulSet of so many pods, with a port for each by its ordinal.
+fn game(replicas: i64) -> Object {
+    let object = json!({"kind": "StatefulSet", "metadata": {"name": "game", "namespace": "mail", "uid": "uid-game"},
+        "spec": {"replicas": replicas, "template": {"metadata": {"annotations":
+            {"pinhole.dev/expose": "203.0.113.7:30000+{ordinal}:80"}}}}});
+    serde_json::from_value(object).unwrap()
+}
+
+#[tokio::test]
+async fn a_set_keeps_the_ports_of_its_pods_while_its_replicas_include_them() {
+    let mut scene = scene().stored(&game(3));
+    for number in [30000, 30001, 30002, 30003] {
+        scene = scene.reserved("StatefulSet", "game", &format!("v4-203-0-113-7-tcp-{number}"));
+    }
+    let states = |claims: Vec<String>| -> Vec<String> {
+        claims.iter().filter_map(|claim| Some(claim.split(' ').nth(1)?.to_owned())).collect()
+    };
+    assert_eq!(
+        states(scene.after(600).await),
+        ["Bound", "Bound", "Bound"],
+        "of no fourth pod was there a word"
+    );
+    scene = scene.stored(&game(1));
+    assert_eq!(states(scene.after(600).await), ["Bound", "Releasing", "Releasing"]);
+    scene = scene.stored(&game(2));
+    assert_eq!(states(scene.after(1).await), ["Bound", "Bound", "Cooldown"], "scaled out again in time");
+}
+
+#[tokio::test]
+async fn what_a_set_was_scaled_to_without_a_request_is_claimed_by_its_pods_alone() {
+    let mut pod = pod("game-1", "203.0.113.7:30000+{ordinal}:80", "2026-01-01T00:00:00Z");
+    let owner = json!([{"kind": "StatefulSet", "name": "game", "uid": "uid-game", "controller": true}]);
+    pod.metadata.owner_references = serde_json::from_value(owner).unwrap();
+    let mut scene = scene().stored(&game(3)).stored(&pod);
+    assert_eq!(scene.after(0).await, ["v4-203-0-113-7-tcp-30001 Reserved game"]);
+}
+
 #[test]
 fn pods_of_one_holder_that_ask_for_one_port_are_repaired_once() {
     let scene = scene();

@@ -23,6 +23,7 @@ use crate::controller::standing;
 use crate::controller::standing::Known;
 use crate::controller::standing::Standing;
 use crate::controller::standing::Verdict;
+use crate::model::holder::ObjectName;
 
 /// How long a workload may lack pods before it is woken for the first time: making pods takes a moment.
 const FIRST_PAUSE: SignedDuration = SignedDuration::from_secs(10);
@@ -98,9 +99,28 @@ fn wait(now: Timestamp, pause: SignedDuration) -> Remembered {
 
 /// Whether the pods that a workload makes would be admitted, as far as is known here.
 pub fn admits(workload: &Object, known: &Known<'_>) -> bool {
-    let standing = pod_of(workload).and_then(|pod| standing::stand(&pod, known));
-    let verdict = standing.map(|Standing { verdict, .. }| verdict);
-    matches!(verdict, Some(Verdict::Granted | Verdict::Waiting(_)))
+    let Some(pod) = pod_of(workload) else { return false };
+    let is_admitted = |pod: &Object| {
+        let verdict = standing::stand(pod, known).map(|Standing { verdict, .. }| verdict);
+        matches!(verdict, Some(Verdict::Granted | Verdict::Waiting(_)))
+    };
+    let Some(ordinals) = workload.ordinals() else { return is_admitted(&pod) };
+    let Metadata { name, namespace, .. } = &workload.metadata;
+    let is_missing = |pod: &String| {
+        let key = ObjectKey { kind: Kind::Pod, name: ObjectName::new(namespace.as_str(), pod.as_str()) };
+        known.index.uid(&key).is_none()
+    };
+    let mut missing = ordinals.each().map(|ordinal| format!("{name}-{ordinal}")).filter(is_missing);
+    let would_be_admitted = |name| {
+        let metadata = Metadata { name, ..pod.metadata.clone() };
+        is_admitted(&Object { metadata, ..pod.clone() })
+    };
+    if workload.spec.pod_management_policy == "Parallel" {
+        missing.any(would_be_admitted)
+    } else {
+        // One after the other: none is made before the first of them.
+        missing.next().is_some_and(would_be_admitted)
+    }
 }
 
 /// The pod that a workload makes of its template, as far as rules read it.
@@ -146,7 +166,6 @@ mod tests {
     use crate::cluster::claim_watch::Claims;
     use crate::controller::automatic::Found;
     use crate::model::holder::Holder;
-    use crate::model::holder::ObjectName;
 
     /// ReplicaSet web-1 of Deployment web, which asks for these ports.
     fn replica_set(expose: &str) -> Object {
@@ -261,6 +280,48 @@ mod tests {
             let found = Found::of(&claims);
             let known = Known::of_claims(&claims, &found, &index, &policy);
             assert_eq!(admits(&set, &known), expected, "{why}");
+        }
+    }
+
+    #[test]
+    fn of_a_set_the_pod_that_comes_next_is_asked_about() {
+        let claim = |number: u16| {
+            let key: ClaimKey = format!("v4-203-0-113-7-tcp-{number}").parse().unwrap();
+            let other = Holder::new("Deployment", ObjectName::new("shop", "other"));
+            let claim = Claim { state: ClaimState::Bound, ..Claim::reserve(key, other, at(0)) };
+            (key, StoredClaim { claim, version: Version { key, uid: "1".into(), revision: 1 } })
+        };
+        let set = |policy: &str| -> Object {
+            let annotations = json!({"pinhole.dev/expose": "203.0.113.7:30000+{ordinal}:80"});
+            let set = json!({
+                "apiVersion": "apps/v1", "kind": "StatefulSet",
+                "metadata": {"namespace": "shop", "name": "game", "uid": "s"},
+                "spec": {"replicas": 4, "podManagementPolicy": policy, "template": {"metadata": {"annotations": annotations}}},
+            });
+            serde_json::from_value(set).unwrap()
+        };
+        let cases = [
+            ("OrderedReady", vec![30001], true, "the port of a pod that is there"),
+            ("OrderedReady", vec![30002], false, "the port of the pod that comes next"),
+            ("OrderedReady", vec![30003], true, "the port of the one after it"),
+            ("Parallel", vec![30002], true, "the other one is made at the same time"),
+            ("Parallel", vec![30002, 30003], false, "the ports of both"),
+        ];
+        let policy = Policy::default();
+        let mut index = Index::new(Arc::new(policy.clone()));
+        for ordinal in 0..2 {
+            let mut pod = pod_of(&set("")).unwrap();
+            pod.metadata.name = format!("game-{ordinal}");
+            pod.metadata.uid = pod.metadata.name.clone();
+            index.apply(&pod);
+        }
+        for (order, taken, expected, why) in cases {
+            let set = set(order);
+            index.apply(&set);
+            let claims: Claims = taken.into_iter().map(claim).collect();
+            let found = Found::of(&claims);
+            let known = Known::of_claims(&claims, &found, &index, &policy);
+            assert_eq!(admits(&set, &known), expected, "{order}: {why}");
         }
     }
 }

@@ -72,6 +72,12 @@ impl Mapping {
         self
     }
 
+    /// The same mapping with its external ports from another one on; `None` when they would pass 65535.
+    pub fn moved_to(&self, first: Port) -> Option<Self> {
+        let external = PortRange::new(first, first.checked_add(self.external.span())?)?;
+        Some(Self { external, ..self.clone() })
+    }
+
     /// Where the outside connects to.
     pub const fn address(&self) -> Address {
         self.address

@@ -42,10 +42,13 @@ use crate::admission::index::ObjectKey;
 use crate::admission::index::occupants::Source;
 use crate::admission::policy::Policy;
 use crate::admission::reservation;
+use crate::admission::violation::Rule;
 use crate::allocation::acquire::Purpose;
 use crate::allocation::acquire::Verdict;
 use crate::allocation::claim::Claim;
 use crate::allocation::operation::Failure;
+use crate::allocation::operation::Operation;
+use crate::allocation::operation::Outcome;
 use crate::api::object::Kind;
 use crate::api::object::Object;
 use crate::cluster::claim_store;
@@ -54,6 +57,8 @@ use crate::cluster::evidence::Found;
 use crate::cluster::evidence::LiveReadError;
 use crate::cluster::evidence::LiveReads;
 use crate::model::holder::Holder;
+use crate::model::mapping::Address;
+use crate::model::mapping::Mapping;
 use crate::telemetry::startup::Incomplete;
 use crate::telemetry::startup::Startup;
 use crate::webhook::decider::claiming::Claiming;
@@ -200,7 +205,10 @@ impl Decider {
             let object = request.object.clone().map(|object| Object { pinhole: None, ..object });
             return Ok(self.judge(&Request { object, ..request.clone() }, &self.read_index()));
         }
-        let decision = self.decide_by_view(request, dry_run).await?;
+        let mut decision = self.decide_by_view(request, dry_run).await?;
+        if self.was_granted(request, &decision).await? {
+            decision.violations.clear();
+        }
         let Some(claims) = self.claims.as_ref().filter(|_| decision.is_granted()) else {
             return Ok(decision);
         };
@@ -212,6 +220,29 @@ impl Decider {
             self.write_index().forget_remembered(&key);
         }
         reserved
+    }
+
+    /// Whether a pod that no pool grants its ports has them by the claims of the workload that holds them: what is claimed was
+    /// granted, whatever has become of the pools. Of ports by ordinal nothing else tells.
+    async fn was_granted(&self, request: &Request, decision: &Decision) -> Result<bool, NotNow> {
+        let is_pod = request.object.as_ref().and_then(Object::known_kind) == Some(Kind::Pod);
+        let is_up_to_pools = decision.violations.iter().all(|violation| violation.rule == Rule::Pool);
+        let is_claimable = |mapping: &Mapping| matches!(mapping.address(), Address::Fixed(_));
+        let has_claims = decision.automatic.is_empty() && decision.mappings.iter().all(is_claimable);
+        let Some(store) = &self.claims else { return Ok(false) };
+        if decision.is_granted() || !(is_pod && is_up_to_pools && has_claims) {
+            return Ok(false);
+        }
+        let Ok(wishes) = self.wishes(request, decision).await else { return Ok(false) };
+        let is_of_workload = |wish: &Claim| &*wish.holder.kind != Kind::Pod.name();
+        for wish in &wishes {
+            match store.perform(Operation::Get(wish.key)).await {
+                Outcome::Found(Some(stored)) if stored.claim.is_relied_on_by(&wish.holder) => {}
+                Outcome::Failed(failure) => return Err(NotNow::Claims(failure)),
+                _ => return Ok(false),
+            }
+        }
+        Ok(wishes.first().is_some_and(is_of_workload))
     }
 
     /// Claims what a decision grants, all of it or nothing.

@@ -46,6 +46,28 @@ fn a_pod_s_own_address_is_used_where_the_manifest_has_it() {
 }
 
 #[test]
+fn a_port_by_ordinal_leads_to_the_pod_with_that_ordinal() {
+    let output = Program::new(&[
+        "render",
+        "--node-ip=203.0.113.7",
+        "--include-net=203.0.113.30/32",
+        "examples/port-by-ordinal.yaml",
+    ])
+    .run();
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    for ordinal in 0..3 {
+        let note =
+            format!("note: Pod default/world-{ordinal} has no address yet; 10.244.0.1{ordinal} stands in\n");
+        assert!(output.stderr.contains(&note), "{}", output.stderr);
+        let forwarded = output.stdout.lines().any(|line| {
+            line.contains(&format!("--dport 3000{ordinal} "))
+                && line.ends_with(&format!("-j DNAT --to-destination 10.244.0.1{ordinal}:25565"))
+        });
+        assert!(forwarded, "{}", output.stdout);
+    }
+}
+
+#[test]
 fn what_is_refused_is_told_and_gets_no_rules() {
     let output = Program::new(&[
         "render",

@@ -75,7 +75,7 @@ fn each_address_gets_each_port_and_a_port_can_have_an_address_of_its_own() {
     let (forwards, violations) = forwards(&spec);
     assert_eq!(violations, []);
     let shown = |forward: &Forward| {
-        let Located { mapping, port_field, address_field } = &forward.located;
+        let Located { mapping, port_field, address_field, .. } = &forward.located;
         let sources: Vec<_> = mapping.allowed_sources().iter().map(ToString::to_string).collect();
         format!(
             "{} {mapping} -> {} {} {port_field} {address_field}",

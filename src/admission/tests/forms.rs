@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::*;
 use crate::admission::effective;
+use crate::admission::subject::Subject;
 use crate::admission::wanted;
 use crate::api::keys;
 use crate::model::address::ExternalAddress;
@@ -419,8 +420,8 @@ proptest! {
     #[test]
     fn reading_the_normalised_form_gives_the_same_mappings(mapping in any_mapping()) {
         let text = serde_json::to_string(&effective::annotation(std::slice::from_ref(&mapping), &[])).unwrap();
-        let annotations = [(keys::NAT.to_owned(), text)].into();
-        let wanted = wanted::read(&annotations, "", &Policy::default()).unwrap();
+        let asking = slim(pod("web", json!({keys::NAT: text})));
+        let wanted = wanted::of(&Subject::of(&asking).unwrap(), &Policy::default()).unwrap();
         prop_assert_eq!(wanted.mappings().cloned().collect::<Vec<_>>(), [mapping]);
     }
 }

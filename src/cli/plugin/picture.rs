@@ -14,6 +14,7 @@ use std::sync::Arc;
 use crate::admission::index::Index;
 use crate::admission::index::ObjectKey;
 use crate::admission::policy::Policy;
+use crate::admission::subject::Subject;
 use crate::admission::wanted;
 use crate::agent::addresses::Filter;
 use crate::agent::desired;
@@ -265,7 +266,7 @@ impl<'a> OneNode<'a> {
     }
 
     fn of_pod(&self, pod: &Object, plan: &Plan) -> Vec<Standing> {
-        let asked = wanted::read(&pod.metadata.annotations, "metadata.annotations", &self.picture.policy);
+        let asked = Subject::of(pod).and_then(|pod| wanted::of(&pod, &self.picture.policy));
         let mappings: Vec<Mapping> =
             asked.iter().flat_map(wanted::Wanted::mappings).cloned().collect::<Vec<_>>();
         let refused = plan

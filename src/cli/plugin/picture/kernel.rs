@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use crate::admission::subject::Subject;
 use crate::admission::wanted;
 use crate::agent::addresses;
 use crate::agent::addresses::Addresses;
@@ -114,7 +115,7 @@ pub(crate) fn facts(node: Option<&Object>, lines: &[Line], pods: &[&Object], pic
     for (line, key) in lines.iter().filter_map(|line| Some((line, key_of(line)?))) {
         found.lasting.insert(key.external);
         let asks_for_the_node_s = |pod: &&&Object| {
-            let asked = wanted::read(&pod.metadata.annotations, "", &picture.policy);
+            let asked = Subject::of(pod).and_then(|pod| wanted::of(&pod, &picture.policy));
             name_of(pod).to_string() == line.pod
                 && asked
                     .iter()

@@ -219,6 +219,39 @@ async fn a_pool_that_the_watch_has_not_shown_yet_refuses_nobody_and_stays_the_wa
 }
 
 #[tokio::test]
+async fn a_pod_of_a_set_keeps_the_claimed_port_of_its_ordinal_whatever_has_become_of_the_pools() {
+    let claims = Claims::default();
+    let template =
+        json!({"metadata": {"annotations": {"pinhole.dev/expose": "203.0.113.7:30+{ordinal}:80"}}});
+    let set = |replicas: i64| -> Object {
+        let set = json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "spec": {"template": template, "replicas": replicas},
+            "metadata": {"namespace": "mail", "name": "game", "uid": "uid-of-game"}});
+        serde_json::from_value(set).unwrap()
+    };
+    let member = |name: &str| {
+        let mut pod = pod("mail", name, "203.0.113.7:30+{ordinal}:80");
+        let owner =
+            json!([{"kind": "StatefulSet", "name": "game", "uid": "uid-of-game", "controller": true}]);
+        pod.metadata.owner_references = serde_json::from_value(owner).unwrap();
+        pod
+    };
+    let open = pools(&[json!({"addresses": ["203.0.113.7"], "ports": [{"first": 1, "last": 99}],
+        "namespaces": {"all": true}})]);
+    let decider = pooled(&claims, &open, &open);
+    assert!(decider.decide(&create(&set(2)), false).await.unwrap().is_granted());
+    assert_eq!(claims.names(), ["v4-203-0-113-7-tcp-30", "v4-203-0-113-7-tcp-31"]);
+
+    let decider = pooled(&claims, &pools(&[]), &pools(&[]));
+    // Scaled by the subresource, of which nobody was asked.
+    decider.write_index().apply(&set(3));
+    assert!(decider.decide(&create(&member("game-1")), false).await.unwrap().is_granted());
+    let refused = decider.decide(&create(&member("game-2")), false).await.unwrap();
+    assert_eq!(refused.violations[0].rule, admission::violation::Rule::Pool);
+    claims.fails.store(true, Ordering::SeqCst);
+    assert!(matches!(decider.decide(&create(&member("game-1")), false).await, Err(NotNow::Claims(_))));
+}
+
+#[tokio::test]
 async fn a_quota_is_never_exceeded_however_many_ask_at_once() {
     let claims = Claims::default();
     let limited = pools(&[json!({"addresses": ["203.0.113.7"], "namespaces": {"all": true},
