@@ -19,6 +19,7 @@ mod ordinals;
 pub mod pinhole;
 pub mod policy;
 pub mod reservation;
+pub mod sharing;
 mod short_form;
 mod spread;
 pub mod subject;
@@ -27,6 +28,7 @@ mod validate;
 pub mod violation;
 pub mod wanted;
 mod warning;
+mod word;
 
 use crate::admission::conflict::Evidence;
 use crate::admission::index::Index;
@@ -38,6 +40,7 @@ use crate::admission::wanted::Located;
 use crate::allocation;
 use crate::allocation::claim::Claim;
 use crate::allocation::claim::StoredClaim;
+use crate::api::crd::pinhole::Sharing;
 use crate::api::object::Object;
 use crate::model::automatic::AutomaticPort;
 use crate::model::mapping::Address;
@@ -141,6 +144,7 @@ fn judge(
     decision.violations.extend(misplaced);
     decision.violations.extend(spread::is_asked_for(&subject, of_one_pod(&wanted.entries)).err());
     decision.violations.extend(handover::violation(&subject));
+    decision.violations.extend(sharing::violation(&subject, &wanted.entries));
     judge_alone(&subject, &request.namespace, &wanted.entries, world, &mut decision);
     decision.violations.extend(fixed::violations(&subject, &wanted.automatic, world.policy));
     grant::judge(&subject, &request.namespace, &wanted.entries, world, &mut decision);
@@ -150,6 +154,7 @@ fn judge(
     violation::sort(&mut decision.violations);
     violation::fold(&mut decision.violations);
     decision.warnings.extend(warning::shared_by_replicas(&subject, &wanted.entries));
+    decision.warnings.extend(warning::exclusive_in_vain(&subject, &wanted.entries));
     decision.warnings.extend(warning::spread_in_vain(&subject, &wanted.entries));
     decision.warnings.extend(warning::gate_in_vain(&subject, world.policy));
     decision.warnings.extend(warning::transfer_in_vain(&subject, &request.namespace, world.policy));
@@ -189,10 +194,16 @@ fn asking_subject<'a>(request: &'a Request, policy: &Policy) -> Option<Subject<'
             .all(|key| old.metadata.annotations.get(key) == subject.metadata.annotations.get(key)),
     };
     let asks_for_nothing_new =
-        |old: &Subject<'_>| unchanged(old) && !ordinals::has_more(old, &subject, policy);
+        |old: &Subject<'_>| unchanged(old) && !gets_more_that_counts(old, &subject, policy);
     let is_ratcheted =
         request.operation == Operation::Update && old.is_some_and(|old| asks_for_nothing_new(&old));
     (!is_ratcheted).then_some(subject)
+}
+
+/// Whether a template gets pods that it has not had, and asks for what depends on how many there are.
+fn gets_more_that_counts(old: &Subject<'_>, new: &Subject<'_>, policy: &Policy) -> bool {
+    let is_exclusive = || sharing::of(&new.metadata.annotations) == Some(Sharing::Exclusive);
+    new.pods().reach_beyond(old.pods()) && (ordinals::are_asked_for(new, policy) || is_exclusive())
 }
 
 /// What each single pod asks for, of what a template does for all of them.

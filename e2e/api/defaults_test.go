@@ -104,6 +104,28 @@ func TestWhenAPortPassesToAPodIsOneOfThreeWordsAndChangesLikeARequest(t *testing
 	d.succeeds("", "patch", "deployment", "web", "-p", `{"spec":{"template":{"metadata":{"annotations":{"pinhole.dev/handover":null}}}}}`)
 }
 
+func TestATemplateOfSeveralPodsForAnExclusivePortIsRefusedHoweverItGrows(t *testing.T) {
+	d := newDesk(t, "exclusive")
+	asks := func(address, word string) notes {
+		return notes{"pinhole.dev/expose": address + ":80", "pinhole.dev/sharing": word}
+	}
+	const several = "keeps 192.0.2.102:80/tcp to one pod, and 2 replicas are asked for"
+	d.mentions(d.refused(workload("Deployment", "web", asks("192.0.2.102", "Exclusive"), "replicas: 2")), several)
+	d.accepted(workload("Deployment", "web", asks("192.0.2.102", "Exclusive"), "replicas: 1"))
+	d.mentions(d.fails("", "patch", "deployment", "web", "-p", `{"spec":{"replicas":2}}`), several)
+	d.succeeds("", "patch", "deployment", "web", "-p", `{"spec":{"replicas":0}}`)
+	// Nobody is asked about the subresource; what comes of it stands by, and going back always works.
+	d.succeeds("", "scale", "deployment/web", "--replicas=3")
+	d.succeeds("", "patch", "deployment", "web", "-p", `{"spec":{"replicas":2}}`)
+	job := workload("Job", "once", asks("192.0.2.103", "Exclusive"), "parallelism: 1")
+	d.accepted(job)
+	d.mentions(d.fails("", "patch", "job", "once", "-p", `{"spec":{"parallelism":2}}`), "and parallelism is 2")
+	meant := d.accepted(workload("Deployment", "db", asks("192.0.2.104", "ActiveStandby"), "replicas: 2"))
+	if said := meant.Stdout + meant.Stderr; strings.Contains(said, "one pod at a time") {
+		t.Errorf("what is meant was warned of: %s", said)
+	}
+}
+
 func TestOutputKeysWithoutARequestAreDropped(t *testing.T) {
 	d := newDesk(t, "leftovers")
 	manifest := pod("copied", notes{effective: `{"entries":[]}`, "example.com/team": "mail"})

@@ -93,12 +93,11 @@ fn moved(mapping: &Mapping, ordinal: u64) -> Option<Mapping> {
     mapping.moved_to(mapping.external().first().checked_add(distance)?)
 }
 
-/// Whether a set gets pods, and with them ports by ordinal, that it has not had.
-pub(crate) fn has_more(old: &Subject<'_>, new: &Subject<'_>, policy: &Policy) -> bool {
-    let annotations = &new.metadata.annotations;
+/// Whether a subject asks for ports by ordinal, as far as its text tells.
+pub(crate) fn are_asked_for(subject: &Subject<'_>, policy: &Policy) -> bool {
+    let annotations = &subject.metadata.annotations;
     let is_by_ordinal = |key| annotations.get(key).is_some_and(|text: &String| text.contains(ORDINAL));
-    let grows = new.ordinals.zip(old.ordinals).is_some_and(|(new, old)| new.reach_beyond(old));
-    grows && policy.input_keys().any(is_by_ordinal)
+    policy.input_keys().any(is_by_ordinal)
 }
 
 /// The ordinals of the pods that a subject asks for; what is to be said of its ports where pods have none.

@@ -20,7 +20,7 @@ pub struct Subject<'a> {
     pub metadata: &'a Metadata,
     /// The pod's spec, likewise.
     pub spec: &'a Spec,
-    /// The workload's replicas; 1 where it says nothing or has none.
+    /// The workload's replicas, of a Job its parallelism; 1 where it says nothing or has none.
     pub replicas: i64,
     /// Of a StatefulSet, the ordinals of its pods.
     pub ordinals: Option<Ordinals>,
@@ -48,9 +48,15 @@ impl<'a> Subject<'a> {
                 (&template.metadata, &template.spec, "spec.template.")
             }
         };
-        let replicas = object.spec.replicas.unwrap_or(1);
+        let job = object.spec.job_template.as_ref().map_or(&object.spec, |template| &template.spec);
+        let replicas = object.spec.replicas.or(job.parallelism).unwrap_or(1);
         let ordinals = object.ordinals();
         Some(Self { kind, owner: &object.metadata, metadata, spec, replicas, ordinals, prefix, pinhole })
+    }
+
+    /// The pods that there are at a time, by their ordinals where they have any.
+    pub fn pods(&self) -> Ordinals {
+        self.ordinals.unwrap_or_else(|| Ordinals::new(0, self.replicas))
     }
 
     /// The path of the pod's annotations.

@@ -12,6 +12,7 @@ mod occupied;
 mod ordinals;
 mod pools;
 mod rules;
+mod sharing;
 mod spread;
 mod warnings;
 

@@ -3,11 +3,13 @@
 use crate::admission::ack;
 use crate::admission::handover;
 use crate::admission::policy::Policy;
+use crate::admission::sharing;
 use crate::admission::subject::Subject;
 use crate::admission::suggest;
 use crate::admission::violation::shown;
 use crate::admission::wanted::Located;
 use crate::allocation::transfer;
+use crate::api::crd::pinhole::Sharing;
 use crate::api::keys;
 use crate::api::object::Kind;
 use crate::model::handover::Handover;
@@ -68,16 +70,28 @@ pub(crate) fn ignored_keys(subject: &Subject<'_>, policy: &Policy) -> Vec<String
 
 /// Several replicas with one fixed address and port: only one pod at a time is served.
 pub(crate) fn shared_by_replicas(subject: &Subject<'_>, entries: &[Located]) -> Option<String> {
-    let is_shared = |entry: &&Located| entry.mapping.address() != Address::Node && entry.ordinal.is_none();
-    let fixed = entries.iter().find(is_shared)?;
-    (1 < subject.replicas).then(|| {
+    let fixed = sharing::shared(entries)?;
+    let is_meant = sharing::of(&subject.metadata.annotations) == Some(Sharing::ActiveStandby);
+    (1 < subject.replicas && !is_meant).then(|| {
         let (mapping, replicas) = (&fixed.mapping, subject.replicas);
         let which = match handover::of(&subject.metadata.annotations) {
             Handover::WhenReady => "the newest ready one",
             Handover::WhenGone => "until it is gone",
             Handover::Immediate => "the newest one",
         };
-        cut(format!("{mapping} reaches one pod at a time, {which}, not all {replicas} replicas"))
+        let pods = if matches!(subject.kind, Kind::Job | Kind::CronJob) { "pods" } else { "replicas" };
+        cut(format!("{mapping} reaches one pod at a time, {which}, not all {replicas} {pods}"))
+    })
+}
+
+/// Pods of which there should be one, without a port that they would share.
+pub(crate) fn exclusive_in_vain(subject: &Subject<'_>, entries: &[Located]) -> Option<String> {
+    let is_exclusive = sharing::of(&subject.metadata.annotations) == Some(Sharing::Exclusive);
+    (is_exclusive && sharing::shared(entries).is_none()).then(|| {
+        cut(format!(
+            "{}: Exclusive has no effect: no port of a fixed address is shared by the pods",
+            keys::SHARING
+        ))
     })
 }
 

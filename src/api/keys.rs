@@ -23,6 +23,9 @@ pub const POOL: &str = "pinhole.dev/pool";
 /// Input: when ports pass from an older pod of the same holder to this one.
 pub const HANDOVER: &str = "pinhole.dev/handover";
 
+/// Input: whether further pods of a holder are meant to stand by behind its ports.
+pub const SHARING: &str = "pinhole.dev/sharing";
+
 /// The scheduling gate of a pod whose automatic ports have yet to be found.
 pub const ENDPOINTS_GATE: &str = "pinhole.dev/endpoints";
 
@@ -79,7 +82,7 @@ pub const MIRROR_POD: &str = "kubernetes.io/config.mirror";
 pub const HOSTNAME_LABEL: &str = "kubernetes.io/hostname";
 
 /// The annotation keys with a prefix of ours that mean something.
-pub const OURS: [&str; 8] = [NAT, EXPOSE, SPREAD, POOL, HANDOVER, TRANSFER_TO, EFFECTIVE, ENDPOINTS];
+pub const OURS: [&str; 9] = [NAT, EXPOSE, SPREAD, POOL, HANDOVER, SHARING, TRANSFER_TO, EFFECTIVE, ENDPOINTS];
 
 /// The longest name of a label, without its prefix.
 const LONGEST_LABEL: usize = 63;

@@ -200,6 +200,8 @@ pub struct Spec {
     pub affinity: Option<Affinity>,
     /// Workload: `replicas`.
     pub replicas: Option<i64>,
+    /// Job: `parallelism`.
+    pub parallelism: Option<i64>,
     /// StatefulSet: `ordinals`.
     #[serde(deserialize_with = "null_is_default")]
     pub ordinals: FirstOrdinal,

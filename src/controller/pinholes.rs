@@ -14,6 +14,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
 use crate::admission::handover;
+use crate::admission::sharing;
 use crate::api::crd::condition::Condition;
 use crate::api::crd::condition::ConditionStatus;
 use crate::api::crd::pinhole::Endpoint;
@@ -207,6 +208,7 @@ fn wanted(pod: &Object, standing: &Standing) -> Pinhole {
             .collect(),
         holder: Some(HolderReference::from(standing.shown_holder())),
         handover: handover::of(&pod.metadata.annotations).into(),
+        sharing: sharing::of(&pod.metadata.annotations).unwrap_or_default(),
         ..PinholeSpec::default()
     };
     let mut pinhole = Pinhole::new(name, spec);
@@ -315,7 +317,7 @@ impl Said {
         Self { status, reason: reason.to_owned(), message }
     }
 
-    fn into_condition(self, type_: &str, generation: Option<i64>, now: Timestamp) -> Condition {
+    pub(super) fn into_condition(self, type_: &str, generation: Option<i64>, now: Timestamp) -> Condition {
         let Self { status, reason, message } = self;
         Condition {
             type_: type_.to_owned(),

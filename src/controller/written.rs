@@ -19,6 +19,7 @@ use crate::api::crd::pinhole::Endpoint;
 use crate::api::crd::pinhole::Pinhole;
 use crate::api::crd::pinhole::PinholeSpec;
 use crate::api::crd::pinhole::PinholeStatus;
+use crate::api::crd::pinhole::Sharing;
 use crate::api::crd::pinhole::TargetPort;
 use crate::api::keys;
 use crate::api::object::Object;
@@ -47,6 +48,9 @@ use crate::controller::written::target::Resolved;
 use crate::controller::written::target::Slices;
 use crate::model::holder::ObjectName;
 use crate::model::mapping::Address;
+
+/// The most pods that stand by which one message names.
+const MOST_NAMED: usize = 5;
 
 /// What is to be written, and said.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -194,7 +198,12 @@ impl Scene<'_> {
             let fallback = Said::new(ConditionStatus::True, "Programmed", "");
             said.find(|said| said.status != ConditionStatus::True).unwrap_or(fallback)
         });
-        let conditions = conditions(known.conditions, accepted, programmed, generation, patience.now);
+        let mut conditions = conditions(known.conditions, accepted, programmed, generation, patience.now);
+        conditions.retain(|condition| condition.type_ != EXCLUSIVE || spec.sharing == Sharing::Exclusive);
+        if spec.sharing == Sharing::Exclusive {
+            let said = is_exclusive(&resolved.ready);
+            said.into_condition(EXCLUSIVE, generation, patience.now).set(&mut conditions);
+        }
         let endpoints = self.endpoints(&resolved);
         let releasing = releasing::releasing(stored, &endpoints, &serving.nodes, patience);
         let status = PinholeStatus {
@@ -259,6 +268,28 @@ impl Scene<'_> {
 }
 
 const SUSPENDED: &str = "Suspended";
+
+/// The condition that tells whether there is one pod, where there should be.
+const EXCLUSIVE: &str = "Exclusive";
+
+/// What is said of the pods that are ready where there should be one.
+fn is_exclusive(ready: &[String]) -> Said {
+    let [first, others @ ..] = ready else {
+        return Said::new(ConditionStatus::True, "NoPod", "");
+    };
+    let listed = others.iter().take(MOST_NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match others.len() {
+        0 => Said::new(ConditionStatus::True, "OnePod", ""),
+        number => {
+            let more = if MOST_NAMED < number { ", ..." } else { "" };
+            let message = format!(
+                "{} pods are ready: {first} is served, {listed}{more} would take over; keep one, or write sharing: ActiveStandby",
+                ready.len()
+            );
+            Said::new(ConditionStatus::False, "SeveralPods", &message)
+        }
+    }
+}
 
 /// `Service web:https`, `app=web:8080`.
 fn leads_to(spec: &PinholeSpec) -> String {

@@ -119,8 +119,9 @@ pub struct PinholeSpec {
     #[serde(default)]
     pub egress: Egress,
 
-    /// Whether one pod serves at a time. Exclusive: only one pod may hold the ports. ActiveStandby: further pods stand by and
-    /// take over. Only for pods. Default: Exclusive.
+    /// Whether further pods are meant. One serves at a time, and the others stand by and take over. ActiveStandby: that is
+    /// meant. Exclusive: there should be one; while several are ready, the condition Exclusive is False and names them. In what
+    /// the controller writes, what the pod's annotation says. Default: ActiveStandby.
     #[serde(default)]
     pub sharing: Sharing,
 
@@ -292,14 +293,27 @@ pub enum Egress {
     External,
 }
 
-/// Whether one pod serves at a time.
+/// Whether further pods are meant to stand by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Sharing {
-    /// One pod holds the ports.
-    #[default]
+    /// There should be one.
     Exclusive,
-    /// Others stand by.
+    /// They are.
+    #[default]
     ActiveStandby,
+}
+
+impl Sharing {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Exclusive, Self::ActiveStandby];
+
+    /// The word that users write.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Exclusive => "Exclusive",
+            Self::ActiveStandby => "ActiveStandby",
+        }
+    }
 }
 
 /// When a newer pod takes over.

@@ -203,6 +203,15 @@ const PORT: &str = "203.0.113.7:25";
 const KEY: &str = "v4-203-0-113-7-tcp-25";
 
 #[test]
+fn what_a_pod_says_of_its_kind_of_handover_and_sharing_is_shown() {
+    let notes = json!({"pinhole.dev/handover": "WhenGone", "pinhole.dev/sharing": "Exclusive"});
+    let mut scene = scene().with(pod(PORT, json!({"metadata": {"annotations": notes}}))).claimed(KEY, "mx");
+    scene.settle();
+    let spec = serde_json::to_value(&scene.mx().spec).unwrap();
+    assert_eq!((&spec["handover"], &spec["sharing"]), (&json!("WhenGone"), &json!("Exclusive")));
+}
+
+#[test]
 fn a_claim_that_was_never_granted_grants_nothing() {
     let mut scene = scene().with(pod("203.0.113.7:7008-7023", json!({})));
     let (block, port) = ("v4-203-0-113-7-tcp-7008-7023", "v4-203-0-113-7-tcp-7010");
@@ -239,7 +248,7 @@ fn a_pod_with_its_claims_gets_one_object_that_comes_to_rest() {
                 {"address": "203.0.113.7", "protocol": "TCP", "port": 25, "targetPort": 25},
                 {"protocol": "TCP", "port": 8080, "targetPort": 80},
             ],
-            "egress": "Cluster", "sharing": "Exclusive", "handover": "WhenReady", "udpHandover": "Drain",
+            "egress": "Cluster", "sharing": "ActiveStandby", "handover": "WhenReady", "udpHandover": "Drain",
             "suspended": false,
             "holder": {"kind": "Pod", "namespace": "mail", "name": "mx"},
         })

@@ -32,6 +32,8 @@ pub struct Resolved {
     pub targets: Vec<TargetReport>,
     /// The port of the active pod behind each of `spec.ports`, by position; one that leads nowhere is left out.
     pub ports: BTreeMap<usize, u16>,
+    /// The names of the pods that are ready, in the same order.
+    pub ready: Vec<String>,
     /// What is missing.
     pub problem: Option<Problem>,
 }
@@ -100,10 +102,13 @@ pub fn resolve(
         node: backend.node.clone(),
         active: is_chosen && position == 0,
     };
+    let is_ready = |candidate: &&Candidate| candidate.backend.fitness == Fitness::Ready;
+    let ready = candidates.iter().filter(is_ready).map(|candidate| candidate.backend.pod.clone()).collect();
     let problem = problem.or_else(|| (!is_chosen).then(|| no_target(spec, candidates.len())));
     Resolved {
         targets: candidates.iter().enumerate().take(MOST_TARGETS).map(report).collect(),
         ports,
+        ready,
         problem,
     }
 }

@@ -344,6 +344,73 @@ fn the_active_pod_stays_while_it_is_as_fit_as_any_and_is_near_where_there_is_a_c
 }
 
 #[test]
+fn a_standby_takes_over_when_the_active_pod_is_gone_ends_or_loses_its_node() {
+    let pods = |fitness: [Option<Fitness>; 2]| {
+        let names = ["a", "b"].into_iter().zip(fitness);
+        let found = names.filter_map(|(name, fitness)| {
+            Some(backend(name, if name == "a" { "10.244.1.1" } else { "10.244.2.1" }, "node-1", fitness?))
+        });
+        found.collect::<Vec<_>>()
+    };
+    // A pod that has ended is not among those that are known, like one that is gone; of a lost node none is ready.
+    let steps = [
+        ("both are ready", [Some(Fitness::Ready), Some(Fitness::Ready)], "a"),
+        ("a is gone, or has ended", [None, Some(Fitness::Ready)], "b"),
+        ("another a comes, and nothing moves back", [Some(Fitness::Ready), Some(Fitness::Ready)], "b"),
+        ("the node of b is lost", [Some(Fitness::Ready), Some(Fitness::Unready)], "a"),
+        ("the node of b is back", [Some(Fitness::Ready), Some(Fitness::Ready)], "a"),
+        ("both are lost: nobody knows better", [Some(Fitness::Unready), Some(Fitness::Unready)], "a"),
+        ("a is gone for good", [None, Some(Fitness::Ready)], "b"),
+    ];
+    let mut of_service = scene(json!({}));
+    let selecting = json!({"target": {"service": null, "podSelector": {"matchLabels": {"app": "web"}}},
+        "ports": [{"port": 443, "targetPort": 8443}]});
+    let mut of_labels = scene(selecting);
+    for (name, fitness, expected) in steps {
+        of_service.behind(vec![port("https", 8443)], pods(fitness));
+        of_labels.backends.pods = pods(fitness)
+            .into_iter()
+            .map(|backend| {
+                let labels = [("app".to_owned(), "web".to_owned())].into();
+                (named("shop", &backend.pod), LabelledPod { labels, backend })
+            })
+            .collect();
+        for scene in [&mut of_service, &mut of_labels] {
+            let shown = scene.shown();
+            assert!(shown.contains(&format!("| {expected} |")), "{name}: {shown}");
+        }
+    }
+}
+
+#[test]
+fn where_there_should_be_one_pod_a_condition_tells_of_others() {
+    let mut scene = scene(json!({"sharing": "Exclusive"}));
+    let pod = |number: u8| {
+        backend(&format!("web-{number}"), &format!("10.244.1.{number}"), "node-1", Fitness::Ready)
+    };
+    let condition = |scene: &mut Scene| {
+        scene.shown();
+        let conditions = scene.stored().status.clone().unwrap().conditions;
+        let found = conditions.into_iter().find(|condition| condition.type_ == "Exclusive")?;
+        Some(format!("{:?} {}: {}", found.status, found.reason, found.message))
+    };
+    assert_eq!(condition(&mut scene).unwrap(), "True NoPod: ");
+    scene.behind(vec![port("https", 8443)], vec![pod(1)]);
+    assert_eq!(condition(&mut scene).unwrap(), "True OnePod: ");
+    scene.behind(vec![port("https", 8443)], vec![pod(1), pod(2)]);
+    let told = "pods are ready: web-1 is served, web-2";
+    let advice = "would take over; keep one, or write sharing: ActiveStandby";
+    assert_eq!(condition(&mut scene).unwrap(), format!("False SeveralPods: 2 {told} {advice}"));
+    scene.behind(vec![port("https", 8443)], (1..9).map(pod).collect());
+    assert_eq!(
+        condition(&mut scene).unwrap(),
+        format!("False SeveralPods: 8 {told}, web-3, web-4, web-5, web-6, ... {advice}")
+    );
+    scene.stored().spec.sharing = Sharing::ActiveStandby;
+    assert_eq!(condition(&mut scene), None);
+}
+
+#[test]
 fn r_smartnat_13_pods_in_two_slices_are_all_behind_the_service_and_one_in_both_is_one() {
     let mut scene = scene(json!({"addresses": ["203.0.113.7", "2001:db8::7"]}));
     scene.claimed("v6-20010db8000000000000000000000007-tcp-443", "Pinhole", "web");
