@@ -396,6 +396,30 @@ mod tests {
     }
 
     #[test]
+    fn a_standby_takes_over_when_the_served_pod_is_gone_ends_or_is_no_longer_ready() {
+        let owner = json!([{"kind": "StatefulSet", "name": "db", "uid": "uid-db", "controller": true}]);
+        let member = |name: &str, ip: &str, status: Value| {
+            pod(name, "5432", ip, json!({"metadata": {"ownerReferences": owner}, "status": status}))
+        };
+        let standby = || member("db-0", "10.244.1.9", json!({}));
+        let served = |status: Value| member("db-1", "10.244.1.10", status);
+        let both = plan_of(vec![standby(), served(json!({}))]);
+        assert_eq!(entries(&both), ["203.0.113.7:5432/tcp -> 10.244.1.10:5432"]);
+        let unready = json!({"conditions": [{"type": "ContainersReady", "status": "False"}]});
+        let cases = [
+            ("it is gone", None),
+            ("it failed, as an evicted one does", Some(json!({"phase": "Failed"}))),
+            ("it succeeded", Some(json!({"phase": "Succeeded"}))),
+            ("it is not ready", Some(unready)),
+        ];
+        for (what, status) in cases {
+            let pods = [Some(standby()), status.map(served)];
+            let after = plan_under(Policy::default(), pods.into_iter().flatten().collect(), &both.ruleset);
+            assert_eq!(entries(&after), ["203.0.113.7:5432/tcp -> 10.244.1.9:5432"], "{what}");
+        }
+    }
+
+    #[test]
     fn ports_of_a_pod_without_an_address_are_reserved() {
         let starting = json!({"status": {"phase": "Pending", "podIPs": [], "conditions": []}});
         assert_eq!(

@@ -504,8 +504,20 @@ impl Object {
     /// may wait for us.
     pub fn are_containers_ready(&self) -> bool {
         let statuses = &self.status.container_statuses;
-        self.has_condition("ContainersReady")
-            || (!statuses.is_empty() && statuses.iter().all(|status| status.ready))
+        let are_ready = self.has_condition("ContainersReady")
+            || (!statuses.is_empty() && statuses.iter().all(|status| status.ready));
+        are_ready && !self.is_lost()
+    }
+
+    /// Whether a pod's node is lost. Then the control plane takes away the condition `Ready` and nothing else, without a reason;
+    /// a kubelet always gives one.
+    fn is_lost(&self) -> bool {
+        let is_taken_away = |found: &Condition| {
+            found.type_ == "Ready"
+                && matches!(found.status.as_str(), "False" | "Unknown")
+                && found.reason.is_empty()
+        };
+        self.status.conditions.iter().any(is_taken_away)
     }
 
     /// Whether a pod has ports of its node by `hostPort`.
@@ -546,6 +558,25 @@ mod tests {
         assert_eq!(object.known_kind(), Some(Kind::Pod));
         assert_eq!(object.metadata.name, "web");
         assert!(object.metadata.annotations.is_empty());
+    }
+
+    #[test]
+    fn a_pod_of_a_lost_node_is_not_ready_whatever_its_kubelet_said_last() {
+        let condition = |type_: &str, status: &str, reason: &str| {
+            format!(r#"{{"type":"{type_}","status":"{status}","reason":"{reason}"}}"#)
+        };
+        let cases = [
+            (condition("Ready", "True", ""), true, "a pod that is well"),
+            (condition("Ready", "False", "ReadinessGatesNotReady"), true, "a pod that waits for us"),
+            (condition("Ready", "False", ""), false, "a pod whose node was not heard of"),
+            (condition("Initialized", "False", ""), true, "another condition"),
+        ];
+        for (ready, expected, what) in cases {
+            let containers = condition("ContainersReady", "True", "");
+            let json = format!(r#"{{"kind":"Pod","status":{{"conditions":[{ready},{containers}]}}}}"#);
+            let pod: Object = serde_json::from_str(&json).unwrap();
+            assert_eq!(pod.are_containers_ready(), expected, "{what}");
+        }
     }
 
     #[test]

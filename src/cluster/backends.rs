@@ -304,13 +304,13 @@ const fn fitness(is_ready: bool, is_leaving: bool) -> Fitness {
 
 /// A pod that packets can be led to: one that has ended never can, and one with its node's address needs no NAT.
 fn pod_of(seen: Seen) -> Option<LabelledPod> {
-    let Object { metadata, spec, status, .. } = seen
+    let pod = seen
         .into_object(POD)
         .ok()
         .map(|object| *object)
         .filter(|pod| !pod.is_finished() && !pod.spec.host_network)?;
-    let are_ready =
-        status.conditions.iter().any(|found| found.type_ == "ContainersReady" && found.status == "True");
+    let are_ready = pod.are_containers_ready();
+    let Object { metadata, spec, status, .. } = pod;
     let is_leaving = metadata.deletion_timestamp.is_some();
     Some(LabelledPod {
         backend: Backend {
@@ -390,6 +390,10 @@ mod tests {
         );
         assert_eq!(pod(json!({"status": {"conditions": []}})), Some(Fitness::Unready));
         assert_eq!(pod(json!({"status": {"phase": "Succeeded"}})), None);
+        // Its node is not heard of: the containers were ready when it was.
+        let lost =
+            json!([{"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "True"}]);
+        assert_eq!(pod(json!({"status": {"conditions": lost}})), Some(Fitness::Unready));
         assert_eq!(pod(json!({"spec": {"hostNetwork": true}})), None);
     }
 

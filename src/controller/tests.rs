@@ -240,6 +240,31 @@ async fn what_is_in_dispute_costs_no_write_and_keeps_nobody_from_being_repaired(
     assert_eq!(scene.remembered.told.len(), MOST_IN_A_TURN);
 }
 
+#[tokio::test]
+async fn a_claim_follows_to_a_standby_when_its_pod_is_gone_or_has_ended() {
+    let member = |name: &str, created: &str, phase: &str| {
+        let mut pod = pod(name, PORT, created);
+        let owner = json!([{"kind": "Fleet", "name": "mx", "uid": "uid-mx", "controller": true}]);
+        pod.metadata.owner_references = serde_json::from_value(owner).unwrap();
+        pod.status.phase = phase.to_owned();
+        pod
+    };
+    for ends in [false, true] {
+        let first = member("mx-a", "2026-01-01T00:00:00Z", "Running");
+        let second = member("mx-b", "2026-01-01T00:00:01Z", "Running");
+        let mut scene = scene().stored(&first).stored(&second);
+        scene = scene.reserved("Fleet", "mx", "v4-203-0-113-7-tcp-25").shown("mx-a", false);
+        assert_eq!(scene.after(1).await, ["v4-203-0-113-7-tcp-25 Bound mx uid-mx-a"]);
+        if ends {
+            scene = scene.stored(&member("mx-a", "2026-01-01T00:00:00Z", "Failed"));
+        } else {
+            scene.deleted(&first);
+        }
+        scene = scene.shown("mx-b", false);
+        assert_eq!(scene.after(1).await, ["v4-203-0-113-7-tcp-25 Bound mx uid-mx-b"], "{ends}");
+    }
+}
+
 /// A StatefulSet of so many pods, with a port for each by its ordinal.
 fn game(replicas: i64) -> Object {
     let object = json!({"kind": "StatefulSet", "metadata": {"name": "game", "namespace": "mail", "uid": "uid-game"},

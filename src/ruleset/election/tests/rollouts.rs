@@ -50,7 +50,9 @@ fn every_rollout_ends_at_its_new_pod_and_each_handover_has_its_moment() {
         &["1 ready", "1 ending, 2 starting", "1 ending, 2 unready", "1 ending, 2 ready", "2 ready"];
     let two: &[&str] =
         &["1 ready, 2 ready", "1 ready, 2 unready", "1 ready, 2 ready", "1 ready, 2 ending", "1 ready"];
-    let cases: [(&str, &[&str], Handover, &[&str]); 15] = [
+    let failing: &[&str] =
+        &["1 ready, 2 ready", "1 ready", "1 ready, 3 starting", "1 unready, 3 ready", "3 ready"];
+    let cases: [(&str, &[&str], Handover, &[&str]); 18] = [
         ("a Deployment or DaemonSet with a surge", rolling, WhenReady, &["1", "1", "1", "2", "2", "2"]),
         ("the same", rolling, WhenGone, &["1", "1", "1", "1", "1", "2"]),
         ("the same", rolling, Immediate, &["1", "1", "2", "2", "2", "2"]),
@@ -76,6 +78,14 @@ fn every_rollout_ends_at_its_new_pod_and_each_handover_has_its_moment() {
         ),
         ("the same", two, WhenGone, &["2", "2", "2", "2", "1"]),
         ("the same", two, Immediate, &["2", "2", "2", "1", "1"]),
+        (
+            "two replicas, of which the served one is deleted by force or ends, and then the next one fails",
+            failing,
+            WhenReady,
+            &["2", "1", "1", "3", "3"],
+        ),
+        ("the same", failing, WhenGone, &["2", "1", "1", "1", "3"]),
+        ("the same", failing, Immediate, &["2", "1", "1", "3", "3"]),
     ];
     for (what, steps, handover, expected) in cases {
         assert_eq!(played(steps, handover), expected, "{what}: {handover}");
