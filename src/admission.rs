@@ -13,6 +13,7 @@ mod grant;
 pub mod handover;
 pub mod index;
 mod json;
+pub mod masquerade;
 mod misplaced;
 mod occupied;
 mod ordinals;

@@ -51,6 +51,7 @@ use crate::agent::flows::Flows;
 use crate::agent::grants::Grants;
 use crate::agent::links::Linking;
 use crate::agent::masquerade::Masquerading;
+use crate::agent::masquerade::Stand;
 use crate::agent::nat_node::Desk;
 use crate::agent::nat_node::Situation;
 use crate::agent::node::Node;
@@ -147,6 +148,8 @@ pub struct Agent<D> {
     /// Where the node's NatNode is told of, and heard from.
     desk: Option<Desk>,
     situation: Situation,
+    /// Whether the kernel masquerades as it should, when it was last seen.
+    is_masquerading: bool,
 }
 
 /// Why a turn could not even try.
@@ -176,6 +179,7 @@ impl<D: Dataplane> Agent<D> {
             resync_at: Instant::now(),
             desk: None,
             situation: Situation::default(),
+            is_masquerading: false,
         }
     }
 
@@ -210,6 +214,7 @@ impl<D: Dataplane> Agent<D> {
 
     /// The five steps.
     async fn turn(&mut self) -> Result<Applied, Trouble> {
+        self.is_masquerading = false;
         let node = self.observe_node()?;
         let (observed, is_fresh) = self.observe_kernel().await?;
         self.has_read = is_fresh;
@@ -290,6 +295,7 @@ impl<D: Dataplane> Agent<D> {
 
     /// A turn of a paused node: only looks, and says what it sees.
     async fn rest(&mut self) -> Result<(), Trouble> {
+        self.is_masquerading = false;
         let node = self.observe_node()?;
         let (observed, is_fresh) = self.observe_kernel().await?;
         self.has_read = is_fresh;
@@ -313,8 +319,14 @@ impl<D: Dataplane> Agent<D> {
             let metadata = view.node.as_ref().map(|node| node.metadata.clone()).unwrap_or_default();
             Identity { node_uid: metadata.uid, labels: metadata.labels }
         });
+        let stand = Stand {
+            is_programmed: self.is_masquerading,
+            is_paused: self.situation.is_paused,
+            trouble: self.situation.trouble.as_deref(),
+        };
         desk.leave(Situation {
             identity,
+            masquerade: self.parts.masquerading.shown(stand),
             addresses: self.parts.node.addresses(),
             own: self.parts.node.own().clone(),
             links: self.parts.linking.shown(),
@@ -427,6 +439,7 @@ impl<D: Dataplane> Agent<D> {
         let programmed = &applied.observed.ruleset;
         let is_missing = |entry: &&Entry| programmed.entry(&entry.key) != Some(*entry);
         let missing = wanted.entries().filter(is_missing).count() + applied.refused.len();
+        self.is_masquerading = wanted.is_masqueraded_by(programmed);
         self.situation.entries = serving(programmed);
         self.situation.missing = missing;
         if !applied.changes.is_empty() {

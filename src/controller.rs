@@ -15,6 +15,7 @@ pub mod gate;
 pub mod handover;
 pub mod historian;
 pub mod keeper;
+pub mod masquerading;
 pub mod pinholes;
 pub mod plan;
 pub mod pools;

@@ -11,6 +11,7 @@ pub mod holder;
 pub mod interface;
 pub mod label_selector;
 pub mod mapping;
+pub mod masquerade;
 pub mod ordinals;
 pub mod port;
 pub mod port_set;

@@ -227,6 +227,18 @@ impl Ruleset {
         &self.masquerade
     }
 
+    /// Whether another one masquerades as this does, with the same exemptions, in each family that this has addresses in.
+    pub fn is_masqueraded_by(&self, other: &Self) -> bool {
+        let is_same = |family: Family| {
+            let (wanted, found) = (&self.masquerade, &other.masquerade);
+            wanted.pods(family).eq(found.pods(family))
+                && wanted.excluded_interfaces(family).eq(found.excluded_interfaces(family))
+                && wanted.kept(family).eq(found.kept(family))
+                && self.cluster_cidrs(family).eq(other.cluster_cidrs(family))
+        };
+        self.families.iter().copied().all(is_same)
+    }
+
     /// The families that the node has addresses in.
     pub fn families(&self) -> &BTreeSet<Family> {
         &self.families
@@ -278,6 +290,24 @@ mod tests {
         assert_eq!(v4, ["10.0.0.0/8", "172.16.0.0/12"]);
         let pods: Vec<_> = ruleset.pod_cidrs(Family::V4).map(ToString::to_string).collect();
         assert_eq!(pods, ["10.244.1.0/24"]);
+    }
+
+    #[test]
+    fn what_is_masqueraded_is_compared_in_the_families_of_the_node() {
+        let masquerading = |pods: &[&str], exempt: &[&str], families: &[Family]| {
+            let ruleset = Ruleset::new([], exempt.iter().map(|text| net(text)), families.iter().copied());
+            ruleset.with_masquerade(Masquerade::new(pods.iter().map(|text| net(text)), [], []))
+        };
+        let wanted = masquerading(&["10.244.1.0/24", "fd00:1::/64"], &["10.0.0.0/8"], &[Family::V4]);
+        for (pods, exempt, expected) in [
+            (&["10.244.1.0/24"][..], &["10.0.0.0/8"][..], true),
+            (&["10.244.2.0/24"], &["10.0.0.0/8"], false),
+            (&["10.244.1.0/24"], &["10.0.0.0/9"], false),
+            (&[], &["10.0.0.0/8"], false),
+        ] {
+            let found = masquerading(pods, exempt, &[]);
+            assert_eq!(wanted.is_masqueraded_by(&found), expected, "{pods:?} {exempt:?}");
+        }
     }
 
     #[test]

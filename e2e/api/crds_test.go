@@ -90,7 +90,7 @@ func TestTheDefinitionsAreEstablishedAndExplained(t *testing.T) {
 	}
 	var transcript strings.Builder
 	for _, path := range []string{"portclaims.spec", "natpools.spec", "natpools.spec.namespaces", "pinholes.spec",
-		"pinholes.spec.target", "pinholes.spec.ports", "natnodes.spec", "natnodes.status", "masqueradepolicies.spec"} {
+		"pinholes.spec.target", "pinholes.spec.ports", "natnodes.spec", "natnodes.status", "masqueradepolicies.spec", "masqueradepolicies.status"} {
 		fmt.Fprintf(&transcript, "# kubectl explain %s\n%s\n", path, d.succeeds("", "explain", path).Stdout)
 	}
 	d.golden("crd-explain.txt", transcript.String())
@@ -153,6 +153,8 @@ func TestKubectlGetShowsWhatIsGoingOn(t *testing.T) {
 			condition("Ready", "True", "Granting") + `]}`,
 		"natnode/columns": `{"address":"203.0.113.9,2001:db8::9","backend":"iptables-nft","agentVersion":"0.1.0","programmed":{"entries":12},"conditions":[` +
 			condition("Ready", "True", "InSync") + `]}`,
+		"masqueradepolicy/columns": `{"nodes":3,"programmed":2,"conditions":[` +
+			condition("Accepted", "True", "Accepted") + "," + condition("Programmed", "False", "NotProgrammed") + `]}`,
 	} {
 		d.succeeds("", "patch", resource, "--subresource=status", "--type=merge", "-p", `{"status":`+status+`}`)
 	}
@@ -164,6 +166,7 @@ func TestKubectlGetShowsWhatIsGoingOn(t *testing.T) {
 		{"get", "nn", "columns", "-o", "wide"},
 		{"get", "pcl", "v4-203-0-113-9-tcp-443"},
 		{"get", "mqp", "columns"},
+		{"get", "mqp", "columns", "-o", "wide"},
 	} {
 		said := d.succeeds("", arguments...).Stdout
 		fmt.Fprintf(&transcript, "# kubectl %s\n%s\n", strings.Join(arguments, " "), ages.ReplaceAllString(said, "   AGE"))

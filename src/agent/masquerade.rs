@@ -8,16 +8,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::sync::watch;
 use tracing::info;
 use tracing::warn;
 
+use crate::admission::masquerade;
 use crate::agent::following::Following;
 use crate::api::crd::masquerade_policy::MasqueradePolicy;
-use crate::api::crd::masquerade_policy::MasqueradePolicySpec;
-use crate::cluster::masquerade_policies::Known;
+use crate::api::crd::nat_node::NodeMasquerade;
+use crate::cluster::every::Known;
+use crate::model::masquerade::Policy;
 use crate::ruleset::Ruleset;
-use crate::ruleset::masquerade::Policy;
 
 /// What is wanted of this node, and where news of it come from.
 #[derive(Debug, Default)]
@@ -29,14 +31,33 @@ pub struct Masquerading {
 }
 
 /// What counts on a node.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 struct Counting {
     /// The policy that counts; none when the flags do.
-    name: Option<String>,
+    version: Option<Version>,
     /// Others that select the node.
     passed_over: Vec<String>,
     /// What is wanted, or why that cannot be said.
     wish: Result<Option<Policy>, String>,
+}
+
+/// A policy as it was at a time.
+#[derive(Clone, Debug)]
+struct Version {
+    name: String,
+    uid: String,
+    generation: Option<i64>,
+}
+
+/// What the node's NatNode says of the kernel beside.
+#[derive(Clone, Copy, Debug)]
+pub struct Stand<'a> {
+    /// Whether the kernel masquerades as it should.
+    pub is_programmed: bool,
+    /// Whether nothing is changed, because an operator said so.
+    pub is_paused: bool,
+    /// Why the kernel does not have what it should.
+    pub trouble: Option<&'a str>,
 }
 
 impl Masquerading {
@@ -46,7 +67,7 @@ impl Masquerading {
     }
 
     /// By the policies that come from here, and by the flags where none selects the node.
-    pub fn with_policies(self, known_rx: watch::Receiver<Known>) -> Self {
+    pub fn with_policies(self, known_rx: watch::Receiver<Known<MasqueradePolicy>>) -> Self {
         Self { followed: Following::of(known_rx), ..self }
     }
 
@@ -62,13 +83,35 @@ impl Masquerading {
 
     /// What a node with these labels is to masquerade, told when it changes.
     pub fn wanted(&mut self, labels: &BTreeMap<String, String>, knows_cluster: bool) -> Option<Policy> {
-        let known = self.followed.known();
-        let counting = count(known.iter().flat_map(|known| known.iter()), labels, self.flags.as_ref());
-        if counting != self.counting {
+        let known = self.followed.known().unwrap_or_default();
+        let counting = count(known.iter(), labels, self.flags.as_ref());
+        if !counting.reads_like(&self.counting) {
             tell(&counting, knows_cluster);
         }
         self.counting = counting;
         self.counting.wish.clone().unwrap_or_default()
+    }
+
+    /// What became of the policy that counts, for the node's NatNode.
+    pub fn shown(&self, stand: Stand<'_>) -> Option<NodeMasquerade> {
+        let Version { name, uid, generation } = self.counting.version.clone()?;
+        let Stand { is_programmed, is_paused, trouble } = stand;
+        let (programmed, reason, message) = match &self.counting.wish {
+            Err(problem) => {
+                (false, "Unreadable", format!("{problem}; what is masqueraded on the node stays as it is"))
+            }
+            Ok(_) if is_programmed => (true, "Programmed", String::new()),
+            Ok(_) if is_paused => (
+                false,
+                "Paused",
+                "spec.paused of the NatNode is true: nothing in the kernel is changed".to_owned(),
+            ),
+            Ok(_) => {
+                let trouble = trouble.unwrap_or("the kernel does not masquerade so yet");
+                (false, "NotProgrammed", trouble.to_owned())
+            }
+        };
+        Some(NodeMasquerade { policy: name, uid, generation, programmed, reason: reason.to_owned(), message })
     }
 
     /// The rules with what is masqueraded: what is observed stays while nobody can say what is wanted.
@@ -79,58 +122,45 @@ impl Masquerading {
 
 impl Default for Counting {
     fn default() -> Self {
-        Self { name: None, passed_over: Vec::new(), wish: Ok(None) }
+        Self { version: None, passed_over: Vec::new(), wish: Ok(None) }
+    }
+}
+
+impl Counting {
+    fn name(&self) -> Option<&str> {
+        self.version.as_ref().map(|version| version.name.as_str())
+    }
+
+    /// Whether a person would read the same of both.
+    fn reads_like(&self, other: &Self) -> bool {
+        self.name() == other.name() && self.passed_over == other.passed_over && self.wish == other.wish
     }
 }
 
 /// The policy that counts on a node with these labels.
 fn count<'a>(
-    policies: impl Iterator<Item = (&'a String, &'a MasqueradePolicy)>,
+    policies: impl IntoIterator<Item = (&'a String, &'a MasqueradePolicy)>,
     labels: &BTreeMap<String, String>,
     flags: Option<&Policy>,
 ) -> Counting {
-    let selects = |policy: &MasqueradePolicy| {
-        policy.spec.node_selector.as_ref().is_none_or(|selector| selector.selects(labels))
-    };
-    let mut selecting: Vec<_> = policies.filter(|(_, policy)| selects(policy)).collect();
-    selecting.sort_by_key(|(name, policy)| {
-        (policy.metadata.creation_timestamp.as_ref().map(|created| created.0), *name)
-    });
-    let mut selecting = selecting.into_iter();
+    let mut selecting = masquerade::selecting(policies, labels).into_iter();
     let Some((name, policy)) = selecting.next() else {
         return Counting { wish: Ok(flags.cloned()), ..Counting::default() };
     };
+    let ObjectMeta { uid, generation, .. } = &policy.metadata;
     Counting {
-        name: Some(name.clone()),
+        version: Some(Version {
+            name: name.clone(),
+            uid: uid.clone().unwrap_or_default(),
+            generation: *generation,
+        }),
         passed_over: selecting.map(|(name, _)| name.clone()).collect(),
-        wish: read(&policy.spec).map(Some),
+        wish: masquerade::read(&policy.spec).map(Some),
     }
-}
-
-/// The spec as values.
-fn read(spec: &MasqueradePolicySpec) -> Result<Policy, String> {
-    let networks = |field: &str, texts: &[String]| {
-        let network = |text: &String| {
-            text.parse::<ipnet::IpNet>().map_err(|_| format!("spec.{field}: {text:?} is not a network"))
-        };
-        texts.iter().map(network).collect::<Result<Vec<_>, _>>()
-    };
-    let interface =
-        |text: &String| text.parse().map_err(|error| format!("spec.excludedInterfaces: {text:?} {error}"));
-    let except = networks("nonMasqueradeCIDRs", &spec.non_masquerade_cidrs)?;
-    if let Some(all) = except.iter().find(|net| net.prefix_len() == 0) {
-        return Err(format!("spec.nonMasqueradeCIDRs: {all} is every destination"));
-    }
-    Ok(Policy {
-        pod_cidrs: networks("podCIDRs", &spec.pod_cidrs)?,
-        except,
-        excluded_interfaces: spec.excluded_interfaces.iter().map(interface).collect::<Result<_, _>>()?,
-        override_existing: spec.override_existing,
-    })
 }
 
 fn tell(counting: &Counting, knows_cluster: bool) {
-    let policy = counting.name.as_deref().unwrap_or("none");
+    let policy = counting.name().unwrap_or("none");
     match &counting.wish {
         Ok(None) => info!("Pods that leave the cluster are not masqueraded here"),
         Ok(Some(wish)) => {
@@ -175,7 +205,10 @@ mod tests {
 
     #[expect(clippy::needless_pass_by_value, reason = "literal JSON at every call")]
     fn policy(name: &str, second: u32, spec: Value) -> (String, MasqueradePolicy) {
-        let metadata = json!({"name": name, "creationTimestamp": format!("2026-01-01T00:00:{second:02}Z")});
+        let metadata = json!({
+            "name": name, "uid": format!("uid-{name}"), "generation": 3,
+            "creationTimestamp": format!("2026-01-01T00:00:{second:02}Z"),
+        });
         let object = json!({
             "apiVersion": "pinhole.dev/v1alpha1", "kind": "MasqueradePolicy", "metadata": metadata, "spec": spec,
         });
@@ -188,20 +221,9 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_policy_that_selects_the_node_counts_then_the_first_by_name() {
-        let zone = |zone: &str| json!({"nodeSelector": {"matchLabels": {"zone": zone}}});
-        let counting = counting(
-            vec![
-                policy("elsewhere", 1, zone("b")),
-                policy("nowhere", 1, json!({"nodeSelector": {}})),
-                policy("z", 2, zone("a")),
-                policy("b", 3, json!({})),
-                policy("c", 2, json!({})),
-            ],
-            None,
-        );
-        assert_eq!(counting.name.as_deref(), Some("c"));
-        assert_eq!(counting.passed_over, ["z", "b"]);
+    fn the_policies_that_are_passed_over_are_known_by_name() {
+        let found = counting(vec![policy("z", 1, json!({})), policy("b", 2, json!({}))], None);
+        assert_eq!((found.name(), found.passed_over.as_slice()), (Some("z"), &["b".to_owned()][..]));
     }
 
     #[test]
@@ -216,14 +238,36 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_named() {
-        for (spec, expected) in [
-            (json!({"podCIDRs": ["10.0.0.0/33"]}), "spec.podCIDRs: \"10.0.0.0/33\" is not a network"),
-            (json!({"nonMasqueradeCIDRs": ["::/0"]}), "spec.nonMasqueradeCIDRs: ::/0 is every destination"),
-            (json!({"excludedInterfaces": [".."]}), "spec.excludedInterfaces: \"..\" is not the name"),
+    fn the_nat_node_says_what_became_of_the_policy_that_counts() {
+        let (known_tx, known_rx) = watch::channel(Some(Arc::default()));
+        let mut masquerading = Masquerading::by_flags(Some(Policy::default())).with_policies(known_rx);
+        let fine = Stand { is_programmed: true, is_paused: false, trouble: None };
+        masquerading.wanted(&BTreeMap::new(), true);
+        assert_eq!(masquerading.shown(fine), None, "the flags count");
+        let mut says = |spec: Value, stand: Stand<'_>| {
+            known_tx.send_replace(Some(BTreeMap::from([policy("a", 1, spec)]).into()));
+            masquerading.wanted(&BTreeMap::new(), true);
+            let shown = masquerading.shown(stand).unwrap();
+            assert_eq!(
+                (shown.policy.as_str(), shown.uid.as_str(), shown.generation),
+                ("a", "uid-a", Some(3))
+            );
+            (shown.programmed, shown.reason, shown.message)
+        };
+        let unreadable = (json!({"excludedInterfaces": [".."]}), fine);
+        let behind = Stand { is_programmed: false, ..fine };
+        let failing = Stand { trouble: Some("no iptables"), ..behind };
+        let paused = Stand { is_paused: true, ..behind };
+        for ((spec, stand), expected) in [
+            ((json!({}), fine), (true, "Programmed", "")),
+            (unreadable, (false, "Unreadable", "spec.excludedInterfaces: \"..\" is not the name")),
+            ((json!({}), behind), (false, "NotProgrammed", "the kernel does not masquerade so yet")),
+            ((json!({}), failing), (false, "NotProgrammed", "no iptables")),
+            ((json!({}), paused), (false, "Paused", "spec.paused of the NatNode is true")),
         ] {
-            let problem = counting(vec![policy("a", 1, spec)], None).wish.unwrap_err();
-            assert!(problem.contains(expected), "{problem}");
+            let (programmed, reason, message) = says(spec, stand);
+            assert_eq!((programmed, reason.as_str()), (expected.0, expected.1));
+            assert!(message.starts_with(expected.2), "{message}");
         }
     }
 

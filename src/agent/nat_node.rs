@@ -18,10 +18,11 @@ use crate::agent::addresses::Addresses;
 use crate::agent::addresses::Own;
 use crate::agent::listeners::Listeners;
 use crate::api::crd::condition::Condition;
-use crate::api::crd::condition::ConditionStatus;
+use crate::api::crd::condition::Said;
 use crate::api::crd::nat_node::LinkInUse;
 use crate::api::crd::nat_node::NatNodeStatus;
 use crate::api::crd::nat_node::NodeAddress;
+use crate::api::crd::nat_node::NodeMasquerade;
 use crate::api::crd::nat_node::PortInUse;
 use crate::api::crd::nat_node::ProgrammedEntries;
 use crate::cluster::claim_store;
@@ -73,6 +74,8 @@ pub struct Situation {
     pub own: Own,
     /// The links by which it reaches the outside.
     pub links: Vec<LinkInUse>,
+    /// What became of the MasqueradePolicy that counts.
+    pub masquerade: Option<NodeMasquerade>,
     /// Entries in the kernel that lead somewhere.
     pub entries: usize,
     /// Entries that should be there and are not.
@@ -271,12 +274,7 @@ fn status(
     };
     let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
     let since = changed.or_else(|| before.programmed.as_ref()?.since);
-    let mut conditions = Vec::new();
-    for condition in conditions_of(situation, generation, now) {
-        let known = before.conditions.iter().find(|known| known.type_ == condition.type_);
-        conditions.extend(known.cloned());
-        condition.set(&mut conditions);
-    }
+    let mut conditions = Condition::all(conditions_of(situation), &before.conditions, generation, now);
     conditions.sort_by(|one, other| one.type_.cmp(&other.type_));
     NatNodeStatus {
         observed_generation: generation,
@@ -289,47 +287,40 @@ fn status(
         kernel_version: backend.kernel.clone(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         programmed: Some(ProgrammedEntries { entries: count(*entries), missing: count(*missing), since }),
+        masquerade: situation.masquerade.clone(),
         brake: situation.brake.clone(),
         last_report: Some(now),
         conditions,
     }
 }
 
-fn conditions_of(situation: &Situation, generation: Option<i64>, now: Timestamp) -> Vec<Condition> {
-    let condition = |type_: &str, holds: bool, reason: &str, message: String| Condition {
-        type_: type_.to_owned(),
-        status: if holds { ConditionStatus::True } else { ConditionStatus::False },
-        reason: reason.to_owned(),
-        message,
-        last_transition_time: now,
-        observed_generation: generation,
-    };
+fn conditions_of(situation: &Situation) -> Vec<Said<'static>> {
     let Situation { trouble, withheld, is_paused, .. } = situation;
     let paused =
         "spec.paused is true: nothing in the kernel is changed; set it to false when the work on the node is done"
             .to_owned();
     let ready = match (is_paused, trouble) {
-        (true, _) => condition("Ready", false, "Paused", paused.clone()),
-        (false, Some(trouble)) => condition("Ready", false, "NotProgrammed", trouble.clone()),
-        (false, None) => condition("Ready", true, "Programmed", String::new()),
+        (true, _) => ("Ready", false, "Paused", paused.clone()),
+        (false, Some(trouble)) => ("Ready", false, "NotProgrammed", trouble.clone()),
+        (false, None) => ("Ready", true, "Programmed", String::new()),
     };
     let braked = match withheld {
         Some(removal) => {
             let fix = "if it is meant, kubectl pinhole resume --node with this name lets it happen now; the agent's log says when \
                        it happens by itself";
-            condition("Braked", true, "MassRemoval", format!("{removal}; {fix}"))
+            ("Braked", true, "MassRemoval", format!("{removal}; {fix}"))
         }
-        None => condition("Braked", false, "NoMassRemoval", String::new()),
+        None => ("Braked", false, "NoMassRemoval", String::new()),
     };
     let paused = match is_paused {
-        true => condition("Paused", true, "Requested", paused),
-        false => condition("Paused", false, "NotRequested", String::new()),
+        true => ("Paused", true, "Requested", paused),
+        false => ("Paused", false, "NotRequested", String::new()),
     };
     let blockers = ConditionKind::ALL.map(|kind| {
         let found = situation.blockers.iter().filter(|blocker| blocker.kind == kind);
         let found: Vec<_> = found.map(|Blocker { message, fix, .. }| format!("{message}; {fix}")).collect();
         let reason = if found.is_empty() { "NotFound" } else { "Found" };
-        condition(kind.name(), !found.is_empty(), reason, found.join("; "))
+        (kind.name(), !found.is_empty(), reason, found.join("; "))
     });
     [ready, braked, paused].into_iter().chain(blockers).collect()
 }
@@ -337,6 +328,7 @@ fn conditions_of(situation: &Situation, generation: Option<i64>, now: Timestamp)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::crd::condition::ConditionStatus;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()

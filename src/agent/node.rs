@@ -15,7 +15,7 @@ use crate::agent::addresses::Addresses;
 use crate::agent::addresses::Filter;
 use crate::agent::addresses::Own;
 use crate::api::object::Object;
-use crate::ruleset::masquerade::Policy;
+use crate::model::masquerade::Policy;
 use crate::ruleset::node::NodeFacts;
 
 /// What an operator says of a node's networks.

@@ -1,6 +1,7 @@
 //! Behaviour of the loop over a kernel in memory: what is fed to the agent, and what the kernel then holds.
 
 mod claims;
+mod masquerade;
 mod written;
 
 use std::future::Future;
@@ -122,6 +123,7 @@ struct Settings {
     grace: Duration,
     brake: Brake,
     granted: Option<Arc<KnownPinholes>>,
+    masquerading: Masquerading,
 }
 
 impl Default for Settings {
@@ -132,6 +134,7 @@ impl Default for Settings {
             grace: Duration::from_mins(10),
             brake: Brake::default(),
             granted: None,
+            masquerading: Masquerading::default(),
         }
     }
 }
@@ -162,7 +165,7 @@ impl Bench {
             pods: Arc::clone(&pods),
             granting: granting.clone().map(|(pinholes, reports)| Granting { pinholes, reports }),
             node: Node::new(Networks::default(), addresses),
-            masquerading: Masquerading::default(),
+            masquerading: settings.masquerading,
             linking: Linking::default(),
             brake: BrakeOverTime::new(settings.brake, settings.grace),
             flows: Some(flows.clone()),

@@ -5,7 +5,7 @@ use ipnet::IpNet;
 
 use crate::cli::network;
 use crate::model::interface::InterfaceName;
-use crate::ruleset::masquerade::Policy;
+use crate::model::masquerade::Policy;
 
 /// Whose traffic leaves the cluster with the node's address.
 #[derive(Debug, Args)]

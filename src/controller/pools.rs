@@ -26,7 +26,7 @@ use crate::allocation::pool::PoolError;
 use crate::allocation::pool::usage::is_covered;
 use crate::allocation::pool::usage::usage;
 use crate::api::crd::condition::Condition;
-use crate::api::crd::condition::ConditionStatus;
+use crate::api::crd::condition::Said;
 use crate::api::crd::nat_pool::NatPool;
 use crate::api::crd::nat_pool::NatPoolStatus;
 use crate::api::crd::nat_pool::PoolUsage;
@@ -175,30 +175,16 @@ fn status(object: &NatPool, claims: &[&Claim], before: &NatPoolStatus, now: Time
     let read = nat_pools::read(object);
     let usage = read.as_ref().ok().map(|pool| usage(pool, claims.iter().copied()));
     let is_full = usage.as_ref().is_some_and(|usage| 0 < usage.capacity && usage.free == 0);
-    let mut conditions = Vec::new();
     let said = [
         ready(&read, is_full),
         out_of_range(read.as_ref().ok(), claims),
         deleting(object.metadata.deletion_timestamp.is_some(), claims),
     ];
-    for (type_, status, reason, message) in said {
-        let condition = Condition {
-            type_: type_.to_owned(),
-            status: if status { ConditionStatus::True } else { ConditionStatus::False },
-            reason: reason.to_owned(),
-            message,
-            last_transition_time: now,
-            observed_generation: generation,
-        };
-        conditions.extend(before.conditions.iter().find(|known| known.type_ == type_).cloned());
-        condition.set(&mut conditions);
-    }
+    let conditions = Condition::all(said, &before.conditions, generation, now);
     NatPoolStatus { observed_generation: generation, usage, conditions }
 }
 
-type Said = (&'static str, bool, &'static str, String);
-
-fn ready(read: &Result<Pool, PoolError>, is_full: bool) -> Said {
+fn ready(read: &Result<Pool, PoolError>, is_full: bool) -> Said<'static> {
     match read {
         Err(error) => ("Ready", false, "Unreadable", format!("grants nothing: {error}")),
         Ok(pool) if pool.is_deleting => {
@@ -209,7 +195,7 @@ fn ready(read: &Result<Pool, PoolError>, is_full: bool) -> Said {
     }
 }
 
-fn out_of_range(pool: Option<&Pool>, claims: &[&Claim]) -> Said {
+fn out_of_range(pool: Option<&Pool>, claims: &[&Claim]) -> Said<'static> {
     let outside: Vec<_> =
         claims.iter().filter(|claim| pool.is_some_and(|pool| !is_covered(pool, claim))).copied().collect();
     if outside.is_empty() {
@@ -222,7 +208,7 @@ fn out_of_range(pool: Option<&Pool>, claims: &[&Claim]) -> Said {
     ("OutOfRange", true, "ClaimsOutside", message)
 }
 
-fn deleting(is_deleting: bool, claims: &[&Claim]) -> Said {
+fn deleting(is_deleting: bool, claims: &[&Claim]) -> Said<'static> {
     match (is_deleting, claims.is_empty()) {
         (false, _) => ("Deleting", false, "NotRequested", String::new()),
         (true, true) => {
@@ -250,6 +236,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::api::crd::condition::ConditionStatus;
     use crate::cluster::nat_pools::FINALIZER;
     use crate::model::holder::Holder;
     use crate::model::holder::ObjectName;

@@ -22,6 +22,7 @@ use crate::ruleset::entry::Entry;
 use crate::ruleset::entry::Key;
 use crate::ruleset::entry::Target;
 use crate::ruleset::masquerade;
+use crate::ruleset::masquerade::Masquerade;
 use crate::ruleset::node::NodeFacts;
 use crate::ruleset::owner::Owner;
 use crate::ruleset::sources::Lists;
@@ -47,14 +48,11 @@ pub fn desired(endpoints: &[Endpoint], node: &NodeFacts) -> Desired {
     let ruleset = Ruleset::new(
         // What is outside of these is taken for a pod of another node.
         node.pod_cidrs.iter().copied().chain(here),
-        node.cluster_cidrs
-            .iter()
-            .copied()
-            .chain(node.masquerade.iter().flat_map(masquerade::Policy::exempted)),
+        node.cluster_cidrs.iter().copied().chain(node.masquerade.iter().flat_map(masquerade::exempted)),
         // Every node has loopback addresses of both families, which says nothing.
         node.addresses.iter().filter_map(|ip| ExternalAddress::new(*ip).ok()).map(ExternalAddress::family),
     );
-    let masquerade = node.masquerade.as_ref().map(|policy| policy.on(node)).unwrap_or_default();
+    let masquerade = node.masquerade.as_ref().map(|policy| Masquerade::of(policy, node)).unwrap_or_default();
     let mut desired = Desired { ruleset: ruleset.with_masquerade(masquerade), ..Desired::default() };
     let mut lists = Lists::default();
     let mut egress: BTreeMap<IpAddr, (EgressRank, Owner)> = BTreeMap::new();

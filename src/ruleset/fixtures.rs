@@ -17,13 +17,13 @@ use crate::model::address::ExternalAddress;
 use crate::model::holder::ObjectName;
 use crate::model::mapping::Address;
 use crate::model::mapping::Mapping;
+use crate::model::masquerade::Policy;
 use crate::model::port::PortRange;
 use crate::model::port::Protocol;
 use crate::ruleset::Ruleset;
 use crate::ruleset::desired::desired;
 use crate::ruleset::endpoint::Endpoint;
 use crate::ruleset::entry::Entry;
-use crate::ruleset::masquerade::Policy;
 use crate::ruleset::node::NodeFacts;
 
 /// Parses a value that the test is sure of.

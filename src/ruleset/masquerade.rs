@@ -13,36 +13,13 @@ use ipnet::Ipv6Net;
 
 use crate::model::address::Family;
 use crate::model::interface::InterfaceName;
+use crate::model::masquerade::Policy;
 use crate::ruleset::node::NodeFacts;
 use crate::ruleset::shortest;
 
-/// What an operator wants.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Policy {
-    /// The pods that leave with their node's address; none for the pods of the node.
-    pub pod_cidrs: Vec<IpNet>,
-    /// Destinations that see the pod's own address, besides those inside the cluster.
-    pub except: Vec<IpNet>,
-    /// Interfaces by which pods leave with their own address.
-    pub excluded_interfaces: BTreeSet<InterfaceName>,
-    /// Whether traffic that keeps its address is put out of reach of rules that others masquerade by.
-    pub override_existing: bool,
-}
-
-impl Policy {
-    /// Destinations that keep their visitors' addresses: those that were named, and what no router forwards.
-    pub(super) fn exempted(&self) -> impl Iterator<Item = IpNet> {
-        self.except.iter().copied().chain(Family::ALL.map(link_local))
-    }
-
-    /// What becomes of the policy on a node.
-    pub(super) fn on(&self, node: &NodeFacts) -> Masquerade {
-        let pods = if self.pod_cidrs.is_empty() { &node.pod_cidrs } else { &self.pod_cidrs };
-        // A pod of another node is seen here with its own address, too, so both ends of the traffic count.
-        let inside = node.pod_cidrs.iter().chain(&node.cluster_cidrs).chain(&self.except);
-        let kept = pods.iter().chain(inside).copied().filter(|_| self.override_existing);
-        Masquerade::new(pods.iter().copied(), self.excluded_interfaces.iter().copied(), kept)
-    }
+/// Destinations that keep their visitors' addresses: those that a policy names, and what no router forwards.
+pub(super) fn exempted(policy: &Policy) -> impl Iterator<Item = IpNet> {
+    policy.except.iter().copied().chain(Family::ALL.map(link_local))
 }
 
 /// What a node masquerades. Empty for a node that leaves this to others.
@@ -66,6 +43,15 @@ impl Masquerade {
             return Self::default();
         }
         Self { pods, excluded_interfaces: excluded_interfaces.into_iter().collect(), kept: shortest(kept) }
+    }
+
+    /// What becomes of a policy on a node.
+    pub(super) fn of(policy: &Policy, node: &NodeFacts) -> Self {
+        let pods = if policy.pod_cidrs.is_empty() { &node.pod_cidrs } else { &policy.pod_cidrs };
+        // A pod of another node is seen here with its own address, too, so both ends of the traffic count.
+        let inside = node.pod_cidrs.iter().chain(&node.cluster_cidrs).chain(&policy.except);
+        let kept = pods.iter().chain(inside).copied().filter(|_| policy.override_existing);
+        Self::new(pods.iter().copied(), policy.excluded_interfaces.iter().copied(), kept)
     }
 
     /// The same, but for one family what `other` masquerades.

@@ -7,7 +7,7 @@ use std::net::Ipv6Addr;
 
 use ipnet::IpNet;
 
-use crate::ruleset::masquerade::Policy;
+use crate::model::masquerade::Policy;
 
 /// Facts about one node. Whoever gathers them decides which address is "the node's own"; this only uses them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

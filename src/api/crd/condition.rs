@@ -43,7 +43,33 @@ pub enum ConditionStatus {
     Unknown,
 }
 
+/// What is said of a condition: its type, whether it holds, why in one word, and a sentence.
+pub type Said<'a> = (&'static str, bool, &'a str, String);
+
 impl Condition {
+    /// The conditions of an object of which this is said now, and `before` was.
+    pub fn all<'a>(
+        said: impl IntoIterator<Item = Said<'a>>,
+        before: &[Self],
+        generation: Option<i64>,
+        now: Timestamp,
+    ) -> Vec<Self> {
+        let mut conditions = Vec::new();
+        for (type_, holds, reason, message) in said {
+            conditions.extend(before.iter().find(|known| known.type_ == type_).cloned());
+            let condition = Self {
+                type_: type_.to_owned(),
+                status: if holds { ConditionStatus::True } else { ConditionStatus::False },
+                reason: reason.to_owned(),
+                message,
+                last_transition_time: now,
+                observed_generation: generation,
+            };
+            condition.set(&mut conditions);
+        }
+        conditions
+    }
+
     /// Puts this condition among the others. The time of the last transition stays where the status does.
     pub fn set(self, conditions: &mut Vec<Self>) {
         match conditions.iter_mut().find(|condition| condition.type_ == self.type_) {

@@ -5,6 +5,7 @@ use kube::KubeSchema;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::api::crd::condition::Condition;
 use crate::api::crd::rules;
 use crate::api::crd::shared::LabelSelector;
 
@@ -19,24 +20,46 @@ use crate::api::crd::shared::LabelSelector;
     singular = "masqueradepolicy",
     shortname = "mqp",
     category = "pinhole",
+    status = "MasqueradePolicyStatus",
     derive = "PartialEq",
     doc = "Which pods leave the cluster with the address of their node, and which destinations see the pod's own. On each node the oldest policy that selects it counts, whole and alone, in place of the flags of the node's agent.",
+    printcolumn(
+        name = "Nodes",
+        type_ = "integer",
+        json_path = ".status.nodes",
+        description = "Nodes that it selects"
+    ),
+    printcolumn(
+        name = "Programmed",
+        type_ = "integer",
+        json_path = ".status.programmed",
+        description = "Nodes of these whose kernel masquerades so"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Programmed\")].reason",
+        description = "Why it is not so on every one of them"
+    ),
     printcolumn(
         name = "Pods",
         type_ = "string",
         json_path = ".spec.podCIDRs",
+        priority = 1,
         description = "The pods that are masqueraded, if not those of the node"
     ),
     printcolumn(
         name = "Except",
         type_ = "string",
         json_path = ".spec.nonMasqueradeCIDRs",
+        priority = 1,
         description = "Destinations outside the cluster that see the pod's own address"
     ),
     printcolumn(
         name = "Override",
         type_ = "boolean",
         json_path = ".spec.overrideExisting",
+        priority = 1,
         description = "Whether rules of other programs are kept from masquerading what is exempt"
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
@@ -76,4 +99,25 @@ pub struct MasqueradePolicySpec {
     /// exempt. They stay where they are, and what kube-proxy marks stays masqueraded. Default: false.
     #[serde(default)]
     pub override_existing: bool,
+}
+
+/// How a policy stands, by the words of the agents in their NatNodes. Written by the controller, which runs where claims are on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MasqueradePolicyStatus {
+    /// The generation of the spec that the rest is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Nodes with an agent that the policy selects.
+    #[serde(default)]
+    pub nodes: u64,
+    /// Nodes of these whose kernel masquerades as this generation says.
+    #[serde(default)]
+    pub programmed: u64,
+    /// Accepted: whether the policy can be read, and counts on every node that it selects. Programmed: whether the kernels of all of
+    /// them masquerade so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
 }

@@ -121,6 +121,9 @@ pub struct NatNodeStatus {
     /// What is in the kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub programmed: Option<ProgrammedEntries>,
+    /// The MasqueradePolicy that counts on the node. Absent: none does, and the agent's flags say what is masqueraded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub masquerade: Option<NodeMasquerade>,
     /// A mass removal that is held back, and the value of `spec.resume` that releases it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub brake: Option<String>,
@@ -204,6 +207,29 @@ pub enum PortUser {
     HostPort,
     /// The range of NodePorts.
     NodePort,
+}
+
+/// What became of a MasqueradePolicy on a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeMasquerade {
+    /// The policy.
+    pub policy: String,
+    /// Its UID, by which another one of the same name is told apart.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub uid: String,
+    /// The generation of its spec that the rest is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<i64>,
+    /// Whether the kernel masquerades so.
+    pub programmed: bool,
+    /// Why, in one word: Programmed, NotProgrammed, Paused or Unreadable.
+    #[schemars(length(min = 1, max = 128))]
+    pub reason: String,
+    /// What is wrong, and what to do about it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 4096))]
+    pub message: String,
 }
 
 /// What is in a node's kernel.

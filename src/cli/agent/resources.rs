@@ -14,7 +14,7 @@ use crate::agent::masquerade::Masquerading;
 use crate::agent::nat_node;
 use crate::agent::nat_node::Desk;
 use crate::cluster::client::Connection;
-use crate::cluster::masquerade_policies;
+use crate::cluster::every;
 use crate::cluster::nat_nodes::NatNodes;
 use crate::cluster::nat_nodes::Stored;
 use crate::cluster::nat_pools;
@@ -23,7 +23,7 @@ use crate::cluster::pinhole_reports::Reports;
 use crate::cluster::pinhole_store::PinholeStore;
 use crate::cluster::pinhole_watch::KnownPinholes;
 use crate::dataplane::links::LinksInUse;
-use crate::ruleset::masquerade::Policy;
+use crate::model::masquerade::Policy;
 
 /// Which custom resources to work with.
 #[derive(Clone, Copy, Debug, Args)]
@@ -76,7 +76,7 @@ impl ResourceFlags {
         }
         // The watch -> the agent's loop; only the last word counts.
         let (known_tx, known_rx) = watch::channel(None);
-        tokio::spawn(masquerade_policies::follow(client.clone(), known_tx));
+        tokio::spawn(every::follow(client.clone(), known_tx));
         by_flags.with_policies(known_rx)
     }
 

@@ -17,9 +17,12 @@ use crate::cli::controller::object_name;
 use crate::cli::duration;
 use crate::cluster::asking_pods::AskingPods;
 use crate::cluster::claim_watch::Claims;
+use crate::cluster::every;
 use crate::cluster::history_store::HistoryStore;
+use crate::cluster::masquerade_policies::PolicyWriter;
 use crate::cluster::reader::Reader;
 use crate::controller::historian::Historian;
+use crate::controller::masquerading::PolicyKeeper;
 use crate::controller::self_test::SelfTest;
 use crate::model::holder::ObjectName;
 use crate::telemetry::metrics::controller::ControllerMetrics;
@@ -79,6 +82,18 @@ impl OperatingFlags {
                 SelfTest { reader, namespace, leading_rx: leading_rx.clone(), silent_tx, metrics };
             tokio::spawn(self_test.run(stop.clone()));
         }
+        let (policies_tx, policies_rx) = watch::channel(None);
+        let (nodes_tx, nodes_rx) = watch::channel(None);
+        tokio::spawn(every::follow(client.clone(), policies_tx));
+        tokio::spawn(every::follow(client.clone(), nodes_tx));
+        let keeper = PolicyKeeper {
+            writer: PolicyWriter::new(client.clone()),
+            policies_rx,
+            nodes_rx,
+            leading_rx: leading_rx.clone(),
+            metrics: metrics.clone(),
+        };
+        tokio::spawn(keeper.run(stop.clone()));
         if let Some(history) = history {
             let keep = SignedDuration::try_from(history).context("--history is too long")?;
             let store = HistoryStore::new(client, history_store);

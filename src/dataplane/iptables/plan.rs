@@ -176,11 +176,11 @@ mod tests {
     use crate::dataplane::iptables::parse::parse;
     use crate::dataplane::settings::Settings;
     use crate::model::address::Family;
+    use crate::model::masquerade::Policy;
     use crate::ruleset::fixtures::endpoint;
     use crate::ruleset::fixtures::node;
     use crate::ruleset::fixtures::ruleset;
     use crate::ruleset::fixtures::v4_node;
-    use crate::ruleset::masquerade::Policy;
     use crate::ruleset::node::NodeFacts;
 
     #[test]

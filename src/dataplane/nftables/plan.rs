@@ -221,11 +221,11 @@ mod tests {
     use crate::dataplane::nftables::layout::layout;
     use crate::dataplane::settings::Settings;
     use crate::model::address::Family;
+    use crate::model::masquerade::Policy;
     use crate::ruleset::endpoint::Endpoint;
     use crate::ruleset::fixtures::endpoint;
     use crate::ruleset::fixtures::ruleset;
     use crate::ruleset::fixtures::v4_node;
-    use crate::ruleset::masquerade::Policy;
     use crate::ruleset::node::NodeFacts;
     use crate::ruleset::sources::Sources;
 

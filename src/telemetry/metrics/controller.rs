@@ -57,7 +57,7 @@ impl ControllerMetrics {
         );
         registry.register(
             "failures",
-            "Claims and pools that could not be read or written; each is tried again",
+            "Claims, pools and masquerade policies that could not be read or written; each is tried again",
             metrics.failures.clone(),
         );
         metrics

@@ -18,7 +18,7 @@ use pinhole::dataplane::links::LinkMask;
 use pinhole::dataplane::links::Links;
 use pinhole::dataplane::links::LinksInUse;
 use pinhole::dataplane::settings::ReturnPath;
-use pinhole::ruleset::masquerade::Policy;
+use pinhole::model::masquerade::Policy;
 use pinhole::ruleset::node::NodeFacts;
 
 use crate::kernel::lab::A;

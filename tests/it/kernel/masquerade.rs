@@ -10,9 +10,9 @@
 use ipnet::IpNet;
 use pinhole::dataplane::Applied;
 use pinhole::dataplane::Dataplane;
+use pinhole::model::masquerade::Policy;
 use pinhole::ruleset::desired::desired;
 use pinhole::ruleset::endpoint::Endpoint;
-use pinhole::ruleset::masquerade::Policy;
 use pinhole::ruleset::node::NodeFacts;
 
 use crate::kernel::lab::A;
