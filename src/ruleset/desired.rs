@@ -26,6 +26,8 @@ use crate::ruleset::masquerade::Masquerade;
 use crate::ruleset::node::NodeFacts;
 use crate::ruleset::owner::Owner;
 use crate::ruleset::sources::Lists;
+use crate::ruleset::sources::SameName;
+use crate::ruleset::sources::Sources;
 
 /// What a node should have, and what it cannot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,6 +45,10 @@ pub struct Desired {
 /// Endpoints are taken in the given order: when two want one external port, the first has it and the second is
 /// refused. An endpoint without addresses reserves its ports, so that nobody else on the node answers for them.
 pub fn desired(endpoints: &[Endpoint], node: &NodeFacts) -> Desired {
+    desired_with(Lists::named_by(Sources::id), endpoints, node)
+}
+
+fn desired_with<'a>(mut lists: Lists<'a>, endpoints: &'a [Endpoint], node: &NodeFacts) -> Desired {
     let ips = endpoints.iter().flat_map(|endpoint| &endpoint.ips);
     let here = ips.filter(|ip| node.pods.contains(ip)).map(|ip| IpNet::from(*ip));
     let ruleset = Ruleset::new(
@@ -54,7 +60,6 @@ pub fn desired(endpoints: &[Endpoint], node: &NodeFacts) -> Desired {
     );
     let masquerade = node.masquerade.as_ref().map(|policy| Masquerade::of(policy, node)).unwrap_or_default();
     let mut desired = Desired { ruleset: ruleset.with_masquerade(masquerade), ..Desired::default() };
-    let mut lists = Lists::default();
     let mut egress: BTreeMap<IpAddr, (EgressRank, Owner)> = BTreeMap::new();
     for endpoint in endpoints {
         let owner = Owner::new(&endpoint.pod, &endpoint.uid);
@@ -66,7 +71,13 @@ pub fn desired(endpoints: &[Endpoint], node: &NodeFacts) -> Desired {
             }
         };
         for (key, pod) in places {
-            let entry = entry(endpoint, &owner, (key, pod), &mut lists);
+            let entry = match entry(endpoint, &owner, (key, pod), &mut lists) {
+                Ok(entry) => entry,
+                Err(same) => {
+                    desired.refused.push(Refused::new(endpoint, Reason::SameName(same)));
+                    continue;
+                }
+            };
             if desired.ruleset.entry(&key) != Some(&entry)
                 && let Err(taken) = desired.ruleset.insert(entry)
             {
@@ -136,16 +147,15 @@ fn entry<'a>(
     owner: &Owner,
     (key, pod): (Key, Option<IpAddr>),
     lists: &mut Lists<'a>,
-) -> Entry {
+) -> Result<Entry, SameName> {
     let mapping = &endpoint.mapping;
-    let sources = lists.sources(key.family(), mapping.allowed_sources());
-    let target = pod.filter(|_| sources.is_some());
-    Entry {
-        key,
-        target: target.map(|ip| Target { ip, first: mapping.target().first() }),
-        allowed_sources: sources.filter(|_| target.is_some()).unwrap_or_default(),
-        owner: owner.clone(),
-    }
+    let served = match pod {
+        Some(ip) => lists.sources(key.family(), mapping.allowed_sources())?.map(|sources| (ip, sources)),
+        None => None,
+    };
+    let target = served.as_ref().map(|(ip, _)| Target { ip: *ip, first: mapping.target().first() });
+    let allowed_sources = served.map(|(_, sources)| sources).unwrap_or_default();
+    Ok(Entry { key, target, allowed_sources, owner: owner.clone() })
 }
 
 #[cfg(test)]
@@ -158,6 +168,7 @@ mod tests {
     use crate::ruleset::fixtures::node;
     use crate::ruleset::fixtures::ruleset;
     use crate::ruleset::fixtures::v4_node;
+    use crate::ruleset::sources::ListId;
 
     /// The reason why the only endpoint is refused.
     fn refusal(endpoint: Endpoint, node: &NodeFacts) -> Reason {
@@ -299,6 +310,41 @@ mod tests {
             [(true, vec![net("198.51.100.0/24")]), (true, vec![net("2001:db8:9::/48")])]
         );
         assert_eq!(dual(&["0.0.0.0/0"]), [(true, vec![]), (false, vec![])], "nobody may come by IPv6");
+    }
+
+    #[test]
+    fn of_two_lists_of_sources_with_one_name_the_later_is_refused_and_serves_nobody() {
+        let from = |pod: &str, port: u16, sources: &[&str]| {
+            endpoint(&format!("{port}/tcp"), pod, &["10.244.1.9", "fd00:244:1::9"]).from(sources)
+        };
+        let endpoints = [
+            from("first", 80, &["198.51.100.0/24"]),
+            from("everybody", 81, &[]),
+            from("second", 82, &["192.0.2.0/24"]),
+            from("like-the-first", 83, &["198.51.100.0/25", "198.51.100.128/25"]),
+            from("by-ipv6", 84, &["2001:db8:9::/48"]),
+        ];
+        let named = |name: fn(&Sources) -> ListId| desired_with(Lists::named_by(name), &endpoints, &node());
+        assert_eq!(named(Sources::id).refused, []);
+        let Desired { ruleset, refused, .. } = named(|_| Sources::default().id());
+        let refused: Vec<_> =
+            refused.iter().map(|refused| format!("{}: {}", refused.pod, refused.reason)).collect();
+        let id = Sources::default().id();
+        assert_eq!(
+            refused,
+            [format!(
+                "default/second: another list of sources on the node has the same digest, {id}, which takes intent to bring \
+                 about; add a network to allowedSources, or take one away"
+            )]
+        );
+        let served: Vec<_> =
+            ruleset.entries_of(Family::V4).map(|entry| entry.key.ports.first().get()).collect();
+        assert_eq!(served, [80, 81, 83, 84]);
+        assert_eq!(
+            ruleset.entries_of(Family::V6).count(),
+            5,
+            "the lists of a family are beside those of the other"
+        );
     }
 
     #[test]

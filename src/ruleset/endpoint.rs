@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use crate::model::holder::ObjectName;
 use crate::model::mapping::Mapping;
 use crate::ruleset::Taken;
+use crate::ruleset::sources::SameName;
 
 /// A mapping and the pod that was elected for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +74,9 @@ pub enum Reason {
     /// Another endpoint came first.
     #[error("{0}; one external port leads to one pod, free it there or choose another")]
     Taken(#[source] Taken),
+    /// Its list of sources cannot be told from another one by name.
+    #[error("{0}, which takes intent to bring about; add a network to allowedSources, or take one away")]
+    SameName(#[source] SameName),
 }
 
 fn list(addresses: &[IpAddr]) -> String {

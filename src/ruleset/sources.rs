@@ -2,8 +2,10 @@
 //!
 //! # Guarantees
 //! - Lists of the same networks are the same list, with the same name, whoever wrote them and on every node.
-//! - Two different lists have different names, even if somebody looks for two that do not: the name is a cryptographic
-//!   digest. A list that changes is therefore another list, and is never seen half changed.
+//! - A list that changes is another list with another name, and is never seen half changed.
+//! - Two different lists never share a name. As long as the name of a chain may be, a digest has so few bits that somebody who
+//!   writes both lists can look for two with one name: the later of the two is refused. To find one to the list of somebody
+//!   else is out of reach.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -106,13 +108,39 @@ impl fmt::Display for ListId {
 }
 
 /// The lists of sources that were brought into their shortest form. Entries with the same one share it.
-#[derive(Default)]
-pub(super) struct Lists<'a>(BTreeMap<(Family, &'a [IpNet]), Option<Sources>>);
+pub(super) struct Lists<'a> {
+    name: fn(&Sources) -> ListId,
+    known: BTreeMap<(Family, &'a [IpNet]), Listed>,
+    named: BTreeMap<(Family, ListId), Sources>,
+}
+
+/// A list in its shortest form, `None` for nobody; or that it cannot be told from another one.
+type Listed = Result<Option<Sources>, SameName>;
+
+/// Another list of the family came first and has the same name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("another list of sources on the node has the same digest, {0}")]
+pub struct SameName(pub ListId);
 
 impl<'a> Lists<'a> {
+    /// No lists yet; what they will be called is usually [`Sources::id`].
+    pub(super) fn named_by(name: fn(&Sources) -> ListId) -> Self {
+        Self { name, known: BTreeMap::new(), named: BTreeMap::new() }
+    }
+
     /// The list for one family; `None` lets nobody in.
-    pub(super) fn sources(&mut self, family: Family, allowed: &'a [IpNet]) -> Option<Sources> {
-        self.0.entry((family, allowed)).or_insert_with(|| sources_in(family, allowed)).clone()
+    pub(super) fn sources(&mut self, family: Family, allowed: &'a [IpNet]) -> Listed {
+        let Self { name, known, named } = self;
+        let sources = known.entry((family, allowed)).or_insert_with(|| {
+            let sources = match sources_in(family, allowed) {
+                Some(sources) if !sources.is_empty() => sources,
+                unlisted => return Ok(unlisted),
+            };
+            let id = name(&sources);
+            let first = named.entry((family, id)).or_insert_with(|| sources.clone());
+            if *first == sources { Ok(Some(sources)) } else { Err(SameName(id)) }
+        });
+        sources.clone()
     }
 }
 
