@@ -14,6 +14,7 @@ pub mod dry_run;
 pub mod iptables;
 pub(crate) mod isolation;
 pub mod links;
+pub(crate) mod netlink;
 pub mod nftables;
 pub mod probe;
 pub(crate) mod progress;

@@ -4,7 +4,8 @@
 //! microseconds. Only when one of them moved are our own rules, and the built-in chains around them, looked at over
 //! netlink; only when these differ is there a reason to read everything. No program is started for any of it.
 //!
-//! Rules and routes of links have no such count and are few; where there are links, they are listed each time.
+//! Rules and routes of links have no such count; where there are links, the kernel tells of each change of any, and they are
+//! listed when one could matter.
 //!
 //! What escapes: an edit of a legacy table that keeps its size, one of rules of others in chains of theirs, and one in
 //! the same moment in which we change something. A full comparison from time to time finds these.
@@ -30,6 +31,7 @@ use crate::dataplane::nftables::netlink::Socket;
 use crate::dataplane::nftables::plan::Table;
 use crate::dataplane::nftables::read::digest_of_chain;
 use crate::dataplane::routing;
+use crate::dataplane::routing::lookout::Lookout;
 use crate::dataplane::settings::Settings;
 use crate::model::address::Family;
 use crate::model::digest::fnv1a;
@@ -55,6 +57,7 @@ pub struct Watcher {
 struct Marks {
     socket: Option<Socket>,
     listener: Option<Listener>,
+    lookout: Lookout,
     generation: Option<u32>,
     legacy: Vec<Size>,
     chains: Vec<Chain>,
@@ -113,14 +116,33 @@ impl Watcher {
                 Ok((moved, changed))
             })
             .await?;
-        let differs = changed
-            || moved && self.tables_differ(observed).await?
-            || routing::differs(&self.settings.links.now(), &observed.ruleset).await?;
+        let differs =
+            changed || moved && self.tables_differ(observed).await? || self.routes_differ(observed).await?;
         if !moved && !differs {
             return Ok(None);
         }
         let by = self.blocking(|marks| Ok(marks.hear())).await?;
         Ok(differs.then(|| Drift { by: by.into_iter().collect() }))
+    }
+
+    async fn routes_differ(&self, observed: &Observed) -> io::Result<bool> {
+        let links = self.settings.links.now();
+        if links.is_empty() {
+            return Ok(false);
+        }
+        let asked = links.clone();
+        if !self.blocking(move |marks| Ok(marks.lookout.is_in_doubt(&asked))).await? {
+            return Ok(false);
+        }
+        let differs = routing::differs(&links, &observed.ruleset).await?;
+        if !differs {
+            self.blocking(|marks| {
+                marks.lookout.settle();
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(differs)
     }
 
     async fn tables_differ(&self, observed: &Observed) -> io::Result<bool> {

@@ -19,6 +19,7 @@
 //! All of it carries a protocol number of its own, by which it is found again; rules and routes of others are never
 //! changed. Without links nothing is made, and what an earlier list of links left is removed.
 
+pub(crate) mod lookout;
 mod rtnetlink;
 
 use std::collections::BTreeSet;
@@ -36,12 +37,13 @@ use crate::dataplane::condition::Condition;
 use crate::dataplane::condition::ConditionKind;
 use crate::dataplane::links::Link;
 use crate::dataplane::links::Links;
+use crate::dataplane::netlink;
+use crate::dataplane::netlink::Socket;
 use crate::dataplane::routing::rtnetlink::BY_KERNEL;
 use crate::dataplane::routing::rtnetlink::LOCAL;
 use crate::dataplane::routing::rtnetlink::PROTOCOL;
 use crate::dataplane::routing::rtnetlink::Route;
 use crate::dataplane::routing::rtnetlink::Rule;
-use crate::dataplane::routing::rtnetlink::Socket;
 use crate::dataplane::routing::rtnetlink::UNICAST;
 use crate::dataplane::settings::Settings;
 use crate::model::address::Family;
@@ -225,7 +227,7 @@ fn is_without(error: &io::Error) -> bool {
 /// The links that may serve a family, each with its mark and the number of its interface, if there is one.
 fn numbered(links: &Links, family: Family) -> io::Result<Vec<(u32, &Link, Option<u32>)>> {
     let marked = links.marked(family);
-    marked.map(|(mark, link)| Ok((mark, link, rtnetlink::interface(link.interface.as_str())?))).collect()
+    marked.map(|(mark, link)| Ok((mark, link, netlink::interface(link.interface.as_str())?))).collect()
 }
 
 fn wanted(

@@ -1,4 +1,4 @@
-//! Lists and changes rules and routes of the kernel over a netlink socket, as rtnetlink(7) has them.
+//! Rules and routes of the kernel: listed, changed, and read out of messages.
 //!
 //! Only what the ways by links need is understood: rules that look at the packet mark or at one source, and routes by one
 //! gateway or none. Whatever else a rule or route has is neither read nor written.
@@ -6,29 +6,16 @@
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
-use std::time::Duration;
 
 use ipnet::IpNet;
-use rustix::net::AddressFamily;
-use rustix::net::RecvFlags;
-use rustix::net::SendFlags;
-use rustix::net::SocketFlags;
-use rustix::net::SocketType;
-use rustix::net::netdevice;
-use rustix::net::netlink;
-use rustix::net::sockopt;
 
-use crate::dataplane::nftables::message::ACKNOWLEDGE;
+use crate::dataplane::netlink::Socket;
+use crate::dataplane::netlink::ip;
+use crate::dataplane::netlink::native;
 use crate::dataplane::nftables::message::Attributes;
 use crate::dataplane::nftables::message::Builder;
 use crate::dataplane::nftables::message::CREATE;
-use crate::dataplane::nftables::message::DONE;
-use crate::dataplane::nftables::message::DUMP;
-use crate::dataplane::nftables::message::ERROR;
-use crate::dataplane::nftables::message::INTERRUPTED;
 use crate::dataplane::nftables::message::Message;
-use crate::dataplane::nftables::message::REQUEST;
 use crate::model::address::Family;
 
 /// Who made a rule or route, in the kernel's words. The numbers of known daemons are in `/etc/iproute2/rt_protos`.
@@ -71,11 +58,6 @@ const TO_TABLE: u8 = 1;
 /// The gateway is on the interface whatever its networks are.
 const ON_LINK: u32 = 4;
 
-const BUFFER: usize = 64 * 1024;
-const ATTEMPTS: usize = 3;
-/// The kernel answers at once; this only keeps a surprise from becoming a hang.
-const PATIENCE: Duration = Duration::from_secs(1);
-
 /// A rule of ours: packets with a mark, or of one source, are looked up in a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rule {
@@ -106,33 +88,41 @@ pub(super) struct Route {
     pub(super) kind: u8,
 }
 
-/// A socket in the network namespace in which it was opened.
-#[derive(Debug)]
-pub(super) struct Socket {
-    fd: OwnedFd,
-    sequence: u32,
-    buffer: Vec<u8>,
+/// What a message tells of, if the kernel sent it by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum News {
+    /// A route, new, changed or gone.
+    Route(Route),
+    /// Likewise a rule that this program made.
+    Rule,
+    /// Likewise one that it did not.
+    RuleOfOthers,
+    /// An interface, an address, or what is not understood.
+    Other,
+}
+
+impl News {
+    pub(super) fn read(message: &Message<'_>) -> Self {
+        let family = Family::ALL.into_iter().find(|family| message.payload.first() == Some(&number(*family)));
+        let Some(family) = family else { return Self::Other };
+        match message.kind {
+            NEW_ROUTE | DELETE_ROUTE => Route::read(family, message.payload).map_or(Self::Other, Self::Route),
+            NEW_RULE | DELETE_RULE if Rule::read(family, message.payload).is_some() => Self::Rule,
+            NEW_RULE | DELETE_RULE => Self::RuleOfOthers,
+            _ => Self::Other,
+        }
+    }
 }
 
 impl Socket {
-    /// Opens a socket in the calling thread's network namespace.
-    pub(super) fn open() -> io::Result<Self> {
-        // Without a protocol it is NETLINK_ROUTE.
-        let kind = (AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC);
-        let fd = rustix::net::socket_with(kind.0, kind.1, kind.2, None)?;
-        rustix::net::bind(&fd, &netlink::SocketAddrNetlink::new(0, 0))?;
-        sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(PATIENCE))?;
-        Ok(Self { fd, sequence: 0, buffer: vec![0; BUFFER] })
-    }
-
     /// The rules of a family that this program made.
     pub(super) fn rules(&mut self, family: Family) -> io::Result<Vec<Rule>> {
-        self.list(GET_RULE, family, |payload| Rule::read(family, payload))
+        self.list(GET_RULE, &of_family(family), |payload| Rule::read(family, payload))
     }
 
     /// All routes of a family.
     pub(super) fn routes(&mut self, family: Family) -> io::Result<Vec<Route>> {
-        self.list(GET_ROUTE, family, |payload| Route::read(family, payload))
+        self.list(GET_ROUTE, &of_family(family), |payload| Route::read(family, payload))
     }
 
     /// Adds a rule, unless it is there.
@@ -158,80 +148,13 @@ impl Socket {
         // A route also goes with its interface.
         ignoring(removed, &[libc::ESRCH, libc::ENODEV])
     }
-
-    fn list<T>(
-        &mut self,
-        kind: u16,
-        family: Family,
-        read: impl Fn(&[u8]) -> Option<T>,
-    ) -> io::Result<Vec<T>> {
-        let mut header = [0; HEADER];
-        header[0] = number(family);
-        for _ in 0..ATTEMPTS {
-            let mut found = Vec::new();
-            let is_consistent =
-                self.exchange(kind, DUMP, &header, |_| {}, |payload| found.extend(read(payload)))?;
-            if is_consistent {
-                return Ok(found);
-            }
-        }
-        Err(io::Error::other("the node's routes keep changing while they are listed"))
-    }
-
-    fn ask(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        header: &[u8],
-        describe: impl FnOnce(&mut Builder<'_>),
-    ) -> io::Result<()> {
-        self.exchange(kind, ACKNOWLEDGE | flags, header, describe, |_| {}).map(drop)
-    }
-
-    /// Sends a request and reads its answers; false when they do not fit together.
-    fn exchange(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        header: &[u8],
-        describe: impl FnOnce(&mut Builder<'_>),
-        mut found: impl FnMut(&[u8]),
-    ) -> io::Result<bool> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let mut request = Vec::new();
-        let mut message = Builder::new(&mut request, kind, REQUEST | flags, self.sequence, header);
-        describe(&mut message);
-        message.end();
-        rustix::net::send(&self.fd, &request, SendFlags::empty())?;
-        let mut is_consistent = true;
-        loop {
-            let (received, _) = rustix::net::recv(&self.fd, &mut self.buffer[..], RecvFlags::empty())?;
-            let mut rest = self.buffer.get(..received).unwrap_or_default();
-            while let Some(message) = Message::take(&mut rest) {
-                if message.sequence != self.sequence {
-                    continue;
-                }
-                is_consistent &= message.flags & INTERRUPTED == 0;
-                match message.kind {
-                    DONE => return Ok(is_consistent),
-                    ERROR if message.error() == 0 => return Ok(is_consistent),
-                    ERROR => return Err(io::Error::from_raw_os_error(message.error())),
-                    _ => found(message.payload),
-                }
-            }
-        }
-    }
 }
 
-/// The number of an interface; `None` when there is none of this name.
-pub(super) fn interface(name: &str) -> io::Result<Option<u32>> {
-    let socket =
-        rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    match netdevice::name_to_index(&socket, name) {
-        Ok(index) => Ok(Some(index)),
-        Err(rustix::io::Errno::NODEV) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+/// Asks for everything of a family.
+fn of_family(family: Family) -> [u8; HEADER] {
+    let mut header = [0; HEADER];
+    header[0] = number(family);
+    header
 }
 
 fn ignoring(outcome: io::Result<()>, codes: &[i32]) -> io::Result<()> {
@@ -372,16 +295,6 @@ const fn number(family: Family) -> u8 {
     }
 }
 
-fn ip(bytes: &[u8]) -> Option<IpAddr> {
-    let v4 = || <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from);
-    let v6 = || <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from);
-    v4().or_else(v6)
-}
-
-fn native(bytes: &[u8]) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -421,6 +334,21 @@ mod tests {
         assert_eq!(Rule::read(Family::V4, &written), Some(of_pod));
         let written = payload(&route.header(0), &|message| route.write(message));
         assert_eq!(Route::read(Family::V6, &written), Some(route));
+    }
+
+    #[test]
+    fn r54_what_the_kernel_says_by_itself_is_told_apart() {
+        let message = |kind, payload| Message { kind, flags: 0, sequence: 0, payload };
+        let rule = [&[2; 1][..], &[0; HEADER - 1]].concat();
+        let ours =
+            [&rule[..], &5_u16.to_ne_bytes(), &RULE_PROTOCOL.to_ne_bytes(), &[PROTOCOL, 0, 0, 0]].concat();
+        let route = [&[2, 24, 0, 0, 254, BY_KERNEL, 0, UNICAST][..], &[0; 4]].concat();
+        assert_eq!(News::read(&message(NEW_RULE, &rule)), News::RuleOfOthers);
+        assert_eq!(News::read(&message(DELETE_RULE, &ours)), News::Rule);
+        assert!(matches!(News::read(&message(DELETE_ROUTE, &route)), News::Route(Route { table: 254, .. })));
+        assert_eq!(News::read(&message(DELETE_ROUTE, &route[..6])), News::Other, "a cut one");
+        assert_eq!(News::read(&message(16, &[0; 16])), News::Other, "an interface");
+        assert_eq!(News::read(&message(21, &route)), News::Other, "an address");
     }
 
     #[test]

@@ -266,6 +266,10 @@ fn r54_a_reply_leaves_by_the_link_that_the_connection_came_in_by(lab: &mut Lab) 
     assert_eq!(lab.apply_as(&facts, &wanted).transactions, [], "nothing is left to do");
 }
 
+/// Routes and rules by which the ways of links are not decided.
+const OF_OTHERS: &str = "ip route add 10.78.0.0/16 via 192.0.2.9; ip route del 10.78.0.0/16; \
+                         ip rule add priority 900 from 10.78.0.0/16 lookup 77; ip rule del priority 900";
+
 fn r54_rules_and_routes_of_links_are_repaired_and_go_with_the_links(lab: &mut Lab) {
     let beyond = Beyond::build(lab);
     let _far = beyond.pod.serve("far", "[::]:8080");
@@ -297,9 +301,13 @@ fn r54_rules_and_routes_of_links_are_repaired_and_go_with_the_links(lab: &mut La
     ] {
         let observed = lab.read();
         lab.on_node(async || watcher.settle(&observed).await).unwrap();
+        let look = || lab.on_node(async || watcher.look(&observed).await).unwrap();
+        assert_eq!(look(), None, "before {damage}");
+        lab.node.sh(OF_OTHERS);
+        assert_eq!(look(), None, "before {damage}");
         lab.node.sh(damage);
-        let seen = lab.on_node(async || watcher.look(&observed).await).unwrap();
-        assert!(seen.is_some(), "{damage}");
+        assert!(look().is_some(), "{damage}");
+        assert!(look().is_some(), "{damage}: until it is repaired");
         lab.read();
         lab.apply(&wanted);
         assert_eq!(routing(lab), made, "{damage}");
