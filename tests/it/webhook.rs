@@ -132,7 +132,7 @@ fn it_is_alive_but_not_ready_without_a_cluster_and_says_what_is_missing() {
 
 #[test]
 fn sigterm_drains_while_readyz_tells_and_ends_with_success() {
-    let mut webhook = Webhook::start(&["--drain-period=1s"]);
+    let mut webhook = Webhook::start(&["--drain-period=3s"]);
     webhook.signal("TERM");
     webhook.logged("Draining");
     let answer = webhook.fetch("/readyz");
