@@ -25,6 +25,7 @@ pub mod masquerade;
 pub mod nat_node;
 pub mod node;
 pub mod presence;
+pub mod remote;
 pub mod report;
 pub mod statements;
 pub mod vigil;
@@ -279,7 +280,8 @@ impl<D: Dataplane> Agent<D> {
 
     /// What the node should serve, and what of it is granted.
     fn plan(&self, node: &NodeFacts, programmed: &Ruleset) -> (Plan, Option<Grants>) {
-        let grants = self.parts.granting.as_ref().map(|granting| granting.pinholes.read(Grants::of));
+        let granted = |pinholes: &_| Grants::of(pinholes, &self.config.node_name);
+        let grants = self.parts.granting.as_ref().map(|granting| granting.pinholes.read(granted));
         let plan = self.parts.pods.read(|view| {
             desired::plan(&Known {
                 pods: &view.pods,

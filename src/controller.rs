@@ -21,6 +21,7 @@ pub mod plan;
 pub mod pools;
 pub mod releasing;
 pub mod self_test;
+pub mod serving;
 pub mod standing;
 pub mod waker;
 pub mod waking;

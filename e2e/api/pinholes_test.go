@@ -302,6 +302,16 @@ func TestAnAgentServesWhatIsGrantedAndSaysSoInThePinhole(t *testing.T) {
 	}
 }
 
+// kubelet says of a pod where it is and whether its containers are ready, as a kubelet does: other conditions stay.
+func (c clerk) kubelet(name, address, ready string) {
+	c.t.Helper()
+	status := fmt.Sprintf(`{"status":{"phase":"Running","podIP":%q,"podIPs":[{"ip":%[1]q}],"conditions":[{"type":"ContainersReady","status":%q}]}}`,
+		address, ready)
+	if said, written := c.kubectl("", "patch", "pod", name, "--subresource=status", "--type=strategic", "-p", status); !written {
+		c.t.Fatal(said)
+	}
+}
+
 const programmedGate = "pinhole.dev/programmed"
 
 // Pods of one holder that have the gate: the older one serves until the younger one is ready, and that one until it is gone.
@@ -319,15 +329,6 @@ func TestAPodWithTheGateIsReadyOnlyWhenTheKernelAnswers(t *testing.T) {
 			t.Fatalf("HTTP %d: %s", code, said)
 		}
 	}
-	// As a kubelet writes it: other conditions stay.
-	kubelet := func(name, address, ready string) {
-		t.Helper()
-		status := fmt.Sprintf(`{"status":{"phase":"Running","podIP":%q,"podIPs":[{"ip":%[1]q}],"conditions":[{"type":"ContainersReady","status":%q}]}}`,
-			address, ready)
-		if said, written := c.kubectl("", "patch", "pod", name, "--subresource=status", "--type=strategic", "-p", status); !written {
-			t.Fatal(said)
-		}
-	}
 	says := func(name, expected string) {
 		t.Helper()
 		if err := lab.Poll(patience, func() error {
@@ -342,14 +343,14 @@ func TestAPodWithTheGateIsReadyOnlyWhenTheKernelAnswers(t *testing.T) {
 	}
 	gated("old", "WhenReady")
 	says("old", "False NoAddress")
-	kubelet("old", "10.244.1.31", "True")
+	c.kubelet("old", "10.244.1.31", "True")
 	says("old", "True Programmed")
 
 	gated("young", "WhenReady")
-	kubelet("young", "10.244.1.32", "False")
+	c.kubelet("young", "10.244.1.32", "False")
 	says("young", "False NotReady")
 	says("old", "True Programmed")
-	kubelet("young", "10.244.1.32", "True")
+	c.kubelet("young", "10.244.1.32", "True")
 	says("young", "True Programmed")
 	says("old", "True Standby")
 	if said, kept := c.kubectl("", "wait", "--for=condition=ContainersReady", "pod/old", "--timeout=1s"); !kept {
@@ -357,7 +358,7 @@ func TestAPodWithTheGateIsReadyOnlyWhenTheKernelAnswers(t *testing.T) {
 	}
 	// A pod that waits until the other one is gone is ready meanwhile, or a rollout would wait for ever.
 	gated("last", "WhenGone")
-	kubelet("last", "10.244.1.33", "True")
+	c.kubelet("last", "10.244.1.33", "True")
 	says("last", "True Standby")
 	says("young", "True Programmed")
 	c.must(http.MethodDelete, c.podsPath()+"/young", object{"gracePeriodSeconds": 0}, nil)

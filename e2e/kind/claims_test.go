@@ -268,3 +268,29 @@ func TestWithClaimsAPortIsKeptForANodeThatDiedUntilItIsDeclaredDead(t *testing.T
 		return nil
 	})
 }
+
+func TestWithClaimsAStatefulSetKeepsItsPortWhenItIsMadeAgainOnAnotherNode(t *testing.T) {
+	address := addressesOf(t, worker).v4
+	s, _ := withClaims(t, "kept", address)
+	other := newScene(t, "kept-other")
+	set := func(node string) string {
+		return strings.Replace(workloads[0].manifest(8111, atNode(node)), `"8111:8080"`, fmt.Sprintf("%q", address+":8111:8080"), 1)
+	}
+	s.apply(set(worker))
+	s.ready("app=statefulset")
+	s.programmed("statefulset-0")
+	s.kubectl("delete", "statefulset", "statefulset", "--cascade=foreground", "--wait")
+	if said := other.refused(webPod("web", "pinhole.dev/expose", address+":8111:8080")); !strings.Contains(said, "kept") {
+		t.Errorf("somebody else reads\n%s", said)
+	}
+	// The address stays where it is: that node forwards to the other one.
+	s.apply(set(otherWorker))
+	s.ready("app=statefulset")
+	s.programmed("statefulset-0")
+	if answer := reaches(t, address, 8111, "hostname"); answer != "statefulset-0" {
+		t.Errorf("%s answers", answer)
+	}
+	if node := s.onlyPod("app=statefulset").Spec.NodeName; node != otherWorker {
+		t.Errorf("it runs on %s", node)
+	}
+}

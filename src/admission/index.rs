@@ -263,9 +263,14 @@ impl Index {
         })
     }
 
-    /// The node that has an address, by what NatNodes say.
+    /// The nodes that have an address, by what NatNodes say; as a rule one.
+    pub fn nodes_of_address(&self, address: ExternalAddress) -> impl Iterator<Item = &Arc<str>> {
+        self.occupants.nodes_of(address.ip())
+    }
+
+    /// The node that has an address, by what NatNodes say; of several the first by name.
     pub fn node_of_address(&self, address: ExternalAddress) -> Option<&Arc<str>> {
-        self.occupants.node_of(address.ip())
+        self.nodes_of_address(address).next()
     }
 
     /// The own addresses of a node, by what its NatNode says.

@@ -74,14 +74,18 @@ pub fn forwards(spec: &PinholeSpec) -> (Vec<Forward>, Vec<Violation>) {
         let sources = if own_sources.is_empty() { &sources } else { &own_sources };
         for (address, address_field) in addresses {
             let mapping = Mapping::new(Address::Fixed(address), port.protocol.into(), external, target);
-            forwards.extend(mapping.map(|mapping| Forward {
-                located: Located {
-                    mapping: mapping.with_allowed_sources(sources.clone()),
-                    port_field: format!("{path}.port"),
-                    address_field,
-                    ordinal: None,
-                },
-                port: position,
+            forwards.extend(mapping.map(|mapping| {
+                Forward {
+                    located: Located {
+                        mapping: mapping
+                            .with_allowed_sources(sources.clone())
+                            .terminating_existing(port.terminate_existing),
+                        port_field: format!("{path}.port"),
+                        address_field,
+                        ordinal: None,
+                    },
+                    port: position,
+                }
             }));
         }
     }

@@ -59,8 +59,14 @@ pub struct Plan {
     pub pinholes: BTreeSet<String>,
     /// The UIDs of the pods behind them, each with that of the Pinhole.
     pub behind: BTreeMap<String, String>,
+    /// The UIDs of the pods of other nodes; they stand among the pods, too.
+    pub remote: BTreeSet<String>,
+    /// The UID of the pod that each Pinhole of a pod belongs to; none once it is over.
+    pub subjects: BTreeMap<ObjectName, Option<String>>,
     /// The UIDs of the pods whose containers are not ready.
     pub unready: BTreeSet<String>,
+    /// The UIDs of the pods that ask for nothing which this node serves.
+    pub idle: BTreeSet<String>,
     /// Who stays without a port because another pod has it.
     pub losers: Vec<Loser>,
     /// Who stays without ports for any other reason.
@@ -116,49 +122,16 @@ pub fn plan(known: &Known<'_>) -> Plan {
         plan.pods.insert(Owner::new(&present.name, &present.uid), present);
         match judge(pod, known) {
             Judgement::AsksForNothing => {}
-            Judgement::Refused(problem) => plan.unserved.push(Unserved {
-                pod: name(pod),
-                uid: pod.metadata.uid.clone(),
-                by: RefusedBy::Admission,
-                problem,
-            }),
-            Judgement::Candidate(mut candidate) => {
-                if !candidate.ready {
-                    plan.unready.insert(candidate.uid.clone());
-                }
-                let limit = |grants: &Grants| grants.limit(&mut candidate, known.programmed);
-                plan.unserved.extend(known.grants.and_then(limit).map(|problem| Unserved {
-                    pod: name(pod),
-                    uid: pod.metadata.uid.clone(),
-                    by: RefusedBy::Claims,
-                    problem,
-                }));
-                candidates.push(*candidate);
+            Judgement::Refused(problem) => {
+                plan.refuse((&name(pod), &pod.metadata.uid), RefusedBy::Admission, problem);
             }
+            Judgement::Candidate(candidate) => candidates.push(plan.limit(*candidate, known)),
         }
     }
-    for written in known.grants.map_or(&[][..], Grants::written) {
-        let present = written.targets.iter().chain([&written.itself]);
-        for Pod { name, uid, ips } in present {
-            let pod = || Pod { name: name.clone(), uid: uid.clone(), ips: ips.clone() };
-            plan.pods.entry(Owner::new(name, uid)).or_insert_with(pod);
-        }
-        let pair = |target: &Pod| (target.uid.clone(), written.itself.uid.clone());
-        plan.behind.extend(written.targets.iter().map(pair));
-        plan.pinholes.insert(written.itself.uid.clone());
-        let limit = |mut candidate: Candidate| {
-            let problem = known.grants.and_then(|grants| grants.limit(&mut candidate, known.programmed));
-            candidates.push(candidate);
-            problem.map(|problem| (RefusedBy::Claims, problem))
-        };
-        let candidate = written.candidate(known.node, known.programmed);
-        let trouble = candidate.map_or_else(|problem| Some((RefusedBy::Node, problem)), limit);
-        plan.unserved.extend(trouble.map(|(by, problem)| Unserved {
-            pod: written.itself.name.clone(),
-            uid: written.itself.uid.clone(),
-            by,
-            problem,
-        }));
+    if let Some(grants) = known.grants {
+        plan.subjects.clone_from(grants.subjects());
+        candidates.extend(plan.remote(grants, known));
+        candidates.extend(plan.written(grants, known));
     }
     let elected = election::elect(&candidates, known.node, known.programmed);
     let desired = ruleset::desired::desired(&elected.endpoints, known.node);
@@ -172,6 +145,70 @@ pub fn plan(known: &Known<'_>) -> Plan {
         by: RefusedBy::Node,
     }));
     plan
+}
+
+impl Plan {
+    fn refuse(&mut self, (pod, uid): (&ObjectName, &str), by: RefusedBy, problem: String) {
+        self.unserved.push(Unserved { pod: pod.clone(), uid: uid.to_owned(), by, problem });
+    }
+
+    /// A candidate with nothing but what it was granted on this node.
+    fn limit(&mut self, mut candidate: Candidate, known: &Known<'_>) -> Candidate {
+        let problem = known.grants.and_then(|grants| grants.limit(&mut candidate, known.programmed));
+        if let Some(problem) = problem {
+            self.refuse((&candidate.pod, &candidate.uid), RefusedBy::Claims, problem);
+        }
+        if !candidate.ready {
+            self.unready.insert(candidate.uid.clone());
+        }
+        if candidate.mappings.is_empty() {
+            self.idle.insert(candidate.uid.clone());
+        }
+        candidate
+    }
+
+    /// The candidates of other nodes.
+    fn remote(&mut self, grants: &Grants, known: &Known<'_>) -> Vec<Candidate> {
+        // Of a pod of this node the pod itself is believed.
+        let here: BTreeSet<_> = known.pods.values().map(|pod| pod.metadata.uid.as_str()).collect();
+        let mut candidates = Vec::new();
+        for remote in grants.remote().iter().filter(|remote| !here.contains(remote.uid.as_str())) {
+            self.remote.insert(remote.uid.clone());
+            let ips = match remote.candidate(grants, known.node, known.programmed) {
+                Ok(candidate) => {
+                    let ips = candidate.ips.clone();
+                    candidates.push(self.limit(candidate, known));
+                    ips
+                }
+                Err(problem) => {
+                    self.refuse((&remote.name, &remote.uid), RefusedBy::Node, problem);
+                    Vec::new()
+                }
+            };
+            let pod = Pod { name: remote.name.clone(), uid: remote.uid.clone(), ips };
+            self.pods.insert(Owner::new(&pod.name, &pod.uid), pod);
+        }
+        candidates
+    }
+
+    /// The candidates that users' Pinholes are.
+    fn written(&mut self, grants: &Grants, known: &Known<'_>) -> Vec<Candidate> {
+        let mut candidates = Vec::new();
+        for written in grants.written() {
+            let itself = &written.itself;
+            for pod in written.targets.iter().chain([itself]) {
+                self.pods.entry(Owner::new(&pod.name, &pod.uid)).or_insert_with(|| pod.clone());
+            }
+            let pair = |target: &Pod| (target.uid.clone(), itself.uid.clone());
+            self.behind.extend(written.targets.iter().map(pair));
+            self.pinholes.insert(itself.uid.clone());
+            match written.candidate(known.node, known.programmed) {
+                Ok(candidate) => candidates.push(self.limit(candidate, known)),
+                Err(problem) => self.refuse((&itself.name, &itself.uid), RefusedBy::Node, problem),
+            }
+        }
+        candidates
+    }
 }
 
 enum Judgement {
@@ -201,7 +238,9 @@ fn judge(pod: &Object, known: &Known<'_>) -> Judgement {
     }
     if let Some(grants) = known.grants {
         let owner = Owner::new(&name(pod), &pod.metadata.uid);
-        decision.mappings.extend(grants.found(&pod.metadata.uid, &owner, &decision, known.programmed));
+        let asked = (&decision.mappings[..], &decision.automatic[..]);
+        let found = grants.found(&pod.metadata.uid, &owner, asked, known.programmed);
+        decision.mappings.extend(found);
     }
     if decision.mappings.is_empty() {
         return Judgement::AsksForNothing;

@@ -1,5 +1,5 @@
-//! What the controller has granted to the pods of a node, and to the Pinholes that users write: a port of a fixed address is
-//! served for a pod whose Pinhole says that its holder has claimed it, and for nobody else.
+//! What the controller has granted on a node, to pods and to the Pinholes that users write: a port of a fixed address is served for
+//! a pod whose Pinhole says that its holder has claimed it, and that this node serves it, and for nobody else.
 //!
 //! # Guarantees
 //! - What was never granted is not programmed.
@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use crate::admission::Decision;
+use crate::agent::remote;
+use crate::agent::remote::Remote;
 use crate::agent::written::Written;
 use crate::api::crd::condition::ConditionStatus;
 use crate::api::crd::pinhole::Endpoint;
@@ -21,6 +22,7 @@ use crate::cluster::pinhole_watch::Pinholes;
 use crate::model::address::ExternalAddress;
 use crate::model::automatic::AutomaticPort;
 use crate::model::holder::Holder;
+use crate::model::holder::ObjectName;
 use crate::model::mapping::Address;
 use crate::model::mapping::Mapping;
 use crate::model::port::Port;
@@ -35,6 +37,8 @@ use crate::ruleset::owner::Owner;
 pub struct Grants {
     by_pod: BTreeMap<String, Grant>,
     written: Vec<Written>,
+    remote: Vec<Remote>,
+    subjects: BTreeMap<ObjectName, Option<String>>,
 }
 
 /// What a pod was granted.
@@ -52,12 +56,32 @@ struct Grant {
 }
 
 impl Grants {
-    /// What these Pinholes grant.
-    pub fn of(pinholes: &Pinholes) -> Self {
-        let grants =
-            pinholes.values().filter_map(|pinhole| Some((subject_uid(pinhole)?.to_owned(), grant(pinhole))));
-        let written = pinholes.iter().filter_map(|(name, pinhole)| Written::of(name, pinhole));
-        Self { by_pod: grants.collect(), written: written.collect() }
+    /// What these Pinholes grant on the node of this name.
+    pub fn of(pinholes: &Pinholes, node_name: &str) -> Self {
+        let grant = |pinhole| Some((subject_uid(pinhole)?.to_owned(), grant(pinhole, node_name)));
+        let subject = |(name, pinhole): (&ObjectName, &Pinhole)| {
+            let uid = pinhole.spec.target.pod_uid.clone().filter(|_| !pinhole.spec.suspended);
+            pinhole.spec.target.pod.is_some().then(|| (name.clone(), uid))
+        };
+        Self {
+            by_pod: pinholes.values().filter_map(grant).collect(),
+            written: pinholes.iter().filter_map(|(name, pinhole)| Written::of(name, pinhole)).collect(),
+            remote: pinholes
+                .iter()
+                .filter_map(|(name, stored)| Remote::of(name, stored, node_name))
+                .collect(),
+            subjects: pinholes.iter().filter_map(subject).collect(),
+        }
+    }
+
+    /// The pods of other nodes.
+    pub fn remote(&self) -> &[Remote] {
+        &self.remote
+    }
+
+    /// The UID of the pod that each Pinhole of a pod belongs to; none once it is over.
+    pub const fn subjects(&self) -> &BTreeMap<ObjectName, Option<String>> {
+        &self.subjects
     }
 
     /// The Pinholes that users wrote.
@@ -80,16 +104,22 @@ impl Grants {
         grant.refusal.clone().filter(|_| is_limited)
     }
 
-    /// The mappings of the ports that a pod leaves to a pool: what was found for it, and while the controller has not decided,
-    /// what is programmed for it.
-    pub fn found(&self, uid: &str, owner: &Owner, decision: &Decision, programmed: &Ruleset) -> Vec<Mapping> {
+    /// The mappings of the ports that a pod leaves to a pool, beside those that it names: what was found for it, and while the
+    /// controller has not decided, what is programmed for it.
+    pub fn found(
+        &self,
+        uid: &str,
+        owner: &Owner,
+        (named, automatic): (&[Mapping], &[AutomaticPort]),
+        programmed: &Ruleset,
+    ) -> Vec<Mapping> {
         let grant = self.by_pod.get(uid);
         let mut known: BTreeMap<Key, Port> = grant.map(|grant| grant.targets.clone()).unwrap_or_default();
-        if !decision.automatic.is_empty() && !grant.is_some_and(|grant| grant.is_decided) {
+        if !automatic.is_empty() && !grant.is_some_and(|grant| grant.is_decided) {
             let entries = programmed.entries().filter(|entry| entry.owner == *owner);
             known.extend(entries.filter_map(|entry| Some((entry.key, entry.target?.first))));
         }
-        let named: BTreeSet<_> = decision.mappings.iter().filter_map(key).collect();
+        let named: BTreeSet<_> = named.iter().filter_map(key).collect();
         let is_open = |key: &Key| key.ports.is_single() && !named.contains(key);
         let found = |port: &AutomaticPort| {
             let leads_there = |(key, target): &(&Key, &Port)| {
@@ -98,7 +128,7 @@ impl Grants {
             let (key, _) = known.iter().find(leads_there)?;
             port.at(ExternalAddress::new(key.external).ok()?, key.ports.first())
         };
-        decision.automatic.iter().filter_map(found).collect()
+        automatic.iter().filter_map(found).collect()
     }
 
     /// Who holds the ports of a pod, in the controller's words: one that serves for another holder stands in that one's election.
@@ -118,7 +148,7 @@ pub fn subject_uid(pinhole: &Pinhole) -> Option<&str> {
     if target.pod.is_some() { target.pod_uid.as_deref() } else { pinhole.metadata.uid.as_deref() }
 }
 
-fn grant(pinhole: &Pinhole) -> Grant {
+fn grant(pinhole: &Pinhole, node_name: &str) -> Grant {
     // The controller suspends the Pinhole of a pod that is gone. A user who suspends one keeps its ports, closed.
     if pinhole.spec.suspended && pinhole.spec.target.pod.is_some() {
         return Grant { is_decided: true, ..Grant::default() };
@@ -130,9 +160,15 @@ fn grant(pinhole: &Pinhole) -> Grant {
     let accepted = status.conditions.iter().find(|condition| condition.type_ == "Accepted");
     let decision = accepted.filter(|condition| condition.status != ConditionStatus::Unknown);
     let target = |endpoint: &Endpoint| Some((granted(endpoint)?, Port::new(endpoint.target_port)?));
+    // A controller that names no nodes means that of the pod.
+    let is_open = !remote::is_elsewhere(pinhole, node_name);
+    let is_here = |endpoint: &&Endpoint| {
+        endpoint.nodes.iter().any(|node| node == node_name) || (endpoint.nodes.is_empty() && is_open)
+    };
+    let here = || status.endpoints.iter().filter(is_here);
     Grant {
-        keys: status.endpoints.iter().filter_map(granted).collect(),
-        targets: status.endpoints.iter().filter_map(target).collect(),
+        keys: here().filter_map(granted).collect(),
+        targets: here().filter_map(target).collect(),
         holder: pinhole.spec.holder.as_ref().map(Holder::from),
         is_decided: decision.is_some(),
         refusal: decision

@@ -3,6 +3,7 @@
 //! # Guarantees
 //! - A pod that still runs on the node is not gone, whatever is asked for it.
 //! - Where nobody knows a Pinhole's pods any more, because it, its Service or all of them went at once, none of them is gone.
+//! - A pod of another node is gone when its Pinhole says so, and not when this node only serves it no more.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -18,20 +19,24 @@ use crate::ruleset::owner::Owner;
 pub struct Presence {
     pods: BTreeMap<Owner, Pod>,
     behind: BTreeMap<String, String>,
+    remote: BTreeSet<String>,
 }
 
 impl Presence {
     /// The addresses of pods that went since this was asked last, or while nobody looked. `here` are the UIDs of the pods that
     /// run on the node.
     pub fn gone(&mut self, plan: &Plan, changes: &[Change], here: &BTreeSet<String>) -> BTreeSet<IpAddr> {
-        let now = Self { pods: plan.pods.clone(), behind: plan.behind.clone() };
+        let now = Self { pods: plan.pods.clone(), behind: plan.behind.clone(), remote: plan.remote.clone() };
         let before = std::mem::replace(self, now);
         let known: BTreeSet<&str> = plan.pods.values().map(|pod| pod.uid.as_str()).collect();
         let is_led = |pinhole: &String| plan.behind.values().any(|by| by == pinhole);
+        let is_over =
+            |pod: &Pod| plan.subjects.get(&pod.name).is_some_and(|uid| uid.as_ref() != Some(&pod.uid));
         let went = before.pods.values().filter(|pod| {
             !known.contains(pod.uid.as_str())
                 && !here.contains(&pod.uid)
                 && before.behind.get(&pod.uid).is_none_or(is_led)
+                && (!before.remote.contains(&pod.uid) || is_over(pod))
         });
         let mut gone: BTreeSet<IpAddr> = went.flat_map(|pod| pod.ips.iter().copied()).collect();
         for change in changes {
@@ -99,6 +104,27 @@ mod tests {
             let mut presence = Presence::default();
             presence.gone(&before, &[], &BTreeSet::new());
             let gone = presence.gone(&after, &[], &[here.to_owned()].into());
+            assert_eq!(gone, expected.iter().map(|ip| ip.parse().unwrap()).collect(), "{what}");
+        }
+    }
+
+    #[test]
+    fn a_pod_of_another_node_is_gone_when_its_pinhole_is_anothers_or_over_and_not_when_it_is_not_served_any_more()
+     {
+        let name = ObjectName::new("shop", "far");
+        let mut before = plan(&[("far", "10.244.9.1")], None);
+        before.remote = ["uid-far".to_owned()].into();
+        for (what, now, expected) in [
+            ("the address went to another node", None, &[][..]),
+            ("the Pinhole is still its own", Some(Some("uid-far")), &[]),
+            ("another pod has its name", Some(Some("uid-next")), &["10.244.9.1"]),
+            ("it is over", Some(None), &["10.244.9.1"]),
+        ] {
+            let mut presence = Presence::default();
+            presence.gone(&before, &[], &BTreeSet::new());
+            let mut after = plan(&[], None);
+            after.subjects.extend(now.map(|uid| (name.clone(), uid.map(str::to_owned))));
+            let gone = presence.gone(&after, &[], &BTreeSet::new());
             assert_eq!(gone, expected.iter().map(|ip| ip.parse().unwrap()).collect(), "{what}");
         }
     }

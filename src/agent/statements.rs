@@ -121,9 +121,11 @@ fn say(
         return Said::no("NotProgrammed", unserved.join("; "));
     }
     if wanted.is_empty() {
-        return match plan.pods.contains_key(owner) && (!is_written || !grants.is_decided(uid)) {
+        let is_decided = grants.is_decided(uid);
+        let is_over = is_decided && (is_written || plan.idle.contains(uid));
+        return match plan.pods.contains_key(owner) && !is_over {
             false => Said::no("Released", format!("{node_name} serves nothing of it")),
-            true if !grants.is_decided(uid) => Said::no("Waiting", "the controller has not granted it yet"),
+            true if !is_decided => Said::no("Waiting", "the controller has not granted it yet"),
             true if plan.unready.contains(uid) => Said::no(
                 "NotReady",
                 "its containers are not ready, and another pod of the same holder is served",

@@ -2,6 +2,7 @@
 
 mod claims;
 mod masquerade;
+mod remote;
 mod written;
 
 use std::future::Future;

@@ -87,12 +87,7 @@ impl Written {
             .active
             .clone()
             .unwrap_or_else(|| present.filter_map(|entry| entry.target.map(|target| target.ip)).collect());
-        if let Some(ip) = ips.iter().find(|ip| !is_of_a_pod(**ip, node)) {
-            return Err(format!(
-                "{ip} is in none of the networks of pods that this node's agent knows, so nothing is led there; name those of \
-                 all pods in --cluster-cidr"
-            ));
-        }
+        check_targets(&ips, node)?;
         let here = self.forwards.iter().filter(|(mapping, _)| match mapping.address() {
             Address::Fixed(address) => node.may_serve(address.ip()),
             Address::Node => true,
@@ -114,6 +109,17 @@ impl Written {
             handover: Handover::default(),
             ips,
         })
+    }
+}
+
+/// Says why packets are not led to one of these addresses: it is no pod's, as far as the networks of pods are known.
+pub(super) fn check_targets(ips: &[IpAddr], node: &NodeFacts) -> Result<(), String> {
+    match ips.iter().find(|ip| !is_of_a_pod(**ip, node)) {
+        None => Ok(()),
+        Some(ip) => Err(format!(
+            "{ip} is in none of the networks of pods that this node's agent knows, so nothing is led there; name those of \
+             all pods in --cluster-cidr"
+        )),
     }
 }
 

@@ -1,5 +1,5 @@
-//! What stands behind the Pinholes that users write: Services and their EndpointSlices, pods by label, and the addresses that
-//! nodes have. Of each object only what leads packets is kept.
+//! What stands behind the Pinholes that users write: Services and their EndpointSlices, and pods by label. Of each object only
+//! what leads packets is kept.
 //!
 //! Nothing is watched before a Pinhole needs it, so that a cluster without such Pinholes pays for none of it.
 
@@ -26,7 +26,6 @@ use tracing::debug;
 use tracing::info;
 use tracing::warn;
 
-use crate::api::crd::nat_node::NatNode;
 use crate::api::object::Kind;
 use crate::api::object::Object;
 use crate::cluster::resource::Resource;
@@ -106,16 +105,14 @@ pub struct Backends {
     pub slices: BTreeMap<ObjectName, Slice>,
     /// The pods that have not ended.
     pub pods: BTreeMap<ObjectName, LabelledPod>,
-    /// The addresses that each node has, by what NatNodes say.
-    pub nodes: BTreeMap<ObjectName, Vec<IpAddr>>,
 }
 
 /// What Pinholes need to be known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Need {
-    /// Services, their slices and nodes' addresses.
+    /// Services and their slices.
     pub services: bool,
-    /// Pods by label, and nodes' addresses.
+    /// Pods by label.
     pub pods: bool,
 }
 
@@ -149,7 +146,7 @@ impl KnownBackends {
         let is_known = {
             let listed = self.listed.read().unwrap_or_else(PoisonError::into_inner);
             let have = |plurals: &[&str]| plurals.iter().all(|plural| listed.contains(plural));
-            have(&[NODES]) && (!need.services || have(&[SERVICES, SLICES])) && (!need.pods || have(&[PODS]))
+            (!need.services || have(&[SERVICES, SLICES])) && (!need.pods || have(&[PODS]))
         };
         is_known.then(|| look(&self.backends.read().unwrap_or_else(PoisonError::into_inner)))
     }
@@ -169,11 +166,7 @@ impl KnownBackends {
             let api: Api<Seen> = Api::all_with(client.clone(), &POD);
             self.keep(PODS, api, |all| &mut all.pods, pod_of).await;
         };
-        let nodes = async {
-            needed(|need| need.services || need.pods).await;
-            self.keep(NODES, Api::all(client.clone()), |all| &mut all.nodes, addresses_of).await;
-        };
-        tokio::join!(services, pods, nodes);
+        tokio::join!(services, pods);
     }
 
     /// Keeps what is needed of each object of one kind.
@@ -228,7 +221,6 @@ impl KnownBackends {
 const SERVICES: &str = "services";
 const SLICES: &str = "endpointslices";
 const PODS: &str = "pods";
-const NODES: &str = "natnodes";
 
 const POD: Resource = Resource::Holder(Kind::Pod);
 
@@ -322,11 +314,6 @@ fn pod_of(seen: Seen) -> Option<LabelledPod> {
         },
         labels: metadata.labels,
     })
-}
-
-fn addresses_of(node: NatNode) -> Option<Vec<IpAddr>> {
-    let addresses = node.status?.addresses;
-    Some(addresses.iter().filter_map(|found| found.address.parse().ok()).collect())
 }
 
 #[cfg(test)]

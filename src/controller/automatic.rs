@@ -340,13 +340,13 @@ fn is_somebody_elses(key: ClaimKey, index: &Index, policy: &Policy) -> bool {
 
 /// Whether a pod on this node can be served at an address of the pool, as far as is known.
 fn serves(pool: &Pool, address: ExternalAddress, node: &str, index: &Index) -> bool {
-    match index.node_of_address(address) {
-        Some(owner) => **owner == *node,
-        None => pool
-            .nodes
-            .as_ref()
-            .is_none_or(|selector| index.node_labels(node).is_none_or(|labels| selector.selects(labels))),
+    let mut owners = index.nodes_of_address(address).peekable();
+    if owners.peek().is_some() {
+        return owners.any(|owner| **owner == *node);
     }
+    pool.nodes
+        .as_ref()
+        .is_none_or(|selector| index.node_labels(node).is_none_or(|labels| selector.selects(labels)))
 }
 
 /// What a pod is to be told, and whether it is let go to the scheduler; `None` when it is as it should be.

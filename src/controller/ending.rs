@@ -98,5 +98,6 @@ fn asked(port: &PinholePort) -> Option<Endpoint> {
         port_end: *port_end,
         target_port,
         pool: None,
+        nodes: Vec::new(),
     })
 }

@@ -1,8 +1,9 @@
 //! The readiness gate `pinhole.dev/programmed`: what the condition of a pod says that has it. Pure.
 //!
-//! A pod is ready when the kernel of its node answers for all of its ports. One that stands by, with its containers ready, behind
-//! another pod of its holder is ready, too: it does all that it can, and whoever waited for more would wait for ever, such as a
-//! Deployment of two replicas behind one port, or a rollout in which the old pod keeps the port until it is gone.
+//! A pod is ready when the kernels of the nodes that serve it answer for all of its ports. One that stands by, with its
+//! containers ready, behind another pod of its holder is ready, too: it does all that it can, and whoever waited for more would
+//! wait for ever, such as a Deployment of two replicas behind one port, or a rollout in which the old pod keeps the port until it
+//! is gone.
 //!
 //! # Guarantees
 //! - While nobody knows, what was said last stays: a controller or an agent that is away makes no pod unready.

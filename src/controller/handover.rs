@@ -1,8 +1,8 @@
 //! Which ports that were handed over are served by their new holders by now: those of which a pod is ready. Pure.
 //!
-//! Until then the pods of the one that handed them over go on serving them, as the old pods of a rolling update do. On a node both
-//! stand in one election, so that it is a ready pod that takes over, at once and without a gap; here only those are sent away
-//! that might come back later.
+//! Until then the pods of the one that handed them over go on serving them, as the old pods of a rolling update do. On the node
+//! that serves both stand in one election, so that it is a ready pod that takes over, at once and without a gap; here only those
+//! are sent away that might come back later.
 
 use std::sync::Arc;
 
@@ -28,13 +28,10 @@ pub fn handed_over(claims: &Claims, index: &Index, pods: &AskingPods, pinholes: 
 fn is_ready(claim: &Claim, index: &Index, pods: &AskingPods, pinholes: &Pinholes) -> bool {
     let Claimed::Ports(protocol, block) = claim.key.claimed() else { return false };
     let address = claim.key.address();
-    // Where a node has the address, a pod of another node cannot take over.
-    let place = index.node_of_address(address);
     let serves = |held: &Arc<Holding>| match held.object.kind {
-        Kind::Pod => pods.get(&held.object.name).is_some_and(|pod| {
-            let is_there = place.is_none_or(|place| pod.spec.node_name.as_deref() == Some(place));
-            is_there && pod.metadata.deletion_timestamp.is_none() && pod.are_containers_ready()
-        }),
+        Kind::Pod => pods
+            .get(&held.object.name)
+            .is_some_and(|pod| pod.metadata.deletion_timestamp.is_none() && pod.are_containers_ready()),
         Kind::Pinhole => pinholes.get(&held.object.name).is_some_and(|pinhole| {
             pinhole.status.iter().flat_map(|status| &status.targets).any(|target| target.active)
         }),
@@ -112,7 +109,7 @@ mod tests {
             ("only pods of the old one are", vec![pod("blue", json!({}))], false),
             ("it starts", vec![pod("blue", json!({})), pod("green", starting)], false),
             ("it ends", vec![pod("green", ending)], false),
-            ("it runs where the address is not", vec![pod("green", away)], false),
+            ("it is ready where the address is not", vec![pod("green", away)], true),
             ("it is ready", vec![pod("blue", json!({})), pod("green", json!({}))], true),
         ];
         for (name, pods, expected) in cases {

@@ -14,6 +14,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
 use crate::admission::handover;
+use crate::admission::index::Index;
 use crate::admission::sharing;
 use crate::api::crd::condition::Condition;
 use crate::api::crd::condition::ConditionStatus;
@@ -24,8 +25,10 @@ use crate::api::crd::pinhole::PinholePort;
 use crate::api::crd::pinhole::PinholeSpec;
 use crate::api::crd::pinhole::PinholeStatus;
 use crate::api::crd::pinhole::PinholeTarget;
+use crate::api::crd::pinhole::STANDBY;
 use crate::api::crd::pinhole::TargetPort;
 use crate::api::crd::pinhole::TargetReport;
+use crate::api::crd::pinhole::TargetState;
 use crate::api::crd::shared::HolderReference;
 use crate::api::keys;
 use crate::api::object::Object;
@@ -36,6 +39,7 @@ use crate::controller::ending;
 use crate::controller::gate;
 use crate::controller::releasing;
 use crate::controller::releasing::Patience;
+use crate::controller::serving;
 use crate::controller::standing;
 use crate::controller::standing::Granted;
 use crate::controller::standing::Known;
@@ -121,7 +125,7 @@ pub fn plan(pods: &AskingPods, pinholes: &Pinholes, known: &Known<'_>, patience:
                     |condition| Write::Gate { pod: name.clone(), uid: pod.metadata.uid.clone(), condition };
                 plan.writes.extend(gate::condition(pod, stored, patience.now).map(gate));
             }
-            None => plan.writes.push(Write::Apply(Box::new(wanted(pod, &standing)))),
+            None => plan.writes.push(Write::Apply(Box::new(wanted(pod, &standing, known.index)))),
         }
     }
     let is_over = |name: &ObjectName| pods.get(name).is_none_or(Object::is_finished);
@@ -137,9 +141,10 @@ pub(super) fn is_ours(pinhole: &Pinhole) -> bool {
 
 /// What differs between a stored object and what it should be.
 fn update(stored: &Pinhole, pod: &Object, standing: &Standing, patience: &Patience<'_>) -> Option<Write> {
-    let nodes = nodes(pod);
-    let withdrawals = releasing::withdrawals(stored, &endpoints(standing), &nodes);
-    let spec = PinholeSpec { withdrawals, ..wanted(pod, standing).spec };
+    let index = patience.index;
+    let nodes = nodes(pod, standing, index);
+    let withdrawals = releasing::withdrawals(stored, &endpoints(pod, standing, index), &nodes);
+    let spec = PinholeSpec { withdrawals, ..wanted(pod, standing, index).spec };
     write_spec(stored, spec, &nodes).or_else(|| write_status(stored, status(stored, pod, standing, patience)))
 }
 
@@ -185,7 +190,7 @@ fn with_metadata(mut pinhole: Pinhole, node_labels: BTreeSet<String>) -> Pinhole
 }
 
 /// The Pinhole of a pod.
-fn wanted(pod: &Object, standing: &Standing) -> Pinhole {
+fn wanted(pod: &Object, standing: &Standing, index: &Index) -> Pinhole {
     let name = &pod.metadata.name;
     let mut ports: Vec<&Mapping> = Vec::new();
     // One that asks for a port twice is refused; the object shows the first.
@@ -213,7 +218,7 @@ fn wanted(pod: &Object, standing: &Standing) -> Pinhole {
     };
     let mut pinhole = Pinhole::new(name, spec);
     pinhole.metadata.namespace = Some(pod.metadata.namespace.clone());
-    let labels = nodes(pod).iter().map(|node| keys::node_label(node)).collect();
+    let labels = nodes(pod, standing, index).iter().map(|node| keys::node_label(node)).collect();
     with_metadata(pinhole, labels)
 }
 
@@ -230,6 +235,7 @@ fn port(mapping: &Mapping) -> PinholePort {
         port_end: (!external.is_single()).then(|| external.last().get()),
         target_port: Some(TargetPort::Number(target.first().get())),
         allowed_sources: mapping.allowed_sources().iter().map(ToString::to_string).collect(),
+        terminate_existing: mapping.terminates_existing(),
     }
 }
 
@@ -239,23 +245,33 @@ fn open_port(port: &AutomaticPort) -> PinholePort {
         protocol: port.protocol.into(),
         target_port: Some(TargetPort::Number(port.target.get())),
         allowed_sources: port.allowed_sources().iter().map(ToString::to_string).collect(),
+        terminate_existing: port.terminates_existing(),
         ..PinholePort::default()
     }
 }
 
-/// The nodes that serve a pod.
-fn nodes(pod: &Object) -> BTreeSet<String> {
-    pod.spec.node_name.iter().cloned().collect()
+/// The nodes that serve a pod; none before it runs on one. They hear of what was refused to it, too.
+fn nodes(pod: &Object, standing: &Standing, index: &Index) -> BTreeSet<String> {
+    let Some(own) = &pod.spec.node_name else { return BTreeSet::new() };
+    let nodes = serving::of(standing.wanted.iter().chain(standing.found()), own, index);
+    // Nothing is found for it yet.
+    if nodes.is_empty() { [own.clone()].into() } else { nodes }
 }
 
-fn endpoints(standing: &Standing) -> Vec<Endpoint> {
-    standing.granted.iter().filter_map(endpoint).collect()
+/// What was granted, each with the nodes that serve it.
+fn endpoints(pod: &Object, standing: &Standing, index: &Index) -> Vec<Endpoint> {
+    let own = pod.spec.node_name.as_deref();
+    let of = |granted: &Granted| {
+        let nodes = own.map(|own| serving::at(granted.0.address(), Some(own), index)).unwrap_or_default();
+        Some(Endpoint { nodes: nodes.into_iter().collect(), ..endpoint(granted)? })
+    };
+    standing.granted.iter().filter_map(of).collect()
 }
 
 /// What became of a pod's wishes.
 fn status(stored: &Pinhole, pod: &Object, standing: &Standing, patience: &Patience<'_>) -> PinholeStatus {
-    let endpoints = endpoints(standing);
-    let nodes = nodes(pod);
+    let endpoints = endpoints(pod, standing, patience.index);
+    let nodes = nodes(pod, standing, patience.index);
     let releasing = releasing::releasing(stored, &endpoints, &nodes, patience);
     let generation = stored.metadata.generation;
     let known = stored.status.clone().unwrap_or_default();
@@ -265,7 +281,7 @@ fn status(stored: &Pinhole, pod: &Object, standing: &Standing, patience: &Patien
         (Verdict::Granted, None) => {
             Said::new(ConditionStatus::False, "Unscheduled", "the pod runs on no node yet")
         }
-        (Verdict::Granted, Some(node)) => programmed(&known.nodes, node, generation),
+        (Verdict::Granted, Some(_)) => programmed(&known.nodes, &nodes, generation),
         _ => Said { status: ConditionStatus::False, ..accepted.clone() },
     };
     let is_active = programmed.status == ConditionStatus::True;
@@ -277,6 +293,7 @@ fn status(stored: &Pinhole, pod: &Object, standing: &Standing, patience: &Patien
         addresses: addresses.clone(),
         node: node.map(str::to_owned),
         active: is_active,
+        state: nodes.iter().any(|serving| Some(serving.as_str()) != node).then(|| state(pod)).flatten(),
     };
     let is_before =
         |old: &TargetReport| old.pod_uid != target.pod_uid && patience.named.contains(old.pod_uid.as_str());
@@ -284,7 +301,7 @@ fn status(stored: &Pinhole, pod: &Object, standing: &Standing, patience: &Patien
         .targets
         .into_iter()
         .filter(is_before)
-        .map(|old| TargetReport { active: false, ..old })
+        .map(|old| TargetReport { active: false, state: None, ..old })
         .collect();
     PinholeStatus {
         observed_generation: generation,
@@ -301,6 +318,15 @@ fn status(stored: &Pinhole, pod: &Object, standing: &Standing, patience: &Patien
         nodes: known.nodes,
         conditions,
     }
+}
+
+/// What another node than the pod's elects by.
+fn state(pod: &Object) -> Option<TargetState> {
+    Some(TargetState {
+        created: pod.metadata.creation_timestamp.parse().ok()?,
+        ready: pod.are_containers_ready(),
+        terminating: pod.metadata.deletion_timestamp.is_some(),
+    })
 }
 
 /// What a condition says.
@@ -354,10 +380,21 @@ pub(super) fn accepted(verdict: &Verdict) -> Said {
     }
 }
 
-/// What the serving node says of the object as it is now.
-pub(super) fn programmed(nodes: &[NodeReport], node: &str, generation: Option<i64>) -> Said {
+/// What the serving nodes say of the object as it is now: that all serve it, or what the first says that does not. One that only
+/// stands by is the last to be heard.
+pub(super) fn programmed(reports: &[NodeReport], nodes: &BTreeSet<String>, generation: Option<i64>) -> Said {
+    let said = nodes.iter().map(|node| programmed_by(reports, node, generation));
+    let worst = said.min_by_key(|said| match said.status {
+        ConditionStatus::True => 2,
+        _ if said.reason == STANDBY => 1,
+        _ => 0,
+    });
+    worst.unwrap_or_else(|| Said::new(ConditionStatus::True, "Programmed", ""))
+}
+
+fn programmed_by(reports: &[NodeReport], node: &str, generation: Option<i64>) -> Said {
     let is_current = |report: &&NodeReport| report.name == node && report.observed_generation == generation;
-    match nodes.iter().find(is_current) {
+    match reports.iter().find(is_current) {
         None => Said::new(
             ConditionStatus::Unknown,
             "Waiting",

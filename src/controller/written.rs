@@ -12,6 +12,7 @@ pub mod target;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use crate::admission::index::Index;
 use crate::admission::pinhole;
 use crate::admission::pinhole::Forward;
 use crate::api::crd::condition::ConditionStatus;
@@ -39,6 +40,7 @@ use crate::controller::pinholes::programmed;
 use crate::controller::pinholes::write_status;
 use crate::controller::releasing;
 use crate::controller::releasing::Patience;
+use crate::controller::serving;
 use crate::controller::standing;
 use crate::controller::standing::Known;
 use crate::controller::standing::Standing;
@@ -95,7 +97,7 @@ pub fn plan(pinholes: &Pinholes, backends: &Backends, known: &Known<'_>, patienc
             continue;
         }
         let Some(standing) = standing::stand(&Object::of_pinhole(stored), known) else { continue };
-        let scene = Scene { stored, standing: &standing, backends, slices: &slices };
+        let scene = Scene { stored, standing: &standing, backends, slices: &slices, index: known.index };
         let serving = scene.serving();
         if let Some(write) = write_labels(stored, &serving.nodes) {
             plan.writes.push(write);
@@ -148,6 +150,7 @@ struct Scene<'a> {
     standing: &'a Standing,
     backends: &'a Backends,
     slices: &'a Slices<'a>,
+    index: &'a Index,
 }
 
 impl Scene<'_> {
@@ -162,11 +165,9 @@ impl Scene<'_> {
         let mut serving = Serving::default();
         for mapping in wanted {
             let Address::Fixed(address) = mapping.address() else { continue };
-            let ip = address.ip();
-            let nodes = self.backends.nodes.iter().filter(|(_, addresses)| addresses.contains(&ip));
-            let nodes: Vec<_> = nodes.map(|(node, _)| node.name.to_string()).collect();
+            let nodes = serving::at(mapping.address(), None, self.index);
             if nodes.is_empty() {
-                serving.missing.insert(ip);
+                serving.missing.insert(address.ip());
             }
             serving.nodes.extend(nodes);
         }
@@ -180,7 +181,7 @@ impl Scene<'_> {
         serving: &Serving,
         patience: &Patience<'_>,
     ) -> (PinholeStatus, Option<String>) {
-        let Self { stored, standing, backends, slices } = *self;
+        let Self { stored, standing, backends, slices, .. } = *self;
         let spec = &stored.spec;
         let generation = stored.metadata.generation;
         let known = stored.status.clone().unwrap_or_default();
@@ -193,11 +194,7 @@ impl Scene<'_> {
         };
         let is_trouble = own.as_ref().filter(|_| !matches!(standing.verdict, Verdict::Waiting(_)));
         let trouble = is_trouble.filter(|said| said.reason != SUSPENDED).map(|said| said.message.clone());
-        let programmed = own.unwrap_or_else(|| {
-            let mut said = serving.nodes.iter().map(|node| programmed(&known.nodes, node, generation));
-            let fallback = Said::new(ConditionStatus::True, "Programmed", "");
-            said.find(|said| said.status != ConditionStatus::True).unwrap_or(fallback)
-        });
+        let programmed = own.unwrap_or_else(|| programmed(&known.nodes, &serving.nodes, generation));
         let mut conditions = conditions(known.conditions, accepted, programmed, generation, patience.now);
         conditions.retain(|condition| condition.type_ != EXCLUSIVE || spec.sharing == Sharing::Exclusive);
         if spec.sharing == Sharing::Exclusive {
@@ -261,7 +258,8 @@ impl Scene<'_> {
                 None => endpoint.target_port,
             };
             let name = spec.ports.get(position).and_then(|port| port.name.clone());
-            Some(Endpoint { name, target_port, ..endpoint })
+            let nodes = serving::at(mapping.address(), None, self.index).into_iter().collect();
+            Some(Endpoint { name, target_port, nodes, ..endpoint })
         };
         self.standing.granted.iter().filter_map(of).collect()
     }

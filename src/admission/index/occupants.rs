@@ -113,7 +113,7 @@ pub(super) struct Table {
     singles: BTreeMap<(Protocol, Port), Vec<Arc<Occupant>>>,
     ranges: Vec<Arc<Occupant>>,
     /// The nodes that have an address, by what NatNodes say.
-    nodes: HashMap<IpAddr, Arc<str>>,
+    nodes: HashMap<IpAddr, BTreeSet<Arc<str>>>,
     /// How many NatNodes there are.
     nat_nodes: usize,
 }
@@ -148,7 +148,9 @@ impl Table {
         }
         if let Source::NatNode(name) = &source {
             self.nat_nodes += 1;
-            self.nodes.extend(addresses.iter().map(|(address, _)| (*address, Arc::clone(name))));
+            for (address, _) in &addresses {
+                self.nodes.entry(*address).or_default().insert(Arc::clone(name));
+            }
         }
         self.by_source.insert(source, Known { version, taken, addresses });
     }
@@ -170,8 +172,11 @@ impl Table {
         if let Source::NatNode(name) = source {
             self.nat_nodes -= 1;
             for (address, _) in addresses {
-                if self.nodes.get(&address) == Some(name) {
-                    self.nodes.remove(&address);
+                if let Some(found) = self.nodes.get_mut(&address) {
+                    found.remove(name);
+                    if found.is_empty() {
+                        self.nodes.remove(&address);
+                    }
                 }
             }
         }
@@ -194,10 +199,11 @@ impl Table {
         ports: PortRange,
     ) -> Option<Arc<Occupant>> {
         let ip = address.ip();
-        let node = self.nodes.get(&ip);
+        let nodes = self.nodes.get(&ip);
+        let is_on = |name: &Arc<str>| nodes.is_some_and(|nodes| nodes.contains(name));
         self.overlapping(protocol, ports).into_iter().find(|occupant| match &occupant.place {
-            Place::EveryNode => is_node_address || node.is_some(),
-            Place::Node { name, is_v4_only } => node == Some(name) && !(*is_v4_only && ip.is_ipv6()),
+            Place::EveryNode => is_node_address || nodes.is_some(),
+            Place::Node { name, is_v4_only } => is_on(name) && !(*is_v4_only && ip.is_ipv6()),
             Place::Address(taken) => *taken == ip,
         })
     }
@@ -228,9 +234,9 @@ impl Table {
         }
     }
 
-    /// The node that has an address.
-    pub(super) fn node_of(&self, address: IpAddr) -> Option<&Arc<str>> {
-        self.nodes.get(&address)
+    /// The nodes that have an address, by name; as a rule one.
+    pub(super) fn nodes_of(&self, address: IpAddr) -> impl Iterator<Item = &Arc<str>> {
+        self.nodes.get(&address).into_iter().flatten()
     }
 
     /// The own addresses of a node.
@@ -242,9 +248,11 @@ impl Table {
 
     /// The node whose own address this is.
     fn owner(&self, address: IpAddr) -> Option<Arc<str>> {
-        let node = self.nodes.get(&address)?;
-        let known = self.by_source.get(&Source::NatNode(Arc::clone(node)))?;
-        known.addresses.contains(&(address, true)).then(|| Arc::clone(node))
+        let is_own = |node: &&Arc<str>| {
+            let known = self.by_source.get(&Source::NatNode(Arc::clone(node)));
+            known.is_some_and(|known| known.addresses.contains(&(address, true)))
+        };
+        self.nodes_of(address).find(is_own).cloned()
     }
 
     /// Likewise, in the order of their ports and sources.

@@ -233,6 +233,14 @@ pub struct PinholePort {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 5000), inner(length(max = 43), regex(pattern = r"^[0-9a-f.:]+/[0-9]+$")))]
     pub allowed_sources: Vec<String>,
+    /// Whether connections end when their source is taken off the networks that may connect. Default: false.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub terminate_existing: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 /// A port of the target, by number or by name.
@@ -338,6 +346,16 @@ impl From<handover::Handover> for Handover {
     }
 }
 
+impl From<Handover> for handover::Handover {
+    fn from(handover: Handover) -> Self {
+        match handover {
+            Handover::WhenReady => Self::WhenReady,
+            Handover::WhenGone => Self::WhenGone,
+            Handover::Immediate => Self::Immediate,
+        }
+    }
+}
+
 /// What happens to UDP flows at a handover.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum UdpHandover {
@@ -416,6 +434,10 @@ pub struct Endpoint {
     /// The pool that granted it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
+    /// The nodes that serve it: those that have the address.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub nodes: Vec<String>,
 }
 
 impl Endpoint {
@@ -431,6 +453,7 @@ impl Endpoint {
             port_end: (!external.is_single()).then(|| external.last().get()),
             target_port: mapping.target().first().get(),
             pool: None,
+            nodes: Vec::new(),
         }
     }
 
@@ -481,6 +504,22 @@ pub struct TargetReport {
     /// Whether new connections go to it.
     #[serde(default)]
     pub active: bool,
+    /// How an annotated pod is, for the nodes that serve it without running it; absent where none does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<TargetState>,
+}
+
+/// What decides which pod of a holder is served, where that is told to a node that does not run it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TargetState {
+    /// When the pod was created, in UTC.
+    #[schemars(with = "String", extend("format" = "date-time"))]
+    pub created: Timestamp,
+    /// Whether its containers are ready.
+    pub ready: bool,
+    /// Whether it is being deleted.
+    pub terminating: bool,
 }
 
 /// What a node says of a pod that could serve at once, behind another pod of its holder that does.

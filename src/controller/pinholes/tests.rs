@@ -1,5 +1,7 @@
 //! What is written for pods and claims that a test says there are, and what people then see of it.
 
+mod gateway;
+
 use std::sync::Arc;
 
 use k8s_openapi::jiff::SignedDuration;
@@ -8,6 +10,8 @@ use serde_json::json;
 
 use super::*;
 use crate::admission::index::Index;
+use crate::admission::index::occupants::Occupants;
+use crate::admission::index::occupants::Source;
 use crate::admission::policy::Policy;
 use crate::allocation::claim::Claim;
 use crate::allocation::claim::StoredClaim;
@@ -70,6 +74,16 @@ impl Scene {
         json_patch::merge(&mut node, &changes);
         self.index.apply(&serde_json::from_value(node).unwrap());
         self
+    }
+
+    /// A node that has these addresses, by what its NatNode says.
+    fn has(&mut self, node: &str, addresses: &[&str]) {
+        self.index.set_occupants(Occupants {
+            source: Source::NatNode(node.into()),
+            version: None,
+            taken: Vec::new(),
+            addresses: addresses.iter().map(|address| (address.parse().unwrap(), false)).collect(),
+        });
     }
 
     fn claimed(mut self, name: &str, by: &str) -> Self {
@@ -185,15 +199,34 @@ impl Scene {
     }
 
     fn reported(&mut self, programmed: bool, reason: &str) {
+        self.mx().status.as_mut().unwrap().nodes.clear();
+        self.reported_by("node-1", programmed, reason);
+    }
+
+    fn reported_by(&mut self, node: &str, programmed: bool, reason: &str) {
         let generation = self.mx().metadata.generation;
         let report = NodeReport {
-            name: "node-1".to_owned(),
+            name: node.to_owned(),
             programmed,
             reason: reason.to_owned(),
             message: String::new(),
             observed_generation: generation,
         };
-        self.mx().status.as_mut().unwrap().nodes = vec![report];
+        let nodes = &mut self.mx().status.as_mut().unwrap().nodes;
+        nodes.retain(|known| known.name != node);
+        nodes.push(report);
+    }
+
+    /// The nodes whose agents see it.
+    fn labels(&mut self) -> Vec<String> {
+        let labels = self.mx().metadata.labels.clone().unwrap().into_keys();
+        labels.filter_map(|label| label.strip_prefix("node.pinhole.dev/").map(str::to_owned)).collect()
+    }
+
+    /// What is waited for, and on which node.
+    fn waits(&mut self) -> Vec<String> {
+        let releasing = self.mx().status.clone().unwrap().releasing.into_iter();
+        releasing.map(|old| format!("{}:{} {}", old.address, old.port, old.node)).collect()
     }
 }
 
@@ -261,7 +294,7 @@ fn a_pod_with_its_claims_gets_one_object_that_comes_to_rest() {
     let endpoints = serde_json::to_value(&stored.status.unwrap().endpoints).unwrap();
     assert_eq!(
         endpoints,
-        json!([{"address": "203.0.113.7", "protocol": "TCP", "port": 25, "targetPort": 25}])
+        json!([{"address": "203.0.113.7", "protocol": "TCP", "port": 25, "targetPort": 25, "nodes": ["node-1"]}])
     );
 }
 
@@ -443,21 +476,13 @@ fn another_pod_of_the_name_gets_the_object_at_once_and_the_node_of_the_first_is_
     let other = json!({"metadata": {"uid": "uid-2"}, "spec": {"nodeName": "node-2"}});
     let mut scene = scene.with(pod(PORT, other));
     assert_eq!(scene.settle(), ["tell mail/mx", "apply mail/mx", "report mail/mx"]);
-    let labels = |scene: &mut Scene| {
-        let labels = scene.mx().metadata.labels.clone().unwrap().into_keys();
-        labels.filter(|label| label.starts_with("node.")).collect::<Vec<_>>()
-    };
-    let waits = |scene: &mut Scene| {
-        let releasing = scene.mx().status.clone().unwrap().releasing.into_iter();
-        releasing.map(|old| format!("{}:{} {}", old.address, old.port, old.node)).collect::<Vec<_>>()
-    };
     assert_eq!(scene.mx().status.as_ref().unwrap().endpoints.len(), 1, "it is granted at once");
-    assert_eq!(labels(&mut scene), ["node.pinhole.dev/node-1", "node.pinhole.dev/node-2"]);
-    assert_eq!(waits(&mut scene), ["203.0.113.7:25 node-1"]);
+    assert_eq!(scene.labels(), ["node-1", "node-2"]);
+    assert_eq!(scene.waits(), ["203.0.113.7:25 node-1"]);
     scene.reported(false, "Released");
     scene.settle();
-    assert_eq!(labels(&mut scene), ["node.pinhole.dev/node-2"]);
-    assert!(waits(&mut scene).is_empty());
+    assert_eq!(scene.labels(), ["node-2"]);
+    assert!(scene.waits().is_empty());
 }
 
 #[test]

@@ -101,6 +101,7 @@ pub fn resolve(
         addresses: backend.addresses.iter().take(2).map(ToString::to_string).collect(),
         node: backend.node.clone(),
         active: is_chosen && position == 0,
+        state: None,
     };
     let is_ready = |candidate: &&Candidate| candidate.backend.fitness == Fitness::Ready;
     let ready = candidates.iter().filter(is_ready).map(|candidate| candidate.backend.pod.clone()).collect();

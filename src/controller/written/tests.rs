@@ -9,6 +9,8 @@ use serde_json::json;
 
 use super::*;
 use crate::admission::index::Index;
+use crate::admission::index::occupants::Occupants;
+use crate::admission::index::occupants::Source;
 use crate::admission::policy::Policy;
 use crate::allocation::claim::Claim;
 use crate::allocation::claim::StoredClaim;
@@ -65,18 +67,29 @@ fn scene(changes: Value) -> Scene {
         "metadata": {"name": "web", "namespace": "shop", "uid": "pinhole-1", "generation": 1}});
     let mut backends = Backends::default();
     backends.services.insert(named("shop", "web"), vec![port("https", 443), port("http", 80)]);
-    backends.nodes.insert(named("", "node-1"), vec!["203.0.113.7".parse().unwrap()]);
-    backends.nodes.insert(named("", "node-2"), vec!["203.0.113.8".parse().unwrap()]);
+    let mut index = Index::new(Arc::new(Policy::default()));
+    has(&mut index, "node-1", &["203.0.113.7"]);
+    has(&mut index, "node-2", &["203.0.113.8"]);
     let mut scene = Scene {
         pinholes: [(named("shop", "web"), serde_json::from_value(object).unwrap())].into(),
         backends,
         claims: Claims::new(),
-        index: Index::new(Arc::new(Policy::default())),
+        index,
         policy: Policy::default(),
         now: Timestamp::UNIX_EPOCH,
     };
     scene.claimed("v4-203-0-113-7-tcp-443", "Pinhole", "web");
     scene
+}
+
+/// What a NatNode says of its addresses.
+fn has(index: &mut Index, node: &str, addresses: &[&str]) {
+    index.set_occupants(Occupants {
+        source: Source::NatNode(node.into()),
+        version: None,
+        taken: Vec::new(),
+        addresses: addresses.iter().map(|address| (address.parse().unwrap(), true)).collect(),
+    });
 }
 
 impl Scene {
@@ -262,7 +275,7 @@ fn what_keeps_a_pinhole_from_being_served_is_named_and_told() {
         (
             "no node",
             json!({}),
-            |scene| scene.backends.nodes.clear(),
+            |scene| scene.index.retain_occupants(|_| false),
             "NoNode",
             "no node has 203.0.113.7, by what NatNodes say",
         ),

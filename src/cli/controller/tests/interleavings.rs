@@ -1,6 +1,8 @@
 //! Controller and agents as a state machine: pods that come and go, with ports by name or found by a pool, views that lag, writes that are lost, processes that are
 //! killed between any two steps, in any order. Everything but the API server is the real code.
 
+mod gateway;
+
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,6 +13,8 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use crate::admission::index::Index;
+use crate::admission::index::occupants::Occupants;
+use crate::admission::index::occupants::Source;
 use crate::admission::policy::Policy;
 use crate::agent::desired;
 use crate::agent::grants::Grants;
@@ -70,6 +74,8 @@ struct Node {
 }
 
 struct World {
+    /// Whether only the first node has the address, so that it serves the pods of the other one, too.
+    has_gateway: bool,
     now: i64,
     timeout: SignedDuration,
     revision: u64,
@@ -167,6 +173,7 @@ fn node_name(number: usize) -> String {
 impl World {
     fn new() -> Self {
         Self {
+            has_gateway: false,
             now: 0,
             timeout: NEVER,
             revision: 0,
@@ -312,6 +319,14 @@ impl World {
                 "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
             index.apply(&serde_json::from_value(node).unwrap());
         }
+        if self.has_gateway {
+            index.set_occupants(Occupants {
+                source: Source::NatNode(node_name(0).as_str().into()),
+                version: None,
+                taken: Vec::new(),
+                addresses: vec![(ADDRESS.parse().unwrap(), true)],
+            });
+        }
         for pod in pods.values() {
             index.apply(pod);
         }
@@ -423,8 +438,10 @@ impl World {
             self.nodes[number].has_listed = true;
         }
         let node = &mut self.nodes[number];
-        let facts = NodeFacts { addresses: [ADDRESS.parse().unwrap()].into(), ..NodeFacts::default() };
-        let grants = Grants::of(&node.pinholes);
+        let has_address = !self.has_gateway || number == 0;
+        let addresses = has_address.then(|| ADDRESS.parse().unwrap()).into_iter().collect();
+        let facts = NodeFacts { addresses, ..NodeFacts::default() };
+        let grants = Grants::of(&node.pinholes, &node_name(number));
         let plan = desired::plan(&desired::Known {
             pods: &node.pods,
             index: &Index::new(Arc::clone(&self.policy)),
@@ -511,8 +528,11 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_kernel_forwards_a_port_to_one_that_somebody_else_was_granted(steps in steps()) {
-        let mut world = World::new();
+    fn no_kernel_forwards_a_port_to_one_that_somebody_else_was_granted(
+        has_gateway in any::<bool>(),
+        steps in steps(),
+    ) {
+        let mut world = World { has_gateway, ..World::new() };
         for step in &steps {
             world.take(step);
             world.check();
@@ -539,11 +559,12 @@ fn round(hears_of_pods: bool) -> Vec<Step> {
     steps
 }
 
-/// A world in which a pod of the first node has this port, or one that was found for it; and which.
-fn serving(port: Option<u16>) -> (World, u16) {
-    let mut world = World::new();
-    for step in &[vec![Step::Create { name: 0, holder: 0, node: 0, port }], round(true), round(true)].concat()
-    {
+/// A world in which the first node serves this port of a pod, its own or one of the other node, or one that was found for the pod;
+/// and which.
+fn serving(port: Option<u16>, has_gateway: bool) -> (World, u16) {
+    let mut world = World { has_gateway, ..World::new() };
+    let create = Step::Create { name: 0, holder: 0, node: usize::from(has_gateway), port };
+    for step in &[vec![create], round(true), round(true)].concat() {
         world.take(step);
     }
     let served: Vec<_> = world.nodes[0].kernel.entries().map(|entry| entry.key.ports.first().get()).collect();
@@ -556,8 +577,9 @@ fn serving(port: Option<u16>) -> (World, u16) {
 #[test]
 fn whichever_step_is_lost_a_port_is_nobody_elses_before_it_is_out_of_the_kernel() {
     use Step::*;
-    for asked in [Some(25), None] {
-        let (_, served) = serving(asked);
+    // What is found for a pod is an address of its own node.
+    for (asked, has_gateway) in [(Some(25), false), (None, false), (Some(25), true)] {
+        let (_, served) = serving(asked, has_gateway);
         let other = Some(25 + 26 - served);
         let endings = [
             ("the pod is deleted", vec![Delete(0)]),
@@ -574,7 +596,7 @@ fn whichever_step_is_lost_a_port_is_nobody_elses_before_it_is_out_of_the_kernel(
                 let tail: Vec<_> =
                     (0..10).flat_map(|_| [round(hears_of_pods), vec![thief.clone()]].concat()).collect();
                 for lost in 0..tail.len() / 3 {
-                    let (mut world, _) = serving(asked);
+                    let (mut world, _) = serving(asked, has_gateway);
                     for step in &ending {
                         world.take(step);
                     }
@@ -587,7 +609,7 @@ fn whichever_step_is_lost_a_port_is_nobody_elses_before_it_is_out_of_the_kernel(
                     let is_due = hears_of_pods || ending.len() != 2 || matches!(ending[0], DeletePinhole(_));
                     assert!(
                         is_had || !is_due,
-                        "{name}, {asked:?}, {hears_of_pods}: the port was never given to anybody else"
+                        "{name}, {asked:?}, {has_gateway}, {hears_of_pods}: the port was never given to anybody else"
                     );
                 }
             }
