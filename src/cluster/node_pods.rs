@@ -17,6 +17,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::info;
 use tracing::warn;
 
@@ -181,8 +182,9 @@ impl NodePods {
     ) {
         let mut watch = Watch::new(&connection, resource, fields.as_deref(), Box::new(|_| true));
         let api_server = ApiServer::new(connection.client);
+        let mut owners_due = Instant::now() + OWNER_RETRY;
         loop {
-            let Ok(news) = tokio::time::timeout(OWNER_RETRY, watch.next()).await else {
+            let Some(news) = until_due(&mut owners_due, watch.next()).await else {
                 if resource == POD {
                     let pods: Vec<_> = self.read(|view| view.pods.values().cloned().collect());
                     self.learn_owners(&pods, &api_server).await;
@@ -320,6 +322,18 @@ impl View {
             let name = ObjectName::new(pod.metadata.namespace.as_str(), owner.name.as_str());
             self.index.delete(&ObjectKey { kind, name }, Some(&owner.uid));
         }
+    }
+}
+
+/// What comes next; `None` when owners are to be asked for first, however much else comes.
+async fn until_due<T>(due: &mut Instant, next: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        () = tokio::time::sleep_until(*due) => {
+            *due = Instant::now() + OWNER_RETRY;
+            None
+        }
+        next = next => Some(next),
     }
 }
 

@@ -144,6 +144,22 @@ fn namespaces_are_only_watched_where_a_policy_selects_by_their_labels() {
     assert!(!node_pods().waiting().contains(&Resource::Namespace));
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_owner_that_could_not_be_read_is_asked_for_again_in_time_however_much_happens() {
+    let started = Instant::now();
+    let mut due = started + OWNER_RETRY;
+    let mut asked = Vec::new();
+    for _ in 0..8 {
+        let event = tokio::time::sleep(OWNER_RETRY / 3);
+        if until_due(&mut due, event).await.is_none() {
+            asked.push(started.elapsed());
+        }
+    }
+    // Timers are as fine as a millisecond.
+    let seconds: Vec<_> = asked.iter().map(Duration::as_secs).collect();
+    assert_eq!(seconds, [OWNER_RETRY.as_secs(), 2 * OWNER_RETRY.as_secs()]);
+}
+
 #[tokio::test]
 async fn r42_any_number_of_changes_is_fed_while_nobody_reads_and_leaves_one_note() {
     let pods = node_pods();
