@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! 203.0.113.0/24   2001:db8::/64      external addresses; the node's own are .7 and ::7
-//! 10.244.0.0/16    fd00:244::/48      pods; this node's are 10.244.1.0/24 and fd00:244:1::/64
+//! 10.244.0.0/16    fd00:244::/48      pods; this node's are 10.244.1.0/24 and fd00:244:1::/64, others' 10.244.2.0/24 and so on
+//! 10.99.0.0/24     fd00:99::/64       pods of this node with addresses that its Node does not name
 //! 198.51.100.0/24                     clients outside
 //! ```
 
@@ -113,7 +114,7 @@ pub(crate) fn entries(ruleset: &Ruleset) -> Vec<String> {
     ruleset.entries().map(Entry::to_string).collect()
 }
 
-/// Any endpoints: the node serves those that it can.
+/// Any endpoints, of pods here and on other nodes: the node serves those that it can.
 pub(crate) fn any_endpoints() -> impl Strategy<Value = Vec<Endpoint>> {
     let external = prop::sample::select(vec![
         "",
@@ -139,11 +140,16 @@ pub(crate) fn any_endpoints() -> impl Strategy<Value = Vec<Endpoint>> {
             .extend((0..long).map(|n| Ipv4Net::new_assert((0x0b00_0000 + 512 * n).into(), 24).to_string()));
         sources
     });
-    let parts = (external, protocol, first, span, pod, target, sources, 0_u8..4);
-    let endpoint = parts.prop_map(|(external, protocol, first, span, pod, target, sources, ips)| {
+    let place = prop_oneof![
+        2 => Just(("10.244.1", "fd00:244:1:")),
+        1 => Just(("10.244.2", "fd00:244:2:")),
+        1 => Just(("10.99.0", "fd00:99:")),
+    ];
+    let parts = (external, protocol, first, span, (pod, place), target, sources, 0_u8..4);
+    let endpoint = parts.prop_map(|(external, protocol, first, span, (pod, place), target, sources, ips)| {
         let sources: Vec<_> = sources.iter().map(String::as_str).collect();
         let last = first.saturating_add(span);
-        let (v4, v6) = (format!("10.244.1.{pod}"), format!("fd00:244:1::{pod:x}"));
+        let (v4, v6) = (format!("{}.{pod}", place.0), format!("{}:{pod:x}", place.1));
         let ips: &[&str] = match ips {
             0 => &[],
             1 => &[&v4],
@@ -176,6 +182,10 @@ pub(crate) fn any_ruleset() -> impl Strategy<Value = Ruleset> {
         excluded_interfaces: interfaces.into_iter().map(|name| name.parse().unwrap()).collect(),
         override_existing,
     });
-    (any_endpoints(), prop::option::of(policy))
-        .prop_map(|(endpoints, masquerade)| desired(&endpoints, &NodeFacts { masquerade, ..node() }).ruleset)
+    (any_endpoints(), prop::option::of(policy)).prop_map(|(endpoints, masquerade)| {
+        let unnamed = [net("10.99.0.0/24"), net("fd00:99::/64")];
+        let is_here = |ip: &IpAddr| unnamed.iter().any(|net| net.contains(ip));
+        let pods = endpoints.iter().flat_map(|endpoint| &endpoint.ips).copied().filter(is_here).collect();
+        desired(&endpoints, &NodeFacts { pods, masquerade, ..node() }).ruleset
+    })
 }
