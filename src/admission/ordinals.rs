@@ -8,6 +8,7 @@ use crate::admission::policy::Policy;
 use crate::admission::subject::Subject;
 use crate::admission::violation::Rule;
 use crate::admission::violation::Violation;
+use crate::admission::violation::shown;
 use crate::admission::wanted::Located;
 use crate::admission::wanted::Wanted;
 use crate::api::object::Kind;
@@ -40,7 +41,7 @@ pub(crate) fn settle(wanted: &mut Wanted, subject: &Subject<'_>, policy: &Policy
         let is_possible = problem.is_none();
         violations.extend(problem.map(|problem| Violation {
             field: entry.port_field.clone(),
-            value: shown(entry),
+            value: written(entry),
             problem,
             rule: Rule::Workload,
         }));
@@ -49,17 +50,18 @@ pub(crate) fn settle(wanted: &mut Wanted, subject: &Subject<'_>, policy: &Policy
     ordinals.unwrap_or_default()
 }
 
-/// The external ports of an entry, of all these pods together.
-pub(crate) fn external(entry: &Located, ordinals: Ordinals) -> PortRange {
-    let ports = entry.mapping.external();
-    let moved = |distance: u64| moved(&entry.mapping, distance).map(|mapping| mapping.external().first());
-    let ends = ordinals.ends().filter(|_| entry.ordinal.is_some());
-    let own = ends.and_then(|(first, last)| PortRange::new(moved(first)?, moved(last)?));
-    own.unwrap_or(ports)
+/// The external ports of an entry, of all these pods together; `None` for a port by ordinal of no pods.
+pub(crate) fn external(entry: &Located, ordinals: Ordinals) -> Option<PortRange> {
+    if entry.ordinal.is_none() {
+        return Some(entry.mapping.external());
+    }
+    let own = |ordinal: u64| Some(moved(&entry.mapping, ordinal)?.external().first());
+    let (first, last) = ordinals.ends()?;
+    PortRange::new(own(first)?, own(last)?)
 }
 
 /// An entry as it is written.
-pub(crate) fn shown(entry: &Located) -> String {
+pub(crate) fn written(entry: &Located) -> String {
     let text = entry.mapping.to_string();
     match text.rsplit_once('/').filter(|_| entry.ordinal.is_some()) {
         Some((ports, protocol)) => format!("{ports}+{ORDINAL}/{protocol}"),
@@ -130,7 +132,8 @@ fn pods(subject: &Subject<'_>, policy: &Policy) -> Result<Ordinals, String> {
     };
     let (set, pod) = (set.name.as_str(), subject.owner.name.as_str());
     ordinal(set, pod).map(Ordinals::single).ok_or_else(|| {
-        let name = if pod.is_empty() { "a generated name" } else { pod };
+        let name = if pod.is_empty() { "a generated name".to_owned() } else { shown(pod) };
+        let set = shown(set);
         format!(
             "{goes}, and {name} has none: it would be named {set}-0, {set}-1 and so on; name the port by its number"
         )

@@ -166,7 +166,7 @@ fn duplicates(entries: &[Located], object: &str, ordinals: Ordinals) -> Vec<Viol
     let overlap = |one: &Located, other: &Located| {
         let is_there = one.mapping.address() == other.mapping.address()
             && one.mapping.protocol() == other.mapping.protocol();
-        let ports = || ordinals::external(one, ordinals).intersection(ordinals::external(other, ordinals));
+        let ports = || ordinals::external(one, ordinals)?.intersection(ordinals::external(other, ordinals)?);
         is_there.then(ports).flatten()
     };
     let mut violations = Vec::new();
@@ -186,12 +186,12 @@ fn duplicates(entries: &[Located], object: &str, ordinals: Ordinals) -> Vec<Viol
             format!(
                 "{shared} is asked for by {} too ({}); make the ranges disjoint",
                 earlier.port_field,
-                ordinals::shown(earlier)
+                ordinals::written(earlier)
             )
         };
         violations.push(Violation {
             field: later.port_field.clone(),
-            value: ordinals::shown(later),
+            value: ordinals::written(later),
             problem,
             rule: Rule::Duplicate,
         });

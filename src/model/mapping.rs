@@ -1,6 +1,7 @@
 //! A mapping: external ports of one address and protocol, and the pod ports behind them.
 
 use std::fmt;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -34,7 +35,8 @@ pub struct Mapping {
     protocol: Protocol,
     external: PortRange,
     target: PortRange,
-    allowed_sources: Vec<IpNet>,
+    /// Shared by the mappings of a set's pods: a list can be long.
+    allowed_sources: Arc<[IpNet]>,
     terminates_existing: bool,
 }
 
@@ -53,7 +55,7 @@ impl Mapping {
             protocol,
             external,
             target,
-            allowed_sources: Vec::new(),
+            allowed_sources: Arc::default(),
             terminates_existing: false,
         })
     }
@@ -62,7 +64,7 @@ impl Mapping {
     pub fn with_allowed_sources(mut self, mut sources: Vec<IpNet>) -> Self {
         sources.sort();
         sources.dedup();
-        self.allowed_sources = sources;
+        self.allowed_sources = sources.into();
         self
     }
 

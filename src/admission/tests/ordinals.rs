@@ -219,6 +219,9 @@ fn pods_of_one_set_never_get_one_port() {
     for (ports, expected) in cases {
         assert_refused(&Cluster::new().create(set("game", ports, 0, 3)), &expected);
     }
+    for (start, replicas) in [(0, 0), (2, 3)] {
+        assert_granted(&Cluster::new().create(set("game", "1000+{ordinal}:80,1001:81", start, replicas)));
+    }
     let disjoint = "1000+{ordinal}:80,1003+{ordinal}:81,1000+{ordinal}:80/udp,1006:82";
     assert_granted(&Cluster::new().create(set("game", disjoint, 0, 3)));
 }
