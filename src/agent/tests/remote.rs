@@ -176,6 +176,17 @@ async fn of_the_pods_of_one_holder_the_newest_ready_one_is_served_wherever_they_
     bench.until("the old one stands by", |bench| bench.said().contains("false Standby Some(3)")).await;
     bench.granted(both((false, true), (true, false)));
     bench.until("the new one ends", |bench| led(bench) == to("10.9.9.1")).await;
+    bench.granted(both((true, false), (true, false)));
+    bench.until("the new one is back", |bench| led(bench) == to("10.9.9.2")).await;
+    // As the controller says of a pod whose node is lost.
+    bench.granted(both((false, false), (true, false)));
+    bench.until("the node of the new one is lost", |bench| led(bench) == to("10.9.9.1")).await;
+    bench.granted(both((true, false), (true, false)));
+    bench.until("the new one is back again", |bench| led(bench) == to("10.9.9.2")).await;
+    let mut without = both((true, false), (true, false));
+    without.retain(|name, _| &*name.name != "new");
+    bench.granted(without);
+    bench.until("the new one is gone", |bench| led(bench) == to("10.9.9.1")).await;
 
     // One of this node beside them is as any of them.
     let mut here = exposing(pod(1), "203.0.113.7:25:2525");

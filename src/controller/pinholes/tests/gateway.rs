@@ -74,6 +74,11 @@ fn what_another_node_elects_by_is_said_to_it_and_costs_nothing_where_the_pods_no
     let mut scene = scene.with(pod(PORT, is("True")));
     scene.settle();
     assert_eq!(state(&mut scene)["ready"], true);
+    let mut lost = is("True");
+    lost["status"]["conditions"].as_array_mut().unwrap().push(json!({"type": "Ready", "status": "False"}));
+    let mut scene = scene.with(pod(PORT, lost));
+    scene.settle();
+    assert_eq!(state(&mut scene)["ready"], false, "its node is lost, and another pod takes over");
     let mut ending = is("True");
     json_patch::merge(&mut ending, &json!({"metadata": {"deletionTimestamp": CREATED}}));
     let mut scene = scene.with(pod(PORT, ending));
