@@ -226,6 +226,10 @@ func TestWithClaimsAPortIsKeptForANodeThatDiedUntilItIsDeclaredDead(t *testing.T
 	s.apply(web(otherWorker))
 	s.ready("app=web")
 	s.programmed("web")
+	before := s.onlyPod("app=web").Status.PodIPs[0].IP
+	if rules := onNode(t, otherWorker, "iptables-save -t nat; nft list ruleset"); !strings.Contains(rules, before) {
+		t.Fatalf("%s is not in the rules of its node\n%s", before, rules)
+	}
 
 	freeze := func(verb string) {
 		if output, err := command("", "docker", verb, otherWorker); err != nil {
@@ -243,9 +247,9 @@ func TestWithClaimsAPortIsKeptForANodeThatDiedUntilItIsDeclaredDead(t *testing.T
 			}
 			return installed()
 		})
-		// What it still had in its kernel is gone, whatever it had slept through.
+		// What it still had in its kernel is gone, whatever it had slept through. It has the address, and serves it for the other pod.
 		eventually(t, 30*time.Second, "the node removes what it no longer may serve", func() error {
-			if rules := onNode(t, otherWorker, "iptables-save -t nat; nft list ruleset"); strings.Contains(rules, "8123") {
+			if rules := onNode(t, otherWorker, "iptables-save -t nat; nft list ruleset"); strings.Contains(rules, before) {
 				return fmt.Errorf("its rules are\n%s", rules)
 			}
 			return nil
