@@ -29,6 +29,7 @@ pub mod written;
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::RwLock;
 use std::sync::atomic::AtomicBool;
@@ -147,15 +148,19 @@ impl Controller {
         }
         let uids: HashSet<_> = plan.missing.iter().map(|missing| Arc::clone(&missing.uid)).collect();
         remembered.later.retain(|uid| uids.contains(uid));
-        // One after the other, the oldest first: of two that want one port the older gets it.
         let missing = plan.missing.into_iter().filter(|missing| remembered.later.is_due(&missing.uid, now));
-        let missing: Vec<_> = missing.take(MOST_IN_A_TURN).collect();
-        for missing in missing {
-            if !*self.leading_rx.borrow() {
-                return;
+        let groups = plan::apart(missing.take(MOST_IN_A_TURN));
+        // One after the other, the oldest first: of two that want one port the older gets it.
+        let remembered = Mutex::new(remembered);
+        let claiming = stream::iter(groups).for_each_concurrent(WRITES_AT_ONCE, |group| async {
+            for missing in group {
+                if !*self.leading_rx.borrow() {
+                    return;
+                }
+                self.claim(missing, now, &remembered).await;
             }
-            self.claim(missing, now, remembered).await;
-        }
+        });
+        claiming.await;
     }
 
     async fn change(&self, planned: Planned) {
@@ -185,7 +190,7 @@ impl Controller {
         }
     }
 
-    async fn claim(&self, missing: Missing, now: Timestamp, remembered: &mut Remembered) {
+    async fn claim(&self, missing: Missing, now: Timestamp, remembered: &Mutex<&mut Remembered>) {
         let Missing { object, uid, claims } = missing;
         let mut acquisition = {
             let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
@@ -193,7 +198,9 @@ impl Controller {
             let cooldowns = Cooldowns::new(self.times.cooldown, pools);
             Acquisition::new(claims, Purpose::Reserve, now, cooldowns).heeding(index.heirs())
         };
-        match claim_store::acquire(&*self.store, &mut acquisition).await {
+        let verdict = claim_store::acquire(&*self.store, &mut acquisition).await;
+        let mut remembered = remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        match verdict {
             Verdict::Granted => {
                 self.metrics.changed("Repaired");
                 info!(object = shown(&object), "Claimed the ports of an object that had no claim");

@@ -67,7 +67,7 @@ func (c clerk) runs(name, ip string) {
 func TestAPodsPinholeShowsHowItStandsAndGoesWithIt(t *testing.T) {
 	t.Parallel()
 	c := newClerk(t, "shown")
-	c.placed("mx", "192.0.2.70:25,8080:80")
+	c.placed("mx", "192.0.2.70:25,192.0.2.70:8080:80")
 	c.eventuallyShown("mx", "mx 192.0.2.70:25/tcp +1 Pod mx node-7 Pod mx Unknown Waiting")
 	c.must(http.MethodPatch, c.podsPath()+"/mx/status", object{"status": object{"phase": "Running",
 		"podIP": "10.244.7.9", "podIPs": []object{{"ip": "10.244.7.9"}}}}, nil)

@@ -10,10 +10,10 @@ mod holdings;
 pub mod occupants;
 mod owners;
 mod pending;
+mod places;
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
@@ -31,6 +31,7 @@ use crate::api::object::Kind;
 use crate::api::object::Object;
 use crate::api::object::OwnerReference;
 use crate::model::address::ExternalAddress;
+use crate::model::address::Families;
 use crate::model::automatic::AutomaticPort;
 use crate::model::holder::Holder;
 use crate::model::holder::ObjectName;
@@ -92,6 +93,8 @@ pub struct Holding {
     pub controller: Option<Arc<OwnerReference>>,
     /// The node that the pod runs on, once it does.
     pub node: Option<Arc<str>>,
+    /// The IP families of the pod's addresses; empty while it has none.
+    pub families: Families,
     /// When the object was created, RFC 3339; empty in manifests.
     pub since: Arc<str>,
     /// Whether the object is being deleted.
@@ -271,11 +274,6 @@ impl Index {
     /// The node that has an address, by what NatNodes say; of several the first by name.
     pub fn node_of_address(&self, address: ExternalAddress) -> Option<&Arc<str>> {
         self.nodes_of_address(address).next()
-    }
-
-    /// The own addresses of a node, by what its NatNode says.
-    pub fn own_addresses(&self, node_name: &str) -> Vec<IpAddr> {
-        self.occupants.own_addresses(node_name)
     }
 
     /// The labels of a node, if it is known.
@@ -528,6 +526,7 @@ impl Index {
         let controller = object.metadata.controller().cloned().map(Arc::new);
         let uid: Arc<str> = object.metadata.uid.as_str().into();
         let since: Arc<str> = object.metadata.creation_timestamp.as_str().into();
+        let families = object.families();
         let holding = |entry: &Located| {
             let mapping = &entry.mapping;
             Some(Arc::new(Holding {
@@ -538,6 +537,7 @@ impl Index {
                 uid: uid.clone(),
                 controller: controller.clone(),
                 node: node.clone(),
+                families,
                 since: since.clone(),
                 terminating: object.metadata.deletion_timestamp.is_some(),
                 is_by_ordinal: entry.ordinal.is_some(),

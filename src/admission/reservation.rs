@@ -1,7 +1,7 @@
 //! What a granted request claims, and what a refusal says when a claim is somebody else's.
 //!
-//! Only ports of a fixed address are claimed here: those of a node's own address are unique on a node, and which one that is
-//! nobody knows yet.
+//! Only ports of a fixed address are claimed here: those of a node's own address the controller claims once it is known which node
+//! that is.
 
 use k8s_openapi::jiff::Timestamp;
 
@@ -16,10 +16,12 @@ use crate::admission::subject::Subject;
 use crate::admission::violation::Rule;
 use crate::admission::violation::Violation;
 use crate::admission::wanted;
+use crate::admission::wanted::Located;
 use crate::allocation::claim::Claim;
 use crate::allocation::claim::StoredClaim;
 use crate::allocation::key::ClaimKey;
 use crate::api::crd::port_claim::ClaimState;
+use crate::model::address::ExternalAddress;
 use crate::model::holder::Holder;
 use crate::model::mapping::Address;
 use crate::model::mapping::Mapping;
@@ -54,8 +56,13 @@ pub fn claims(
 pub fn keys(mapping: &Mapping) -> Vec<ClaimKey> {
     match mapping.address() {
         Address::Node => Vec::new(),
-        Address::Fixed(address) => ClaimKey::of_range(address, mapping.protocol(), mapping.external()),
+        Address::Fixed(address) => keys_at(mapping, address),
     }
+}
+
+/// The keys of a mapping at an address, whichever it names.
+pub fn keys_at(mapping: &Mapping, address: ExternalAddress) -> Vec<ClaimKey> {
+    ClaimKey::of_range(address, mapping.protocol(), mapping.external())
 }
 
 /// Why a request is refused that wants what another holder has claimed, in words for the one that asks as far as it is known.
@@ -103,7 +110,11 @@ fn place(request: &Request, policy: &Policy, key: ClaimKey) -> (String, String) 
     let subject = request.object.as_ref().and_then(Subject::of);
     let entries = subject.and_then(|subject| wanted::of(&subject, policy));
     let entries = entries.map(|wanted| wanted.entries).unwrap_or_default();
-    let entry = entries.into_iter().find(|entry| keys(&entry.mapping).contains(&key));
+    let asks_for_it = |entry: &Located| match entry.mapping.address() {
+        Address::Node => keys_at(&entry.mapping, key.address()).contains(&key),
+        Address::Fixed(_) => keys(&entry.mapping).contains(&key),
+    };
+    let entry = entries.into_iter().find(asks_for_it);
     entry.map_or_else(
         || (String::new(), key.to_string()),
         |entry| (entry.port_field, entry.mapping.to_string()),

@@ -44,7 +44,7 @@ pub struct Known<'a> {
     pub node: &'a NodeFacts,
     /// What the kernel holds.
     pub programmed: &'a Ruleset,
-    /// What was granted; `None` where claims are off, and whoever asks for a port of a fixed address may have it.
+    /// What was granted; `None` where claims are off, and whoever asks for a port may have it.
     pub grants: Option<&'a Grants>,
 }
 
@@ -63,6 +63,8 @@ pub struct Plan {
     pub remote: BTreeSet<String>,
     /// The UID of the pod that each Pinhole of a pod belongs to; none once it is over.
     pub subjects: BTreeMap<ObjectName, Option<String>>,
+    /// The UIDs of the pods of which the controller has yet to decide what they may have on the node's own address.
+    pub awaiting: BTreeSet<String>,
     /// The UIDs of the pods whose containers are not ready.
     pub unready: BTreeSet<String>,
     /// The UIDs of the pods that ask for nothing which this node serves.
@@ -154,8 +156,11 @@ impl Plan {
 
     /// A candidate with nothing but what it was granted on this node.
     fn limit(&mut self, mut candidate: Candidate, known: &Known<'_>) -> Candidate {
-        let problem = known.grants.and_then(|grants| grants.limit(&mut candidate, known.programmed));
-        if let Some(problem) = problem {
+        if known.grants.is_some_and(|grants| grants.are_awaited(&candidate, known.node)) {
+            self.awaiting.insert(candidate.uid.clone());
+        }
+        let limit = |grants: &Grants| grants.limit(&mut candidate, known.node, known.programmed);
+        if let Some(problem) = known.grants.and_then(limit) {
             self.refuse((&candidate.pod, &candidate.uid), RefusedBy::Claims, problem);
         }
         if !candidate.ready {
@@ -239,7 +244,7 @@ fn judge(pod: &Object, known: &Known<'_>) -> Judgement {
     if let Some(grants) = known.grants {
         let owner = Owner::new(&name(pod), &pod.metadata.uid);
         let asked = (&decision.mappings[..], &decision.automatic[..]);
-        let found = grants.found(&pod.metadata.uid, &owner, asked, known.programmed);
+        let found = grants.found(&pod.metadata.uid, &owner, asked, known.node, known.programmed);
         decision.mappings.extend(found);
     }
     if decision.mappings.is_empty() {

@@ -1,10 +1,11 @@
-//! What the controller has granted on a node, to pods and to the Pinholes that users write: a port of a fixed address is served for
-//! a pod whose Pinhole says that its holder has claimed it, and that this node serves it, and for nobody else.
+//! What the controller has granted on a node, to pods and to the Pinholes that users write: a port is served for a pod whose Pinhole
+//! says that its holder has claimed it, on a fixed address that this node serves or on the node's own, and for nobody else.
 //!
 //! # Guarantees
 //! - What was never granted is not programmed.
-//! - What is programmed stays until the controller has decided about its pod. So switching claims on, a restored etcd and
-//!   Pinholes that vanish take nothing away from what flows.
+//! - What is programmed stays until the controller has decided about its pod, and on the node's own address until it has decided
+//!   about that address. So switching claims on, an upgrade, a restored etcd and Pinholes that vanish take nothing away from
+//!   what flows.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -20,6 +21,7 @@ use crate::api::crd::pinhole::PinholeStatus;
 use crate::api::object::Object;
 use crate::cluster::pinhole_watch::Pinholes;
 use crate::model::address::ExternalAddress;
+use crate::model::address::Family;
 use crate::model::automatic::AutomaticPort;
 use crate::model::holder::Holder;
 use crate::model::holder::ObjectName;
@@ -30,6 +32,7 @@ use crate::model::port::PortRange;
 use crate::ruleset::Ruleset;
 use crate::ruleset::election::Candidate;
 use crate::ruleset::entry::Key;
+use crate::ruleset::node::NodeFacts;
 use crate::ruleset::owner::Owner;
 
 /// What is granted, by the UID of the pod, or of the Pinhole where a user wrote it.
@@ -49,10 +52,33 @@ struct Grant {
     targets: BTreeMap<Key, Port>,
     /// Who holds the ports: its root owner, or whoever that one has handed them over to.
     holder: Option<Holder>,
-    /// Whether the controller has said yes or no.
-    is_decided: bool,
+    /// What the controller has said yes or no to.
+    decided: Decided,
     /// Why not everything, in the controller's words.
     refusal: Option<String>,
+}
+
+/// What of a pod's ports the controller has decided about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum Decided {
+    /// Nothing yet.
+    #[default]
+    Nothing,
+    /// What names its address, and what does not at these own addresses of its node.
+    NamedAnd(BTreeSet<IpAddr>),
+    /// Everything.
+    Everything,
+}
+
+impl Decided {
+    /// Whether it is decided who may have ports that the pod asks for at an address.
+    fn covers(&self, asked: Address, external: IpAddr) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::NamedAnd(own) => asked != Address::Node || own.contains(&external),
+            Self::Everything => true,
+        }
+    }
 }
 
 impl Grants {
@@ -90,18 +116,32 @@ impl Grants {
     }
 
     /// Takes from a candidate what it wants and was not granted; returns why, where the controller has said so.
-    pub fn limit(&self, candidate: &mut Candidate, programmed: &Ruleset) -> Option<String> {
-        let none = Grant::default();
-        let grant = self.by_pod.get(&candidate.uid).unwrap_or(&none);
+    pub fn limit(&self, candidate: &mut Candidate, node: &NodeFacts, programmed: &Ruleset) -> Option<String> {
+        let nothing = Grant::default();
+        let grant = self.by_pod.get(&candidate.uid).unwrap_or(&nothing);
         let owner = Owner::new(&candidate.pod, &candidate.uid);
         let wanted = candidate.mappings.len();
         candidate.mappings.retain(|mapping| {
-            let Some(key) = key(mapping) else { return true };
-            let is_programmed = || programmed.entry(&key).is_some_and(|entry| entry.owner == owner);
-            grant.keys.contains(&key) || (!grant.is_decided && is_programmed())
+            let is_programmed = |key: &Key| programmed.entry(key).is_some_and(|entry| entry.owner == owner);
+            let is_kept =
+                |key: &Key| !grant.decided.covers(mapping.address(), key.external) && is_programmed(key);
+            let mut keys = keys(mapping, &candidate.ips, node);
+            keys.all(|key| grant.keys.contains(&key) || is_kept(&key))
         });
         let is_limited = candidate.mappings.len() < wanted;
         grant.refusal.clone().filter(|_| is_limited)
+    }
+
+    /// Whether the controller has yet to decide about something that a candidate wants on the node's own address as it is now.
+    pub fn are_awaited(&self, candidate: &Candidate, node: &NodeFacts) -> bool {
+        let decided = self.by_pod.get(&candidate.uid).map(|grant| &grant.decided);
+        let is_open = |mapping: &Mapping| {
+            let is_decided =
+                |key: &Key| decided.is_some_and(|decided| decided.covers(Address::Node, key.external));
+            mapping.address() == Address::Node
+                && !keys(mapping, &candidate.ips, node).all(|key| is_decided(&key))
+        };
+        candidate.mappings.iter().any(is_open)
     }
 
     /// The mappings of the ports that a pod leaves to a pool, beside those that it names: what was found for it, and while the
@@ -111,15 +151,16 @@ impl Grants {
         uid: &str,
         owner: &Owner,
         (named, automatic): (&[Mapping], &[AutomaticPort]),
+        node: &NodeFacts,
         programmed: &Ruleset,
     ) -> Vec<Mapping> {
         let grant = self.by_pod.get(uid);
         let mut known: BTreeMap<Key, Port> = grant.map(|grant| grant.targets.clone()).unwrap_or_default();
-        if !automatic.is_empty() && !grant.is_some_and(|grant| grant.is_decided) {
+        if !automatic.is_empty() && !self.is_decided(uid) {
             let entries = programmed.entries().filter(|entry| entry.owner == *owner);
             known.extend(entries.filter_map(|entry| Some((entry.key, entry.target?.first))));
         }
-        let named: BTreeSet<_> = named.iter().filter_map(key).collect();
+        let named: BTreeSet<_> = named.iter().flat_map(|mapping| keys(mapping, &[], node)).collect();
         let is_open = |key: &Key| key.ports.is_single() && !named.contains(key);
         let found = |port: &AutomaticPort| {
             let leads_there = |(key, target): &(&Key, &Port)| {
@@ -138,7 +179,7 @@ impl Grants {
 
     /// Whether the controller has decided about the pod of this UID.
     pub fn is_decided(&self, uid: &str) -> bool {
-        self.by_pod.get(uid).is_some_and(|grant| grant.is_decided)
+        self.by_pod.get(uid).is_some_and(|grant| grant.decided != Decided::Nothing)
     }
 }
 
@@ -151,7 +192,7 @@ pub fn subject_uid(pinhole: &Pinhole) -> Option<&str> {
 fn grant(pinhole: &Pinhole, node_name: &str) -> Grant {
     // The controller suspends the Pinhole of a pod that is gone. A user who suspends one keeps its ports, closed.
     if pinhole.spec.suspended && pinhole.spec.target.pod.is_some() {
-        return Grant { is_decided: true, ..Grant::default() };
+        return Grant { decided: Decided::Everything, ..Grant::default() };
     }
     // Of an object that follows a pod's name, an older status may speak of another pod.
     let is_current =
@@ -159,6 +200,7 @@ fn grant(pinhole: &Pinhole, node_name: &str) -> Grant {
     let Some(status) = pinhole.status.as_ref().filter(is_current) else { return Grant::default() };
     let accepted = status.conditions.iter().find(|condition| condition.type_ == "Accepted");
     let decision = accepted.filter(|condition| condition.status != ConditionStatus::Unknown);
+    let own = || status.own_addresses.iter().filter_map(|text| text.parse().ok()).collect();
     let target = |endpoint: &Endpoint| Some((granted(endpoint)?, Port::new(endpoint.target_port)?));
     // A controller that names no nodes means that of the pod.
     let is_open = !remote::is_elsewhere(pinhole, node_name);
@@ -170,11 +212,22 @@ fn grant(pinhole: &Pinhole, node_name: &str) -> Grant {
         keys: here().filter_map(granted).collect(),
         targets: here().filter_map(target).collect(),
         holder: pinhole.spec.holder.as_ref().map(Holder::from),
-        is_decided: decision.is_some(),
+        decided: decision.map_or(Decided::Nothing, |_| Decided::NamedAnd(own())),
         refusal: decision
             .filter(|condition| condition.status == ConditionStatus::False)
             .map(|condition| condition.message.clone()),
     }
+}
+
+/// The external sides of a mapping for a pod with these addresses: one of a fixed address, and of the node's own one for each
+/// family that the pod has; both while it has none.
+fn keys(mapping: &Mapping, ips: &[IpAddr], node: &NodeFacts) -> impl Iterator<Item = Key> {
+    let (protocol, ports) = (mapping.protocol(), mapping.external());
+    let is_served =
+        |external: IpAddr| ips.is_empty() || ips.iter().any(|ip| Family::of(*ip) == Family::of(external));
+    let own = node.own_addresses().filter(move |_| mapping.address() == Address::Node);
+    let own = own.filter(move |external| is_served(*external));
+    key(mapping).into_iter().chain(own.map(move |external| Key { external, protocol, ports }))
 }
 
 /// The external side of a mapping of a fixed address.

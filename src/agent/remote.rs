@@ -82,7 +82,7 @@ impl Remote {
         let owner = Owner::new(&self.name, &self.uid);
         let ips = self.ips(&owner, node, programmed);
         written::check_targets(&ips, node)?;
-        let found = grants.found(&self.uid, &owner, (&self.named, &self.automatic), programmed);
+        let found = grants.found(&self.uid, &owner, (&self.named, &self.automatic), node, programmed);
         Ok(Candidate {
             pod: self.name.clone(),
             uid: self.uid.clone(),

@@ -40,6 +40,13 @@ pub struct Seen<'a> {
     pub is_paused: bool,
 }
 
+impl Seen<'_> {
+    /// Whether the controller has decided about all that the pod or Pinhole of this UID asks for here.
+    fn is_decided(&self, uid: &str) -> bool {
+        self.grants.is_decided(uid) && !self.plan.awaiting.contains(uid)
+    }
+}
+
 /// The reports that differ from what the Pinholes say already.
 pub fn news(pinholes: &Pinholes, seen: &Seen<'_>) -> Vec<Report> {
     let wanted_of_name = by_pod(&seen.plan.ruleset);
@@ -56,8 +63,8 @@ pub fn news(pinholes: &Pinholes, seen: &Seen<'_>) -> Vec<Report> {
         let generation = pinhole.metadata.generation;
         let is_current = pinhole.status.as_ref().is_some_and(|status| pinhole.is_current(status));
         // Until it is decided the kernel keeps what it has, granted or not.
-        let is_decided = is_current && seen.grants.is_decided(uid);
-        let report = said.into_report(seen.node_name, generation.filter(|_| is_decided));
+        let report =
+            said.into_report(seen.node_name, generation.filter(|_| is_current && seen.is_decided(uid)));
         let stored = pinhole.status.iter().flat_map(|status| &status.nodes);
         let is_news = !stored.into_iter().any(|stored| *stored == report);
         let uid = pinhole.metadata.uid.clone()?;
@@ -98,7 +105,7 @@ fn say(
     leftover: &[&Entry],
     seen: &Seen<'_>,
 ) -> Said {
-    let Seen { node_name, plan, applied, grants, disclose_holder, is_paused } = *seen;
+    let Seen { node_name, plan, applied, grants: _, disclose_holder, is_paused } = *seen;
     let is_written = plan.pinholes.contains(uid);
     if !leftover.is_empty() {
         let listed = list(leftover.iter().map(|entry| entry.key));
@@ -121,7 +128,7 @@ fn say(
         return Said::no("NotProgrammed", unserved.join("; "));
     }
     if wanted.is_empty() {
-        let is_decided = grants.is_decided(uid);
+        let is_decided = seen.is_decided(uid);
         let is_over = is_decided && (is_written || plan.idle.contains(uid));
         return match plan.pods.contains_key(owner) && !is_over {
             false => Said::no("Released", format!("{node_name} serves nothing of it")),

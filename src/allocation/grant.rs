@@ -8,11 +8,11 @@ use std::fmt;
 
 use crate::allocation::claim::Claim;
 use crate::allocation::claim::StoredClaim;
-use crate::allocation::key::ClaimKey;
 use crate::allocation::key::Claimed;
 use crate::allocation::pool::Asker;
 use crate::allocation::pool::Pool;
 use crate::api::crd::nat_pool::ClaimMode;
+use crate::api::crd::port_claim::ClaimOrigin;
 use crate::model::mapping::Address;
 use crate::model::mapping::Mapping;
 use crate::model::port::PortRange;
@@ -37,12 +37,14 @@ impl From<&Mapping> for Named {
 
 impl Named {
     /// What a claim is for; `None` for a whole address.
-    pub fn of(key: ClaimKey) -> Option<Self> {
-        match key.claimed() {
+    pub fn of(claim: &Claim) -> Option<Self> {
+        let address = match claim.origin {
+            ClaimOrigin::Node => Address::Node,
+            ClaimOrigin::Static | ClaimOrigin::Dynamic => Address::Fixed(claim.key.address()),
+        };
+        match claim.key.claimed() {
             Claimed::Whole => None,
-            Claimed::Ports(protocol, block) => {
-                Some(Self { address: Address::Fixed(key.address()), protocol, ports: block.range() })
-            }
+            Claimed::Ports(protocol, block) => Some(Self { address, protocol, ports: block.range() }),
         }
     }
 }
@@ -240,7 +242,9 @@ pub fn over_quota(
     held: &[StoredClaim],
     wishes: &[Claim],
 ) -> Option<Refusal> {
-    let is_of = |pool: &Pool, claim: &Claim| claim.pool.as_ref() == Some(&pool.name);
+    // How many nodes its pods come to is nothing that a namespace asks for.
+    let is_counted = |claim: &Claim| claim.origin != ClaimOrigin::Node;
+    let is_of = |pool: &Pool, claim: &Claim| claim.pool.as_ref() == Some(&pool.name) && is_counted(claim);
     let is_wished = |claim: &Claim| wishes.iter().any(|wish| wish.key == claim.key);
     let count = |claims: &mut dyn Iterator<Item = &Claim>| claims.map(|claim| claim.key.count()).sum::<u32>();
     pools.iter().find_map(|pool| {

@@ -5,6 +5,7 @@
 //! kilobytes cheap. An absent or `null` field is its default; nothing is judged here.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::Deserialize;
@@ -14,6 +15,7 @@ use serde_json::Value;
 
 use crate::api::crd::pinhole::Pinhole;
 use crate::api::crd::pinhole::PinholeSpec;
+use crate::model::address::Families;
 use crate::model::ordinals::Ordinals;
 
 /// The kinds that Pinhole knows.
@@ -523,6 +525,11 @@ impl Object {
     /// Whether a pod has ports of its node by `hostPort`.
     pub fn has_host_ports(&self) -> bool {
         self.spec.containers.iter().flat_map(|container| &container.ports).any(|port| port.host_port != 0)
+    }
+
+    /// The IP families of a pod's addresses; empty while it has none.
+    pub fn families(&self) -> Families {
+        self.status.pod_ips.iter().filter_map(|found| found.ip.parse::<IpAddr>().ok()).collect()
     }
 
     /// Whether a pod or Job has ended for good and will never receive a packet again.

@@ -10,7 +10,6 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
@@ -18,7 +17,6 @@ use serde_json::Value;
 use serde_json::json;
 
 use crate::admission::index::Index;
-use crate::admission::index::Scope;
 use crate::admission::policy::Policy;
 use crate::admission::subject::Subject;
 use crate::allocation::claim::Claim;
@@ -51,7 +49,6 @@ use crate::controller::standing::Known;
 use crate::controller::standing::Standing;
 use crate::controller::standing::Verdict;
 use crate::model::address::ExternalAddress;
-use crate::model::address::Family;
 use crate::model::automatic::AutomaticPort;
 use crate::model::holder::Holder;
 use crate::model::holder::ObjectName;
@@ -335,7 +332,7 @@ fn is_somebody_elses(key: ClaimKey, index: &Index, policy: &Policy) -> bool {
     policy.restricted_ports.first_match(protocol, ports).is_some()
         || is_protected()
         || index.occupant_of_address(address, protocol, ports).is_some()
-        || !index.held(&Scope::Address(address), protocol, ports).is_empty()
+        || !index.held_at(address, protocol, ports).is_empty()
 }
 
 /// Whether a pod on this node can be served at an address of the pool, as far as is known.
@@ -351,7 +348,7 @@ fn serves(pool: &Pool, address: ExternalAddress, node: &str, index: &Index) -> b
 
 /// What a pod is to be told, and whether it is let go to the scheduler; `None` when it is as it should be.
 pub fn announcement(pod: &Object, standing: &Standing, index: &Index) -> Option<Value> {
-    let text = text(pod, standing, index);
+    let text = text(standing);
     let told = pod.metadata.annotations.get(keys::ENDPOINTS);
     // The webhook has told it what it was granted, and the watch on claims is about to show that: nothing is taken back meanwhile.
     let is_waiting = matches!(standing.verdict, Verdict::Waiting(_));
@@ -380,30 +377,10 @@ pub fn announcement(pod: &Object, standing: &Standing, index: &Index) -> Option<
 }
 
 /// The external endpoints of a pod as JSON; `None` for none.
-fn text(pod: &Object, standing: &Standing, index: &Index) -> Option<String> {
+fn text(standing: &Standing) -> Option<String> {
     let without_pool = |endpoint: Endpoint| Endpoint { pool: None, ..endpoint };
-    let granted = standing.granted.iter().filter_map(pinholes::endpoint).map(without_pool);
-    let is_refused = matches!(standing.verdict, Verdict::Refused(_));
-    let node = pod.spec.node_name.as_deref().filter(|_| !is_refused);
-    let own = node.map(|node| index.own_addresses(node)).unwrap_or_default();
-    let families: BTreeSet<_> = pod
-        .status
-        .pod_ips
-        .iter()
-        .filter_map(|found| found.ip.parse::<IpAddr>().ok())
-        .map(Family::of)
-        .collect();
-    let own: Vec<_> = own
-        .into_iter()
-        .filter(|address| families.is_empty() || families.contains(&Family::of(*address)))
-        .filter_map(|address| ExternalAddress::new(address).ok())
-        .collect();
-    let on_node = standing.wanted.iter().filter(|mapping| mapping.address() == Address::Node);
-    let on_node = on_node.flat_map(|mapping| {
-        let at = |address: &ExternalAddress| Endpoint::of(mapping, *address);
-        own.iter().map(at).collect::<Vec<_>>()
-    });
-    let endpoints: Vec<_> = granted.chain(on_node).collect();
+    let endpoints: Vec<_> =
+        standing.granted.iter().filter_map(pinholes::endpoint).map(without_pool).collect();
     Endpoint::announcement(&endpoints)
 }
 

@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use crate::admission::index::Holding;
 use crate::admission::index::Index;
-use crate::admission::index::Scope;
 use crate::allocation::claim::Claim;
 use crate::allocation::key::Claimed;
 use crate::api::object::Kind;
@@ -37,7 +36,7 @@ fn is_ready(claim: &Claim, index: &Index, pods: &AskingPods, pinholes: &Pinholes
         }),
         _ => false,
     };
-    let held = index.held(&Scope::Address(address), protocol, block.range());
+    let held = index.held_at(address, protocol, block.range());
     held.iter().any(|held| {
         let holder = index.holder(&held.object, held.controller.as_deref());
         holder.is_ok_and(|holder| holder == claim.holder) && serves(held)

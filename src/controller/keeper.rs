@@ -210,8 +210,8 @@ impl PinholeKeeper {
     fn tell(&self, strangers: Vec<Stranger>, troubles: Vec<Trouble>, told: &mut HashSet<PodEvent>) {
         let strangers = strangers.into_iter().map(|Stranger { pod, uid }| {
             let note = format!(
-                "a Pinhole named {} that somebody else wrote stands in the place of this pod's own, so its ports on fixed \
-                 addresses are not served; rename or delete that Pinhole",
+                "a Pinhole named {} that somebody else wrote stands in the place of this pod's own, so its ports \
+                 are not served; rename or delete that Pinhole",
                 pod.name
             );
             PodEvent { kind: Kind::Pod, pod, uid, reason: Reason::NotProgrammed, note }

@@ -261,8 +261,13 @@ fn nodes(pod: &Object, standing: &Standing, index: &Index) -> BTreeSet<String> {
 /// What was granted, each with the nodes that serve it.
 fn endpoints(pod: &Object, standing: &Standing, index: &Index) -> Vec<Endpoint> {
     let own = pod.spec.node_name.as_deref();
+    // What names no address is granted at the own ones of its node, which serves it whoever else has them.
+    let asked = |granted: &Granted| {
+        let mut named = standing.wanted.iter().chain(standing.found());
+        if named.any(|mapping| *mapping == granted.0) { granted.0.address() } else { Address::Node }
+    };
     let of = |granted: &Granted| {
-        let nodes = own.map(|own| serving::at(granted.0.address(), Some(own), index)).unwrap_or_default();
+        let nodes = own.map(|own| serving::at(asked(granted), Some(own), index)).unwrap_or_default();
         Some(Endpoint { nodes: nodes.into_iter().collect(), ..endpoint(granted)? })
     };
     standing.granted.iter().filter_map(of).collect()
@@ -313,6 +318,7 @@ fn status(stored: &Pinhole, pod: &Object, standing: &Standing, patience: &Patien
         node: releasing::shown(&nodes),
         holder: standing.shown_holder().in_short(),
         endpoints,
+        own_addresses: standing.own_addresses.iter().map(ToString::to_string).collect(),
         releasing,
         targets: std::iter::once(target).chain(before).collect(),
         nodes: known.nodes,
@@ -420,7 +426,7 @@ fn leads_to(address: &str, ports: PortRange) -> String {
     if address.contains(':') { format!("[{address}]:{ports}") } else { format!("{address}:{ports}") }
 }
 
-/// What was granted, if it is on a fixed address.
+/// What was granted, if its address is known.
 pub(super) fn endpoint((mapping, pool): &Granted) -> Option<Endpoint> {
     let Address::Fixed(address) = mapping.address() else { return None };
     Some(Endpoint { pool: pool.clone(), ..Endpoint::of(mapping, address) })

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::cell::LazyCell;
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -27,6 +28,7 @@ use crate::allocation::overlap::Rank;
 use crate::allocation::pool::Asker;
 use crate::allocation::pool::Cooldowns;
 use crate::allocation::pool::Pool;
+use crate::api::crd::port_claim::ClaimOrigin;
 use crate::api::crd::port_claim::ClaimState;
 use crate::api::crd::shared::Retention;
 use crate::api::crd::shared::RetentionPolicy;
@@ -35,7 +37,7 @@ use crate::cluster::pinhole_watch::Pinholes;
 use crate::controller::automatic::Found;
 use crate::controller::automatic::Users;
 use crate::controller::releasing::Serving;
-use crate::model::holder::Holder;
+use crate::model::address::ExternalAddress;
 
 /// How long claims take to their ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,17 +126,18 @@ pub fn plan(
         Some(Planned { stored: stored.clone(), change })
     };
     let changes = claims.values().filter_map(change).collect();
-    let (missing, disputes) = settle(missing(claims, index, now), claims, index, &cooldowns, now);
+    let missing = missing(claims, index, pinholes, now);
+    let (missing, disputes) = settle(missing, claims, index, &cooldowns, now);
     Plan { changes, missing, disputes }
 }
 
 /// The pool that a claim belongs to, by what is known of its holder; `None` for one of no pool.
-fn pool_of<'p>(key: ClaimKey, holder: &Holder, index: &Index, pools: &'p [Pool]) -> Option<&'p Pool> {
-    let namespace = &holder.object.namespace;
+fn pool_of<'p>(claim: &Claim, index: &Index, pools: &'p [Pool]) -> Option<&'p Pool> {
+    let namespace = &claim.holder.object.namespace;
     let labels = index.namespace_labels(namespace);
     // Of which ServiceAccount its pods are, the claim does not say.
     let asker = Asker { namespace, labels, service_account: "" };
-    grant::pool_of(pools, asker, Named::of(key)?)
+    grant::pool_of(pools, asker, Named::of(claim)?)
 }
 
 /// A claim as it is retained: a pool that is being deleted keeps nothing for those who may come back.
@@ -153,7 +156,7 @@ fn into_pool(claim: &Claim, index: &Index, pools: &[Pool]) -> Option<Change> {
     if claim.state == ClaimState::Reserved || claim.pool.as_ref().is_some_and(is_known) {
         return None;
     }
-    let pool = pool_of(claim.key, &claim.holder, index, pools)?;
+    let pool = pool_of(claim, index, pools)?;
     Some(Change::Update(Box::new(Claim { pool: Some(pool.name.clone()), ..claim.clone() })))
 }
 
@@ -163,9 +166,8 @@ fn usage(claim: &Claim, index: &Index) -> Option<Usage> {
         // Nothing that an annotation can say asks for a whole address.
         return Some(Usage::default());
     };
-    let scope = Scope::Address(claim.key.address());
-    let held = index.held(&scope, protocol, block.range());
-    let held = held.into_iter().filter(|held| keys(held).contains(&claim.key));
+    let held = index.held_at(claim.key.address(), protocol, block.range());
+    let held = held.into_iter().filter(|held| keys(held, index).contains(&claim.key));
     let holders = || [&claim.holder].into_iter().chain(&claim.previous_holder);
     let is_in_question =
         |held: &Arc<Holding>| holders().any(|holder| holder.object.namespace == held.object.name.namespace);
@@ -213,12 +215,10 @@ fn unused(claim: &Claim, serving: &Serving<'_>, times: &Times, now: Timestamp) -
     Usage { is_served: may_be_served || serving.has(&claim.key), ..Usage::default() }
 }
 
-/// The keys of what an object holds; none for a node's own address.
-fn keys(held: &Holding) -> Vec<ClaimKey> {
-    match held.scope {
-        Scope::Node(_) => Vec::new(),
-        Scope::Address(address) => ClaimKey::of_range(address, held.protocol, held.ports),
-    }
+/// The keys of what an object holds; none for a node's own address that is not known.
+fn keys(held: &Holding, index: &Index) -> Vec<ClaimKey> {
+    let at = |address| ClaimKey::of_range(address, held.protocol, held.ports);
+    index.places(held).into_iter().flat_map(at).collect()
 }
 
 /// What of the missing can be had, once for all objects of a holder that ask for the same, and what is in dispute: as long as
@@ -254,10 +254,38 @@ fn settle(
     (free, disputes)
 }
 
-/// The objects whose ports nobody has claimed for them, the oldest first.
-fn missing(claims: &BTreeMap<ClaimKey, StoredClaim>, index: &Index, now: Timestamp) -> Vec<Missing> {
+/// These in groups of which no two have an address in common, each in the order in which they came: whoever comes first in a group
+/// is to be served first, and no group waits for another.
+pub fn apart(missing: impl IntoIterator<Item = Missing>) -> Vec<Vec<Missing>> {
+    let mut groups: Vec<Vec<Missing>> = Vec::new();
+    let mut by_address: BTreeMap<ExternalAddress, usize> = BTreeMap::new();
+    for one in missing {
+        let addresses: BTreeSet<_> = one.claims.iter().map(|claim| claim.key.address()).collect();
+        let known: BTreeSet<_> =
+            addresses.iter().filter_map(|address| by_address.get(address).copied()).collect();
+        let group = known.first().copied().unwrap_or(groups.len());
+        groups.resize_with(groups.len().max(group + 1), Vec::new);
+        for other in known.into_iter().skip(1) {
+            let moved = std::mem::take(&mut groups[other]);
+            groups[group].extend(moved);
+            by_address.values_mut().filter(|found| **found == other).for_each(|found| *found = group);
+        }
+        by_address.extend(addresses.into_iter().map(|address| (address, group)));
+        groups[group].push(one);
+    }
+    groups
+}
+
+/// The objects whose ports nobody has claimed for them, the oldest first. On a node's own address each port of an object stands
+/// for itself, as its agent sees it, and who is served there comes before all that are not.
+fn missing(
+    claims: &BTreeMap<ClaimKey, StoredClaim>,
+    index: &Index,
+    pinholes: &Pinholes,
+    now: Timestamp,
+) -> Vec<Missing> {
     let pools = index.pools().map_or(&[][..], |pools| pools);
-    let mut objects: BTreeMap<(Arc<str>, ObjectKey), Missing> = BTreeMap::new();
+    let mut objects = BTreeMap::new();
     // What a set only keeps was claimed when its template was admitted; where it was scaled since, each pod claims its own.
     for held in index.stored_holdings().filter(|held| !held.is_only_kept()) {
         let Ok(holder) = index.holder(&held.object, held.controller.as_deref()) else { continue };
@@ -268,16 +296,22 @@ fn missing(claims: &BTreeMap<ClaimKey, StoredClaim>, index: &Index, now: Timesta
             let is_its = |claim: &Claim| (claim.holder == holder && claim.slot.is_none()) || is_lent(claim);
             claims.get(key).is_some_and(|stored| is_its(&stored.claim))
         };
-        let unclaimed: Vec<_> = keys(held).into_iter().filter(|key| !is_its(key)).collect();
+        let unclaimed: Vec<_> = keys(held, index).into_iter().filter(|key| !is_its(key)).collect();
         if unclaimed.is_empty() {
             continue;
         }
+        let (origin, alone) = match held.scope {
+            Scope::Address(_) => (ClaimOrigin::Static, None),
+            Scope::Node(_) => (ClaimOrigin::Node, Some((held.protocol, held.ports))),
+        };
         let claims = unclaimed.into_iter().map(|key| {
-            let pool = pool_of(key, &holder, index, pools).map(|pool| pool.name.clone());
-            Claim { pool, ..Claim::reserve(key, holder.clone(), now) }
+            let claim = Claim { origin, ..Claim::reserve(key, holder.clone(), now) };
+            let pool = pool_of(&claim, index, pools).map(|pool| pool.name.clone());
+            Claim { pool, ..claim }
         });
+        let is_late = alone.is_some() && !is_served(held, pinholes);
         objects
-            .entry((held.since.clone(), held.object.clone()))
+            .entry((is_late, held.since.clone(), held.object.clone(), alone))
             .or_insert_with(|| Missing {
                 object: held.object.clone(),
                 uid: held.uid.clone(),
@@ -287,4 +321,12 @@ fn missing(claims: &BTreeMap<ClaimKey, StoredClaim>, index: &Index, now: Timesta
             .extend(claims);
     }
     objects.into_values().collect()
+}
+
+/// Whether a node says that all of a pod is in its kernel.
+fn is_served(held: &Holding, pinholes: &Pinholes) -> bool {
+    pinholes.get(&held.object.name).is_some_and(|pinhole| {
+        let is_its = pinhole.spec.target.pod_uid.as_deref() == Some(&*held.uid);
+        is_its && pinhole.status.iter().flat_map(|status| &status.nodes).any(|node| node.programmed)
+    })
 }

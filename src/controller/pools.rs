@@ -30,6 +30,7 @@ use crate::api::crd::condition::Said;
 use crate::api::crd::nat_pool::NatPool;
 use crate::api::crd::nat_pool::NatPoolStatus;
 use crate::api::crd::nat_pool::PoolUsage;
+use crate::api::crd::port_claim::ClaimOrigin;
 use crate::cluster::claim_store;
 use crate::cluster::claim_watch::Claims;
 use crate::cluster::nat_pools;
@@ -138,12 +139,13 @@ fn counts(usage: &PoolUsage) -> [(&'static str, u64); 6] {
     ]
 }
 
-/// The claims of each pool.
+/// The claims of each pool that are counted: those of nodes' own addresses hold no pool up.
 fn by_pool(claims: &Claims) -> BTreeMap<&str, Vec<&Claim>> {
     let mut found: BTreeMap<&str, Vec<&Claim>> = BTreeMap::new();
-    for stored in claims.values() {
-        if let Some(pool) = &stored.claim.pool {
-            found.entry(pool).or_default().push(&stored.claim);
+    for claim in claims.values().map(|stored| &stored.claim).filter(|claim| claim.origin != ClaimOrigin::Node)
+    {
+        if let Some(pool) = &claim.pool {
+            found.entry(pool).or_default().push(claim);
         }
     }
     found

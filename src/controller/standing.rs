@@ -21,6 +21,7 @@ use crate::api::object::Object;
 use crate::cluster::claim_watch::Claims;
 use crate::controller::automatic;
 use crate::controller::automatic::Found;
+use crate::model::address::ExternalAddress;
 use crate::model::automatic::AutomaticPort;
 use crate::model::holder::Holder;
 use crate::model::mapping::Address;
@@ -79,8 +80,10 @@ pub struct Standing {
     pub wanted: Vec<Mapping>,
     /// What it leaves to a pool, and what was found. With what is wanted by name never empty.
     pub automatic: Vec<(AutomaticPort, Option<Granted>)>,
-    /// What of all that has a fixed address and is claimed, and the pool that granted it.
+    /// What of all that is claimed, each at its address, and the pool that granted it.
     pub granted: Vec<Granted>,
+    /// The own addresses of the pod's node at which what names no address was looked for among the claims.
+    pub own_addresses: Vec<ExternalAddress>,
     /// Whether it has all.
     pub verdict: Verdict,
 }
@@ -155,7 +158,8 @@ pub fn stand(pod: &Object, known: &Known<'_>) -> Option<Standing> {
     let itself = ObjectKey::of(pod, namespace)?;
     let holder = index.holder(&itself, pod.metadata.controller()).ok()?;
     let wanted = decision.mappings;
-    // Between holders the claims decide, and on a node's own address the agents.
+    let own = OnNode::of(pod, &wanted, index);
+    // Between holders the claims decide.
     let violations = decision.violations.into_iter();
     // What is claimed was granted, whatever has become of the pools.
     let (ungranted, violations): (Vec<_>, Vec<_>) =
@@ -164,14 +168,20 @@ pub fn stand(pod: &Object, known: &Known<'_>) -> Option<Standing> {
         let verdict = Verdict::Refused(violation::summary(&violations));
         let automatic = decision.automatic.into_iter().map(|port| (port, None)).collect();
         let serves_for = None;
-        return Some(Standing { holder, serves_for, wanted, automatic, granted: Vec::new(), verdict });
+        let (granted, own_addresses) = (Vec::new(), own.addresses());
+        return Some(Standing { holder, serves_for, wanted, automatic, granted, own_addresses, verdict });
     }
     let mut granted = Vec::new();
+    let mut granted_on_node = Vec::new();
     let mut taken = Vec::new();
     let mut missing = Vec::new();
     let mut serves_for = None;
-    for mapping in wanted.iter().filter(|mapping| matches!(mapping.address(), Address::Fixed(_))) {
-        let keys = reservation::keys(mapping);
+    for mapping in &wanted {
+        let places = match mapping.address() {
+            Address::Fixed(address) => vec![address],
+            Address::Node => own.addresses(),
+        };
+        let keys: Vec<_> = places.iter().flat_map(|place| reservation::keys_at(mapping, *place)).collect();
         let lent = |key: &ClaimKey| lent(claims, key, &holder).filter(|_| !handed_over.contains(key));
         let is_claimed = |key: &ClaimKey| claimed(claims, key, &holder).is_some() || lent(key).is_some();
         let unclaimed: Vec<_> = keys.iter().filter(|key| !is_claimed(key)).copied().collect();
@@ -180,7 +190,9 @@ pub fn stand(pod: &Object, known: &Known<'_>) -> Option<Standing> {
                 keys.first().and_then(|key| claims.get(key)).and_then(|found| found.claim.pool.clone());
             let lender = keys.iter().find_map(lent).map(|stored| stored.claim.holder.clone());
             serves_for = serves_for.or(lender);
-            granted.push((mapping.clone(), pool));
+            let granted =
+                if mapping.address() == Address::Node { &mut granted_on_node } else { &mut granted };
+            granted.extend(places.into_iter().map(|place| (mapping.at(place), pool.clone())));
         } else if let Some((key, by)) = others(claims, &unclaimed, &holder) {
             taken.push(if by.claim.is_lent_to(&holder) {
                 reservation::handed_over(&request, policy, key, by)
@@ -199,12 +211,13 @@ pub fn stand(pod: &Object, known: &Known<'_>) -> Option<Standing> {
     };
     let automatic: Vec<_> = decision.automatic.into_iter().map(claimed_for).collect();
     granted.extend(automatic.iter().filter_map(|(_, found)| found.clone()));
+    granted.extend(granted_on_node);
     let open = automatic.iter().filter(|(_, found)| found.is_none());
     missing.extend(open.map(|(port, _)| port.to_string()));
     let verdict = if !taken.is_empty() {
         Verdict::Taken(violation::summary(&taken))
     } else if missing.is_empty() {
-        Verdict::Granted
+        own.unknown().map_or(Verdict::Granted, Verdict::Waiting)
     } else if !ungranted.is_empty() {
         Verdict::Refused(violation::summary(&ungranted))
     } else if let Some(reason) = waiting.get(&pod.metadata.uid) {
@@ -212,7 +225,40 @@ pub fn stand(pod: &Object, known: &Known<'_>) -> Option<Standing> {
     } else {
         Verdict::Waiting(format!("{} is about to be claimed", missing.join(", ")))
     };
-    Some(Standing { holder, serves_for, wanted, automatic, granted, verdict })
+    let own_addresses = own.addresses();
+    Some(Standing { holder, serves_for, wanted, automatic, granted, own_addresses, verdict })
+}
+
+/// Where what names no address is served: at the own addresses of the node that a pod is bound to.
+enum OnNode {
+    /// There is nothing of that kind, or no node yet.
+    Nowhere,
+    /// The node of this name does not say what its own address is.
+    Unknown(String),
+    /// At these; none where the node has no address of a family of the pod's.
+    At(Vec<ExternalAddress>),
+}
+
+impl OnNode {
+    fn of(pod: &Object, wanted: &[Mapping], index: &Index) -> Self {
+        let node = pod.spec.node_name.as_deref().filter(|node| !node.is_empty());
+        let asks = wanted.iter().any(|mapping| mapping.address() == Address::Node);
+        let Some(node) = node.filter(|_| asks) else { return Self::Nowhere };
+        index.own_addresses(node, pod.families()).map_or_else(|| Self::Unknown(node.to_owned()), Self::At)
+    }
+
+    fn addresses(&self) -> Vec<ExternalAddress> {
+        match self {
+            Self::Nowhere | Self::Unknown(_) => Vec::new(),
+            Self::At(addresses) => addresses.clone(),
+        }
+    }
+
+    /// What is waited for, in words.
+    fn unknown(&self) -> Option<String> {
+        let Self::Unknown(node) = self else { return None };
+        Some(format!("NatNode {node} does not say yet what the own address of its node is"))
+    }
 }
 
 /// The claim of a holder that it can rely on.

@@ -1,6 +1,6 @@
 //! Turns of the controller over a store in memory, with the pods and templates that a test says there are.
 
-use std::sync::Mutex;
+mod own_addresses;
 
 use k8s_openapi::jiff::SignedDuration;
 use serde_json::json;
@@ -376,6 +376,28 @@ async fn a_port_that_went_past_the_webhook_is_claimed_in_the_pool_that_has_it() 
     scene.after(1).await;
     let store = scene.store.lock().unwrap();
     assert_eq!(store.claims().next().unwrap().claim.pool.as_deref(), Some("edge"));
+}
+
+#[test]
+fn what_is_on_different_addresses_is_claimed_at_one_time_and_the_rest_in_order() {
+    let missing = |name: &str, addresses: &[u8]| Missing {
+        object: ObjectKey { kind: crate::api::object::Kind::Pod, name: ObjectName::new("mail", name) },
+        uid: name.into(),
+        claims: addresses
+            .iter()
+            .map(|last| {
+                let key = format!("v4-203-0-113-{last}-tcp-25").parse().unwrap();
+                Claim::reserve(key, Holder::new("Pod", ObjectName::new("mail", name)), Timestamp::UNIX_EPOCH)
+            })
+            .collect(),
+    };
+    let all =
+        [("a", &[1][..]), ("b", &[2]), ("c", &[3]), ("d", &[1]), ("e", &[1, 2]), ("f", &[2]), ("g", &[4, 3])];
+    let groups = plan::apart(all.map(|(name, addresses)| missing(name, addresses)));
+    let names = |group: &Vec<Missing>| group.iter().map(|one| one.uid.to_string()).collect::<String>();
+    let mut groups: Vec<_> = groups.iter().map(names).filter(|names| !names.is_empty()).collect();
+    groups.sort();
+    assert_eq!(groups, ["adbef", "cg"]);
 }
 
 fn named(name: &str, heir: Option<&str>) -> Object {

@@ -210,6 +210,7 @@ impl Scene<'_> {
             node: releasing::shown(&serving.nodes),
             holder: standing.shown_holder().in_short(),
             endpoints,
+            own_addresses: Vec::new(),
             releasing,
             targets: resolved.targets,
             nodes: known.nodes,

@@ -26,6 +26,41 @@ impl Family {
     }
 }
 
+/// The IP families of some addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Families {
+    v4: bool,
+    v6: bool,
+}
+
+impl Families {
+    /// Whether there is none.
+    pub const fn is_empty(self) -> bool {
+        !self.v4 && !self.v6
+    }
+
+    /// Whether this family is among them.
+    pub const fn has(self, family: Family) -> bool {
+        match family {
+            Family::V4 => self.v4,
+            Family::V6 => self.v6,
+        }
+    }
+}
+
+impl FromIterator<IpAddr> for Families {
+    fn from_iter<I: IntoIterator<Item = IpAddr>>(addresses: I) -> Self {
+        let mut families = Self::default();
+        for address in addresses {
+            match Family::of(address) {
+                Family::V4 => families.v4 = true,
+                Family::V6 => families.v6 = true,
+            }
+        }
+        families
+    }
+}
+
 impl fmt::Display for Family {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

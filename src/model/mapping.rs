@@ -80,6 +80,12 @@ impl Mapping {
         Some(Self { external, ..self.clone() })
     }
 
+    /// The same mapping at this address.
+    #[must_use]
+    pub fn at(&self, address: ExternalAddress) -> Self {
+        Self { address: Address::Fixed(address), ..self.clone() }
+    }
+
     /// Where the outside connects to.
     pub const fn address(&self) -> Address {
         self.address

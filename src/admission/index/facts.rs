@@ -5,9 +5,12 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use crate::admission::index::is_older;
 use crate::api::keys;
 use crate::api::object::Object;
+use crate::model::address::Families;
 
 /// The taint of a node that is known to be switched off.
 const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
@@ -31,6 +34,8 @@ struct Node {
     hostname: Option<String>,
     labels: BTreeMap<String, String>,
     addresses: Vec<IpAddr>,
+    /// Of which families the networks of its pods are.
+    pod_families: Families,
     presence: Presence,
 }
 
@@ -84,6 +89,13 @@ impl Facts {
                 .iter()
                 .filter_map(|found| found.address.parse().ok())
                 .collect(),
+            pod_families: object
+                .spec
+                .pod_cidrs
+                .iter()
+                .filter_map(|cidr| cidr.parse::<IpNet>().ok())
+                .map(|cidr| cidr.addr())
+                .collect(),
             presence: if object.spec.taints.iter().any(|taint| taint.key == OUT_OF_SERVICE) {
                 Presence::Gone
             } else if object.has_condition("Ready") {
@@ -109,6 +121,11 @@ impl Facts {
 
     pub(super) fn is_node_address(&self, address: IpAddr) -> bool {
         self.nodes.values().any(|node| node.addresses.contains(&address))
+    }
+
+    /// Of which families the addresses of a node's pods are; empty where it does not say.
+    pub(super) fn pod_families(&self, name: &str) -> Families {
+        self.nodes.get(name).map(|node| node.pod_families).unwrap_or_default()
     }
 
     pub(super) fn node_labels(&self, name: &str) -> Option<&BTreeMap<String, String>> {

@@ -246,13 +246,17 @@ impl Table {
         addresses.filter(|(_, is_own)| *is_own).map(|(address, _)| *address).collect()
     }
 
-    /// The node whose own address this is.
-    fn owner(&self, address: IpAddr) -> Option<Arc<str>> {
-        let is_own = |node: &&Arc<str>| {
+    /// The nodes whose own address this is: more than one where each is behind a router of its own.
+    pub(super) fn owners(&self, address: IpAddr) -> impl Iterator<Item = &Arc<str>> {
+        self.nodes_of(address).filter(move |node| {
             let known = self.by_source.get(&Source::NatNode(Arc::clone(node)));
             known.is_some_and(|known| known.addresses.contains(&(address, true)))
-        };
-        self.nodes_of(address).find(is_own).cloned()
+        })
+    }
+
+    /// The node whose own address this is.
+    fn owner(&self, address: IpAddr) -> Option<Arc<str>> {
+        self.owners(address).next().cloned()
     }
 
     /// Likewise, in the order of their ports and sources.

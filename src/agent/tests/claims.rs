@@ -7,6 +7,7 @@ use crate::model::holder::ObjectName;
 
 const PORT: &str = "203.0.113.7:25";
 const ENTRY: &str = "203.0.113.7:25/tcp -> 10.244.0.2:80";
+const OWN: &str = "203.0.113.7:8080/tcp -> 10.244.0.2:80";
 
 /// The first pod, which asks for this.
 fn asking(ports: &str) -> Object {
@@ -43,7 +44,7 @@ fn settings(kernel: Kernel, pinholes: Pinholes) -> Settings {
 }
 
 /// A kernel that an agent without claims left with this pod.
-async fn left_without_claims(pod: Object) -> Kernel {
+pub(super) async fn left_without_claims(pod: Object) -> Kernel {
     let bench = Bench::with_pods(Settings::default(), vec![pod]);
     bench.until("programmed", |bench| 0 < bench.kernel.count()).await;
     let ruleset = bench.end().await.ruleset.lock().unwrap().clone();
@@ -83,20 +84,70 @@ impl Bench {
     }
 }
 
+/// The same, by a controller that has looked for claims of these own addresses of the node.
+fn judged_at(own: &[&str], accepted: &str, ports: &[u16]) -> Pinholes {
+    let mut pinholes = pinhole(accepted, ports);
+    for pinhole in pinholes.values_mut() {
+        let status = pinhole.status.as_mut().unwrap();
+        status.own_addresses = own.iter().map(ToString::to_string).collect();
+        for endpoint in &mut status.endpoints {
+            endpoint.address = own[0].to_owned();
+        }
+    }
+    pinholes
+}
+
 #[tokio::test]
-async fn a_port_of_a_fixed_address_is_served_once_it_is_granted_and_one_of_the_node_at_once() {
+async fn a_port_is_served_once_it_is_granted_on_a_fixed_address_and_on_the_node_s_own() {
     let pod = asking("203.0.113.7:25:80,203.0.113.8:25:80,8080:80");
     let bench = Bench::with_pods(settings(Kernel::default(), Pinholes::new()), vec![pod]);
-    bench
-        .until("the node's own", |bench| bench.kernel.entries() == ["203.0.113.7:8080/tcp -> 10.244.0.2:80"])
-        .await;
-    bench.granted(pinhole("Unknown", &[]));
-    // What the kernel keeps while nothing is decided is no answer to what is granted.
-    bench.until_said("true Programmed None ").await;
-    assert_eq!(bench.kernel.count(), 1, "nothing is decided, and nothing was there");
-    bench.granted(pinhole("True", &[25]));
-    let both = [ENTRY, "203.0.113.7:8080/tcp -> 10.244.0.2:80"];
+    bench.until("ready", |bench| bench.readiness.is_ready()).await;
+    for undecided in [pinhole("Unknown", &[]), judged_at(&["203.0.113.7"], "Unknown", &[])] {
+        bench.granted(undecided);
+        // What the kernel keeps while nothing is decided is no answer to what is granted.
+        bench.until_said("false Waiting None the controller has not granted it yet").await;
+        assert_eq!(bench.kernel.count(), 0, "nothing is decided, and nothing was there");
+    }
+    bench.granted(judged_at(&["203.0.113.7"], "True", &[25]));
+    bench.until("the fixed one", |bench| bench.kernel.entries() == [ENTRY]).await;
+    bench.granted(judged_at(&["203.0.113.7"], "True", &[25, 8080]));
+    let both = [ENTRY, OWN];
     bench.until("granted", |bench| bench.kernel.entries() == both).await;
+    bench.until_said("true Programmed Some(3) ").await;
+}
+
+#[tokio::test]
+async fn what_a_node_s_own_address_has_outlives_an_upgrade_until_it_was_looked_for_among_the_claims() {
+    let pod = asking("8080:80");
+    let bench =
+        Bench::with_pods(settings(left_without_claims(pod.clone()).await, Pinholes::new()), vec![pod]);
+    let of_an_older_controller = [pinhole("Unknown", &[]), pinhole("True", &[]), pinhole("False", &[])];
+    for undecided in of_an_older_controller.into_iter().chain([judged_at(&["203.0.113.9"], "True", &[])]) {
+        bench.granted(undecided);
+        bench.until_said("true Programmed None ").await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(bench.kernel.entries(), [OWN]);
+    }
+    bench.granted(judged_at(&["203.0.113.7"], "True", &[8080]));
+    bench.until_said("true Programmed Some(3) ").await;
+    assert_eq!(bench.kernel.entries(), [OWN]);
+    bench.granted(judged_at(&["203.0.113.7"], "False", &[]));
+    bench.until("somebody else's", |bench| bench.kernel.count() == 0).await;
+    bench.until_said("false NotProgrammed Some(3) is claimed by somebody else").await;
+}
+
+#[tokio::test]
+async fn at_another_own_address_a_port_is_served_once_that_is_claimed() {
+    let settings = settings(Kernel::default(), judged_at(&["203.0.113.7"], "True", &[8080]));
+    let bench = Bench::with_pods(settings, vec![asking("8080:80")]);
+    bench.until("programmed", |bench| bench.kernel.entries() == [OWN]).await;
+    *bench.public.lock().unwrap() = "203.0.113.9";
+    bench.pods.wake();
+    bench.until("the old address is gone", |bench| bench.kernel.count() == 0).await;
+    bench.until_said("false Waiting None the controller has not granted it yet").await;
+    bench.granted(judged_at(&["203.0.113.9"], "True", &[8080]));
+    let moved = ["203.0.113.9:8080/tcp -> 10.244.0.2:80"];
+    bench.until("claimed", |bench| bench.kernel.entries() == moved).await;
 }
 
 #[tokio::test]

@@ -204,9 +204,12 @@ async fn of_the_pods_of_one_holder_the_newest_ready_one_is_served_wherever_they_
 async fn a_pods_own_node_does_not_miss_what_another_one_serves() {
     let pod = exposing(pod(1), "203.0.113.99:26:2525,8080:80");
     let mut pinhole = remote("pod-1", "10.244.0.2", json!({"spec": {"target": {"podUID": "uid-1"}}}));
-    let targets = &mut pinhole.1.status.as_mut().unwrap().targets;
-    targets[0].pod_uid = "uid-1".to_owned();
-    targets[0].node = Some("node-1".to_owned());
+    let status = pinhole.1.status.as_mut().unwrap();
+    status.targets[0].pod_uid = "uid-1".to_owned();
+    status.targets[0].node = Some("node-1".to_owned());
+    status.own_addresses = vec!["203.0.113.7".to_owned()];
+    let own = json!({"address": "203.0.113.7", "protocol": "TCP", "port": 8080, "targetPort": 80, "nodes": ["node-1"]});
+    status.endpoints.push(serde_json::from_value(own).unwrap());
     let bench = serving(Kernel::default(), [pinhole].into(), vec![pod]);
     bench.until("its own", |bench| bench.kernel.entries() == ["203.0.113.7:8080/tcp -> 10.244.0.2:80"]).await;
     bench.until_said("true Programmed Some(3) ").await;

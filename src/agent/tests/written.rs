@@ -67,7 +67,9 @@ async fn a_pod_of_the_same_name_has_its_own_ports_and_is_not_taken_for_a_leftove
     namesake.metadata.name = "web".to_owned();
     let known = KnownPinholes::default();
     known.replace(written(json!({})));
-    let settings = Settings { granted: Some(Arc::new(known)), ..Settings::default() };
+    // The controller makes no Pinhole in the place of a user's, so that it decides nothing about this pod.
+    let kernel = super::claims::left_without_claims(namesake.clone()).await;
+    let settings = Settings { kernel, granted: Some(Arc::new(known)), ..Settings::default() };
     let bench = Bench::with_pods(settings, vec![namesake]);
     bench.until("programmed", |bench| bench.kernel.count() == 2).await;
     bench.until_said("true Programmed Some(3) ").await;

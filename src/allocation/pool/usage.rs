@@ -1,6 +1,7 @@
 //! How full a pool is: its size, and what of it is claimed.
 //!
-//! A port is one number of one protocol on one address. Ports of nodes' own addresses are not claimed, and not counted.
+//! A port is one number of one protocol on one address. Ports of nodes' own addresses are not counted: how many there are
+//! depends on the nodes.
 
 use std::collections::BTreeSet;
 
@@ -36,7 +37,7 @@ pub fn usage<'a>(pool: &Pool, claims: impl IntoIterator<Item = &'a Claim>) -> Po
 
 /// Whether the pool, as it is now, has what a claim is for and keeps it for nobody.
 pub fn is_covered(pool: &Pool, claim: &Claim) -> bool {
-    Named::of(claim.key).is_some_and(|Named { address, protocol, ports }| {
+    Named::of(claim).is_some_and(|Named { address, protocol, ports }| {
         pool.has(address) && pool.covers(protocol, ports) && pool.reserved(protocol, ports).is_none()
     })
 }

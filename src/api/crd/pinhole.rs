@@ -389,6 +389,11 @@ pub struct PinholeStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1024))]
     pub endpoints: Vec<Endpoint>,
+    /// The own addresses of the pod's node at which its ports without an address were looked for among the claims. Of another own
+    /// address nothing is decided yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(max = 39)))]
+    pub own_addresses: Vec<String>,
     /// What was granted before and a node may still have in its kernel. Nobody else gets it until the node has said that it is
     /// gone, or is known to be gone itself.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -39,8 +39,8 @@ pub(crate) struct ResourceFlags {
     #[arg(long, env = "PINHOLE_MASQUERADE_POLICIES")]
     masquerade_policies: bool,
 
-    /// Serve ports of fixed addresses only to whom the controller grants them, and report on it in the Pinholes; use the links
-    /// of the NatPools that select this node. Needs the custom resources and `pinhole controller`.
+    /// Serve ports only to whom the controller grants them, and report on it in the Pinholes; use the links of the NatPools that
+    /// select this node. Implies --nat-node. Needs the custom resources and `pinhole controller`.
     #[arg(long, env = "PINHOLE_CLAIMS")]
     claims: bool,
 }
@@ -58,7 +58,8 @@ impl ResourceFlags {
         node_name: &str,
         backend: nat_node::Backend,
     ) -> Option<Desk> {
-        self.nat_node.then(|| {
+        // By it the controller knows for which address the ports are claimed that name none.
+        (self.nat_node || self.claims).then(|| {
             let nodes = NatNodes::new(client, node_name.to_owned());
             let (stored_tx, stored_rx) = watch::channel(Stored::Unknown);
             tokio::spawn(nodes.clone().follow(stored_tx));

@@ -316,10 +316,14 @@ fn ports_by_name_and_of_the_node_are_told_too_once_they_are_the_pods() {
         json!({
         "spec": {"schedulingGates": null, "nodeName": "node-2"}, "status": {"podIPs": [{"ip": "10.244.2.9"}]}}),
     );
+    assert_eq!(scene.announced(&pod), None, "nothing is claimed yet");
     let of_node = json!({"address": "203.0.113.8", "protocol": "TCP", "port": 30080, "portEnd": 30081, "targetPort": 80});
-    assert_eq!(endpoints(&scene.announced(&pod).unwrap()), json!([of_node]));
     let holder = Holder::new("Pod", crate::model::holder::ObjectName::new("games", "mx"));
-    scene.store(Claim::reserve("v4-192-0-2-1-tcp-30025".parse().unwrap(), holder, at()));
+    let claim = |name: &str| Claim::reserve(name.parse().unwrap(), holder.clone(), at());
+    scene.store(claim("v4-203-0-113-8-tcp-30080"));
+    scene.store(claim("v4-203-0-113-8-tcp-30081"));
+    assert_eq!(endpoints(&scene.announced(&pod).unwrap()), json!([of_node]));
+    scene.store(claim("v4-192-0-2-1-tcp-30025"));
     let named = json!({"address": "192.0.2.1", "protocol": "TCP", "port": 30025, "targetPort": 25});
     assert_eq!(endpoints(&scene.announced(&pod).unwrap()), json!([named, of_node]));
 }

@@ -76,13 +76,23 @@ impl Scene {
         self
     }
 
-    /// A node that has these addresses, by what its NatNode says.
+    /// A node that has these addresses beside its own, by what its NatNode says.
     fn has(&mut self, node: &str, addresses: &[&str]) {
+        self.says(node, addresses, false);
+    }
+
+    /// A node that has these addresses, and calls them its own.
+    fn called(mut self, node: &str, own: &[&str]) -> Self {
+        self.says(node, own, true);
+        self
+    }
+
+    fn says(&mut self, node: &str, addresses: &[&str], is_own: bool) {
         self.index.set_occupants(Occupants {
             source: Source::NatNode(node.into()),
             version: None,
             taken: Vec::new(),
-            addresses: addresses.iter().map(|address| (address.parse().unwrap(), false)).collect(),
+            addresses: addresses.iter().map(|address| (address.parse().unwrap(), is_own)).collect(),
         });
     }
 
@@ -259,7 +269,8 @@ fn a_claim_that_was_never_granted_grants_nothing() {
 
 #[test]
 fn a_pod_with_its_claims_gets_one_object_that_comes_to_rest() {
-    let mut scene = scene().with(pod("203.0.113.7:25,8080:80", json!({}))).claimed(KEY, "mx");
+    let scene = scene().with(pod("203.0.113.7:25,8080:80", json!({}))).claimed(KEY, "mx");
+    let mut scene = scene.called("node-1", &["203.0.113.8"]).claimed("v4-203-0-113-8-tcp-8080", "mx");
     assert_eq!(scene.settle(), ["tell mail/mx", "apply mail/mx", "report mail/mx"]);
     let expected = [
         "203.0.113.7:25/tcp +1",
@@ -291,11 +302,68 @@ fn a_pod_with_its_claims_gets_one_object_that_comes_to_rest() {
         ["app.kubernetes.io/managed-by", "node.pinhole.dev/node-1"]
     );
     assert_eq!(stored.metadata.finalizers, Some(vec!["pinhole.dev/release".to_owned()]));
-    let endpoints = serde_json::to_value(&stored.status.unwrap().endpoints).unwrap();
+    let status = stored.status.unwrap();
     assert_eq!(
-        endpoints,
-        json!([{"address": "203.0.113.7", "protocol": "TCP", "port": 25, "targetPort": 25, "nodes": ["node-1"]}])
+        serde_json::to_value(&status.endpoints).unwrap(),
+        json!([
+            {"address": "203.0.113.7", "protocol": "TCP", "port": 25, "targetPort": 25, "nodes": ["node-1"]},
+            {"address": "203.0.113.8", "protocol": "TCP", "port": 8080, "targetPort": 80, "nodes": ["node-1"]},
+        ])
     );
+    assert_eq!(status.own_addresses, ["203.0.113.8"]);
+}
+
+#[test]
+fn a_port_of_the_node_s_own_address_waits_for_its_node_its_natnode_and_its_claim() {
+    let unbound = json!({"spec": {"nodeName": null}});
+    let mut scene = scene().with(pod("8080:80", unbound));
+    scene.settle();
+    assert_eq!(scene.columns()[3..], ["True Granted", "False Unscheduled the pod runs on no node yet"]);
+    let mut scene = scene.with(pod("8080:80", json!({})));
+    scene.settle();
+    let unknown = "Unknown Waiting NatNode node-1 does not say yet what the own address of its node is";
+    assert_eq!(scene.columns()[3], unknown);
+    let mut scene = scene.called("node-1", &["203.0.113.8", "2001:db8::8"]);
+    scene.settle();
+    assert_eq!(scene.columns()[3], "Unknown Waiting 8080/tcp is about to be claimed");
+    assert_eq!(scene.mx().status.as_ref().unwrap().own_addresses, ["203.0.113.8"], "it has no IPv6");
+    let mut scene = scene.claimed("v4-203-0-113-8-tcp-8080", "mx");
+    scene.settle();
+    assert_eq!(scene.columns()[3], "True Granted");
+}
+
+#[test]
+fn who_has_a_port_of_the_node_s_own_address_is_named_to_the_one_that_has_not() {
+    let scene = scene().with(pod("8080:80,8081:81", json!({}))).called("node-1", &["203.0.113.8"]);
+    let scene = scene.claimed("v4-203-0-113-8-tcp-8080", "other");
+    let mut scene = scene.claimed("v4-203-0-113-8-tcp-8081", "mx");
+    scene.settle();
+    let said = scene.columns()[3].clone();
+    let expected = "False PortTaken metadata.annotations[pinhole.dev/expose][0]: 8080/tcp: is claimed by Pod mail/other \
+                    (PortClaim v4-203-0-113-8-tcp-8080, since 2023-11-14T22:13:20Z); choose another external port, remove it \
+                    there first, or have it handed over (kubectl pinhole transfer pod/other --to pod/mx)";
+    assert_eq!(said, expected);
+    let granted = &scene.mx().status.as_ref().unwrap().endpoints;
+    assert_eq!(granted.iter().map(|endpoint| endpoint.port).collect::<Vec<_>>(), [8081]);
+}
+
+#[test]
+fn a_port_of_another_own_address_is_granted_there_and_let_go_where_it_was() {
+    let scene = scene().with(pod("8080:80", json!({}))).node("node-1", json!({}));
+    let mut scene = scene.called("node-1", &["203.0.113.8"]).claimed("v4-203-0-113-8-tcp-8080", "mx");
+    scene.settle();
+    scene.reported(true, "Programmed");
+    scene.settle();
+    let generation = scene.mx().metadata.generation;
+    let mut scene = scene.called("node-1", &["203.0.113.9"]).claimed("v4-203-0-113-9-tcp-8080", "mx");
+    scene.settle();
+    let (now, status) = (scene.mx().metadata.generation, scene.mx().status.clone().unwrap());
+    assert!(generation < now, "the node is to answer for what is granted now");
+    assert_eq!(status.endpoints[0].address, "203.0.113.9");
+    assert_eq!((status.releasing[0].address.as_str(), status.releasing[0].port), ("203.0.113.8", 8080));
+    scene.reported(true, "Programmed");
+    scene.settle();
+    assert_eq!(scene.mx().status.as_ref().unwrap().releasing, []);
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Controller and agents as a state machine: pods that come and go, with ports by name or found by a pool, views that lag, writes that are lost, processes that are
-//! killed between any two steps, in any order. Everything but the API server is the real code.
+//! Controller and agents as a state machine: pods that come and go, with ports by name, found by a pool or of their node's own address,
+//! which can be another one by then, views that lag, writes that are lost, processes that are killed between any two steps, in any order. Everything but the API server is the real code.
 
 mod gateway;
 
@@ -23,6 +23,7 @@ use crate::allocation::acquire::Acquisition;
 use crate::allocation::acquire::Purpose;
 use crate::allocation::acquire::Verdict;
 use crate::allocation::claim::Claim;
+use crate::allocation::key::ClaimKey;
 use crate::allocation::life::Change;
 use crate::allocation::memory::Memory;
 use crate::allocation::operation::Operation;
@@ -37,6 +38,7 @@ use crate::controller::automatic::Found;
 use crate::controller::pinholes;
 use crate::controller::pinholes::Write;
 use crate::controller::plan;
+use crate::controller::plan::Missing;
 use crate::controller::plan::Planned;
 use crate::controller::plan::Times;
 use crate::controller::releasing::Patience;
@@ -46,6 +48,7 @@ use crate::controller::standing::Known;
 use crate::controller::standing::Waiting;
 use crate::dataplane::Applied;
 use crate::dataplane::Observed;
+use crate::model::address::ExternalAddress;
 use crate::model::holder::Holder;
 use crate::model::holder::ObjectName;
 use crate::ruleset::Ruleset;
@@ -63,6 +66,8 @@ const LAG: i64 = 30;
 const NAMES: [&str; 2] = ["a", "b"];
 static NOTHING: HandedOver = HandedOver::new();
 const NODES: usize = 2;
+/// The addresses that each node can call its own: first the one of the pool, which pods ask for by name, too.
+const OWN: [[&str; 2]; NODES] = [[ADDRESS, "203.0.113.9"], ["203.0.113.8", "203.0.113.9"]];
 
 #[derive(Default)]
 struct Node {
@@ -71,6 +76,19 @@ struct Node {
     kernel: Ruleset,
     unwritten: Vec<Report>,
     has_listed: bool,
+    /// Which of its addresses it calls its own.
+    own: usize,
+}
+
+/// What a pod asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    /// A port of the pool's address by name.
+    Named(u16),
+    /// A port of the own address of its node.
+    OfNode(u16),
+    /// It leaves it to the pool.
+    Found,
 }
 
 struct World {
@@ -92,21 +110,25 @@ struct World {
     known_claims: Claims,
     known_pinholes: Pinholes,
     known_since: i64,
+    /// What the NatNodes say to be own addresses, and what the controller knows of that.
+    nat_nodes: [Option<usize>; NODES],
+    known_nat_nodes: [Option<usize>; NODES],
 }
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// A pod comes; without a port it leaves it to the pool.
     Create {
         name: usize,
         holder: usize,
         node: usize,
-        port: Option<u16>,
+        asked: Asked,
     },
     Ask {
         name: usize,
-        port: Option<u16>,
+        asked: Asked,
     },
+    /// A node calls another address its own.
+    Readdress(usize),
     Find(usize),
     Delete(usize),
     LookAtPods,
@@ -127,12 +149,18 @@ enum Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let (name, node, port) = (0..NAMES.len(), 0..NODES, proptest::option::weighted(0.6, 25..27u16));
+    let (name, node) = (0..NAMES.len(), 0..NODES);
+    let asked = prop_oneof![
+        2 => (25..27u16).prop_map(Asked::Named),
+        2 => (25..27u16).prop_map(Asked::OfNode),
+        2 => Just(Asked::Found),
+    ];
     let any = 0..16usize;
     let step = prop_oneof![
-        3 => (name.clone(), 0..2usize, node.clone(), port.clone())
-            .prop_map(|(name, holder, node, port)| Step::Create { name, holder, node, port }),
-        1 => (name.clone(), port).prop_map(|(name, port)| Step::Ask { name, port }),
+        3 => (name.clone(), 0..2usize, node.clone(), asked.clone())
+            .prop_map(|(name, holder, node, asked)| Step::Create { name, holder, node, asked }),
+        1 => (name.clone(), asked).prop_map(|(name, asked)| Step::Ask { name, asked }),
+        1 => node.clone().prop_map(Step::Readdress),
         3 => name.clone().prop_map(Step::Delete),
         3 => name.clone().prop_map(Step::Find),
         3 => Just(Step::LookAtPods),
@@ -188,22 +216,28 @@ impl World {
             known_claims: Claims::new(),
             known_pinholes: Pinholes::new(),
             known_since: 0,
+            nat_nodes: [None; NODES],
+            known_nat_nodes: [None; NODES],
         }
     }
 
     fn take(&mut self, step: &Step) {
         match *step {
-            Step::Create { name, holder, node, port } => self.create(name, holder, node, port),
-            Step::Ask { name: number, port } => {
+            Step::Create { name, holder, node, asked } => self.create(name, holder, node, asked),
+            Step::Ask { name: number, asked } => {
                 if let Some(pod) = self.pods.get(&name(number)).cloned() {
-                    self.ask(pod, port);
+                    self.ask(pod, asked);
                 }
             }
+            Step::Readdress(node) => self.nodes[node].own = 1 - self.nodes[node].own,
             Step::Delete(number) => {
                 self.pods.remove(&name(number));
             }
             Step::Find(number) => self.find(number),
-            Step::LookAtPods => self.known_pods.clone_from(&self.pods),
+            Step::LookAtPods => {
+                self.known_pods.clone_from(&self.pods);
+                self.known_nat_nodes = self.nat_nodes;
+            }
             Step::LookAtClaims => self.look_at_claims(),
             Step::LookAtPinholes => self.known_pinholes.clone_from(&self.pinholes),
             Step::Claim(number) => self.claim(number),
@@ -222,8 +256,8 @@ impl World {
             Step::AgentTurn { node, is_braked } => self.agent_turn(node, is_braked),
             Step::AgentWrites(node) => self.agent_writes(node),
             Step::AgentIsKilled(node) => {
-                let kernel = std::mem::take(&mut self.nodes[node].kernel);
-                self.nodes[node] = Node { kernel, ..Node::default() };
+                let Node { kernel, own, .. } = std::mem::take(&mut self.nodes[node]);
+                self.nodes[node] = Node { kernel, own, ..Node::default() };
             }
             Step::Pass(seconds) => {
                 self.now += seconds;
@@ -234,7 +268,7 @@ impl World {
         }
     }
 
-    fn create(&mut self, number: usize, holder: usize, node: usize, port: Option<u16>) {
+    fn create(&mut self, number: usize, holder: usize, node: usize, asked: Asked) {
         if self.pods.contains_key(&name(number)) {
             return;
         }
@@ -251,19 +285,23 @@ impl World {
         });
         let holder = Holder::new("GameSet", ObjectName::new("mail", format!("set-{holder}")));
         self.holders.insert(Owner::new(&name(number), &uid), (holder, uid));
-        self.ask(serde_json::from_value(pod).unwrap(), port);
+        self.ask(serde_json::from_value(pod).unwrap(), asked);
     }
 
-    /// Admission: a pod is stored with what was claimed for it; what it leaves to a pool is found later.
-    fn ask(&mut self, mut pod: Object, port: Option<u16>) {
+    /// Admission: a pod is stored with what was claimed for it; the controller sees to the rest.
+    fn ask(&mut self, mut pod: Object, asked: Asked) {
         let name = ObjectName::new("mail", pod.metadata.name.as_str());
         let (holder, _) = self.holders[&Owner::new(&name, &pod.metadata.uid)].clone();
         let wish = |port| {
             let key = format!("v4-203-0-113-7-tcp-{port}").parse().unwrap();
             vec![Claim::reserve(key, holder, at(self.now))]
         };
-        if port.map(wish).is_none_or(|wishes| self.acquire(wishes)) {
-            let asks = port.map_or_else(|| "auto:25".to_owned(), |port| format!("{ADDRESS}:{port}"));
+        let (asks, wishes) = match asked {
+            Asked::Named(port) => (format!("{ADDRESS}:{port}"), Some(wish(port))),
+            Asked::OfNode(port) => (port.to_string(), None),
+            Asked::Found => ("auto:25".to_owned(), None),
+        };
+        if wishes.is_none_or(|wishes| self.acquire(wishes)) {
             pod.metadata.annotations = [("pinhole.dev/expose".to_owned(), asks)].into();
             self.revision += 1;
             pod.metadata.resource_version = self.revision.to_string();
@@ -302,6 +340,7 @@ impl World {
 
     fn look(&mut self) {
         self.known_pods.clone_from(&self.pods);
+        self.known_nat_nodes = self.nat_nodes;
         self.known_pinholes.clone_from(&self.pinholes);
         self.look_at_claims();
         self.known_since = self.now;
@@ -319,12 +358,14 @@ impl World {
                 "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
             index.apply(&serde_json::from_value(node).unwrap());
         }
-        if self.has_gateway {
+        for (node, own) in self.known_nat_nodes.iter().enumerate() {
+            let own = own.map(|own| (OWN[node][own].parse().unwrap(), true));
+            let gateway = (self.has_gateway && node == 0).then(|| (ADDRESS.parse().unwrap(), false));
             index.set_occupants(Occupants {
-                source: Source::NatNode(node_name(0).as_str().into()),
+                source: Source::NatNode(node_name(node).into()),
                 version: None,
                 taken: Vec::new(),
-                addresses: vec![(ADDRESS.parse().unwrap(), true)],
+                addresses: own.into_iter().chain(gateway).collect(),
             });
         }
         for pod in pods.values() {
@@ -333,15 +374,20 @@ impl World {
         index
     }
 
-    /// One change of a claim; the controller may be killed before it makes another.
+    /// One change of a claim, or the claims that one object lacks; the controller may be killed before it makes another.
     fn claim(&mut self, number: usize) {
         let times = Times { release: self.timeout, cooldown: COOLDOWN };
         let index = self.index(&self.known_pods);
         let plan = plan::plan(&self.known_claims, &index, &self.known_pinholes, &times, at(self.now));
-        if plan.changes.is_empty() {
+        let count = plan.changes.len() + plan.missing.len();
+        if count == 0 {
             return;
         }
-        let Planned { stored, change } = plan.changes[number % plan.changes.len()].clone();
+        let Some(Planned { stored, change }) = plan.changes.get(number % count).cloned() else {
+            let Missing { claims, .. } = plan.missing[number % count - plan.changes.len()].clone();
+            self.acquire(claims);
+            return;
+        };
         let operation = match change {
             Change::Update(claim) => Operation::Update(*claim, stored.version),
             Change::Delete => Operation::Delete(stored.version),
@@ -438,9 +484,14 @@ impl World {
             self.nodes[number].has_listed = true;
         }
         let node = &mut self.nodes[number];
+        let own = OWN[number][node.own];
         let has_address = !self.has_gateway || number == 0;
-        let addresses = has_address.then(|| ADDRESS.parse().unwrap()).into_iter().collect();
-        let facts = NodeFacts { addresses, ..NodeFacts::default() };
+        let addresses = has_address.then_some(ADDRESS).into_iter().chain([own]);
+        let facts = NodeFacts {
+            addresses: addresses.map(|address| address.parse().unwrap()).collect(),
+            node_v4: own.parse().ok(),
+            ..NodeFacts::default()
+        };
         let grants = Grants::of(&node.pinholes, &node_name(number));
         let plan = desired::plan(&desired::Known {
             pods: &node.pods,
@@ -470,6 +521,7 @@ impl World {
     }
 
     fn agent_writes(&mut self, node: usize) {
+        self.nat_nodes[node] = Some(self.nodes[node].own);
         for Report { pinhole: name, uid, report } in std::mem::take(&mut self.nodes[node].unwritten) {
             let Some(stored) = self.pinholes.get_mut(&name) else { continue };
             if stored.metadata.uid.as_ref() != Some(&uid) {
@@ -486,9 +538,12 @@ impl World {
     fn check(&self) {
         let entries = self.nodes.iter().flat_map(|node| node.kernel.entries());
         let claims: BTreeMap<_, _> =
-            self.store.claims().map(|stored| (stored.claim.key.to_string(), &stored.claim)).collect();
+            self.store.claims().map(|stored| (stored.claim.key, &stored.claim)).collect();
         for entry in entries {
-            let key = format!("v4-203-0-113-7-tcp-{}", entry.key.ports.first());
+            let address = ExternalAddress::new(entry.key.external).unwrap();
+            let [key] = ClaimKey::of_range(address, entry.key.protocol, entry.key.ports)[..] else {
+                unreachable!("nobody asks for ranges: {entry}");
+            };
             let claim = claims.get(&key);
             // What was found for a pod is that pod's alone.
             let (holder, uid) = &self.holders[&entry.owner];
@@ -559,17 +614,18 @@ fn round(hears_of_pods: bool) -> Vec<Step> {
     steps
 }
 
-/// A world in which the first node serves this port of a pod, its own or one of the other node, or one that was found for the pod;
-/// and which.
-fn serving(port: Option<u16>, has_gateway: bool) -> (World, u16) {
+/// A world in which the first node serves a pod, its own or one of the other node, and at which port.
+fn serving(asked: Asked, has_gateway: bool) -> (World, u16) {
     let mut world = World { has_gateway, ..World::new() };
-    let create = Step::Create { name: 0, holder: 0, node: usize::from(has_gateway), port };
-    for step in &[vec![create], round(true), round(true)].concat() {
+    let create = vec![Step::Create { name: 0, holder: 0, node: usize::from(has_gateway), asked }];
+    for step in &[create, round(true), round(true), round(true)].concat() {
         world.take(step);
     }
     let served: Vec<_> = world.nodes[0].kernel.entries().map(|entry| entry.key.ports.first().get()).collect();
     assert_eq!(served.len(), 1, "the pod is served");
-    assert_eq!(port.unwrap_or(served[0]), served[0]);
+    if let Asked::Named(port) | Asked::OfNode(port) = asked {
+        assert_eq!(port, served[0]);
+    }
     world.take(&Step::Pass(100));
     (world, served[0])
 }
@@ -578,19 +634,25 @@ fn serving(port: Option<u16>, has_gateway: bool) -> (World, u16) {
 fn whichever_step_is_lost_a_port_is_nobody_elses_before_it_is_out_of_the_kernel() {
     use Step::*;
     // What is found for a pod is an address of its own node.
-    for (asked, has_gateway) in [(Some(25), false), (None, false), (Some(25), true)] {
+    let cases = [
+        (Asked::Named(25), false),
+        (Asked::OfNode(25), false),
+        (Asked::Found, false),
+        (Asked::Named(25), true),
+    ];
+    for (asked, has_gateway) in cases {
         let (_, served) = serving(asked, has_gateway);
-        let other = Some(25 + 26 - served);
+        let other = Asked::Named(25 + 26 - served);
         let endings = [
             ("the pod is deleted", vec![Delete(0)]),
-            ("it asks for another port", vec![Ask { name: 0, port: other }]),
+            ("it asks for another port", vec![Ask { name: 0, asked: other }]),
             (
                 "another pod gets its name",
-                vec![Delete(0), Create { name: 0, holder: 1, node: 1, port: other }],
+                vec![Delete(0), Create { name: 0, holder: 1, node: 1, asked: other }],
             ),
             ("its Pinhole is deleted, and it", vec![DeletePinhole(0), Delete(0)]),
         ];
-        let thief = Create { name: 1, holder: 1, node: 1, port: Some(served) };
+        let thief = Create { name: 1, holder: 1, node: 1, asked: Asked::Named(served) };
         for (name, ending) in endings {
             for hears_of_pods in [true, false] {
                 let tail: Vec<_> =

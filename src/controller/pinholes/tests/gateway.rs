@@ -32,8 +32,11 @@ fn the_node_that_has_the_address_serves_a_pod_of_another_node_and_only_that_one_
 
 #[test]
 fn a_pod_with_ports_on_several_nodes_is_reached_when_all_say_so_and_a_standby_is_named_last() {
-    let mut scene =
+    let scene =
         scene_of_a_gateway("203.0.113.7:25,203.0.113.99:26,8080:80").claimed("v4-203-0-113-99-tcp-26", "mx");
+    let mut scene = scene.called("node-1", &["203.0.113.8"]).claimed("v4-203-0-113-8-tcp-8080", "mx");
+    // Another node behind another router can have the same one.
+    scene.says("node-3", &["203.0.113.8"], true);
     scene.settle();
     assert_eq!(scene.labels(), ["node-1", "node-2"]);
     let nodes = |scene: &mut Scene| {
@@ -44,8 +47,8 @@ fn a_pod_with_ports_on_several_nodes_is_reached_when_all_say_so_and_a_standby_is
     };
     assert_eq!(
         nodes(&mut scene),
-        ["203.0.113.7 node-2", "203.0.113.99 node-1"],
-        "where no node has it, the pod's is asked"
+        ["203.0.113.7 node-2", "203.0.113.99 node-1", "203.0.113.8 node-1"],
+        "where no node has it, the pod's is asked, and its own address is served by itself"
     );
     let cases = [
         ((true, "Programmed"), (true, "Programmed"), "True Programmed"),
