@@ -128,7 +128,7 @@ impl Release {
         let Self { port, force, yes, access } = self;
         let (reader, namespace) = access.connect().await?;
         let Some(stored) = claim_of(&reader, &port).await? else {
-            eprintln!("pinhole: nobody has claimed {port}; ports of nodes' own addresses are not claimed");
+            eprintln!("pinhole: nobody has claimed {port}");
             return Ok(ExitCode::from(USAGE));
         };
         let seen = look(&reader, &namespace, Depth::Workloads).await?;
@@ -170,9 +170,7 @@ impl Transfer {
             Reference::Port(port) => match claim_of(&reader, &port).await? {
                 Some(stored) => stored.claim.holder,
                 None => {
-                    return mistake(format!(
-                        "nobody has claimed {port}; ports of nodes' own addresses are not claimed"
-                    ));
+                    return mistake(format!("nobody has claimed {port}"));
                 }
             },
         };
@@ -278,9 +276,7 @@ impl History {
         stretches.sort_by_key(|(_, stretch)| Reverse(stretch.from));
         let text = match output {
             Output::Table | Output::Wide if stretches.is_empty() => {
-                eprintln!(
-                    "pinhole: nobody is known to have had {port}; ports of nodes' own addresses are not claimed"
-                );
+                eprintln!("pinhole: nobody is known to have had {port}");
                 return Ok(ExitCode::from(FOUND));
             }
             Output::Table | Output::Wide => {

@@ -1,9 +1,11 @@
 //! What `release` says of a claim, and whether it takes it from whoever has it: pure.
 
+use crate::admission::index::Holding;
 use crate::admission::index::ObjectKey;
 use crate::admission::index::Scope;
 use crate::allocation::claim::Claim;
 use crate::allocation::key::Claimed;
+use crate::api::crd::port_claim::ClaimOrigin;
 use crate::api::crd::port_claim::ClaimState;
 use crate::api::object::Kind;
 use crate::cli::plugin::picture::Picture;
@@ -21,12 +23,21 @@ pub(super) enum Judgement {
 pub(super) fn users(claim: &Claim, picture: &Picture) -> Vec<ObjectKey> {
     let Claimed::Ports(protocol, block) = claim.key.claimed() else { return Vec::new() };
     let index = picture.index();
-    let held = index.held(&Scope::Address(claim.key.address()), protocol, block.range());
+    let held = match claim.origin {
+        // On which node the address is, the claim says by the pod that it leads to.
+        ClaimOrigin::Node => index.held_on_nodes(protocol, block.range()),
+        ClaimOrigin::Static | ClaimOrigin::Dynamic => {
+            index.held(&Scope::Address(claim.key.address()), protocol, block.range())
+        }
+    };
+    let is_led_to = |held: &Holding| {
+        claim.origin != ClaimOrigin::Node || claim.pod_uid.as_ref().is_none_or(|uid| *uid == held.uid)
+    };
     let mut users: Vec<_> = held
         .into_iter()
         .filter(|held| {
             let holder = index.holder(&held.object, held.controller.as_deref());
-            holder.is_ok_and(|holder| holder == claim.holder)
+            is_led_to(held) && holder.is_ok_and(|holder| holder == claim.holder)
         })
         .map(|held| held.object.clone())
         .collect();
@@ -121,6 +132,8 @@ mod tests {
                 pod("mail", "mx-0", "node-1", "10.244.1.9", "203.0.113.7:25", owned_by("StatefulSet", "mx")),
                 pod("mail", "sent", "node-1", "10.244.1.8", "203.0.113.7:143", ended),
                 pod("mail", "other", "node-1", "10.244.1.7", "203.0.113.7:993", json!({})),
+                pod("mail", "here", "node-1", "10.244.1.6", "8080", owned_by("DaemonSet", "edge")),
+                pod("mail", "there", "node-2", "10.244.2.6", "8080", owned_by("DaemonSet", "edge")),
             ],
             Vec::new(),
         );
@@ -131,6 +144,11 @@ mod tests {
             claim("v4-203-0-113-7-tcp-993", "Pod", "gone", ClaimState::Releasing),
             claim("v4-203-0-113-7-udp-7008-7023", "Pod", "gone", ClaimState::Reserved),
             claim("v4-203-0-113-7", "Pod", "gone", ClaimState::Cooldown),
+            Claim {
+                origin: ClaimOrigin::Node,
+                pod_uid: Some("uid-mail-there".into()),
+                ..claim("v4-203-0-113-8-tcp-8080", "DaemonSet", "edge", ClaimState::Bound)
+            },
         ];
         let mut said = Vec::new();
         for claim in cases {

@@ -51,7 +51,7 @@ pub(super) fn plan(from: Party<'_>, to: Party<'_>, claims: &[Claim]) -> Result<T
     let held: Vec<_> = claims.iter().filter(|claim| claim.holder == *giver && claim.slot.is_none()).collect();
     let Some(most) = held.first() else {
         return Err(format!(
-            "{giver} has claimed no port; those of nodes' own addresses, and those that a pool has found, are not handed over"
+            "{giver} has claimed no port that could be handed over; those that a pool has found are not"
         ));
     };
     let named = |metadata: &Metadata, namespace: &str| transfer::heir(metadata, namespace);
