@@ -70,7 +70,7 @@ fn each_address_gets_each_port_and_a_port_can_have_an_address_of_its_own() {
         "addresses": ["203.0.113.7", "2001:db8::7"], "allowedSources": ["192.0.2.0/24"],
         "ports": [{"port": 443, "targetPort": "https"},
                   {"port": 7000, "portEnd": 7010, "protocol": "UDP", "targetPort": 9000, "address": "203.0.113.8",
-                   "allowedSources": ["198.51.100.0/24"]}],
+                   "allowedSources": ["198.51.100.0/24"], "terminateExisting": true}],
     }));
     let (forwards, violations) = forwards(&spec);
     assert_eq!(violations, []);
@@ -92,6 +92,8 @@ fn each_address_gets_each_port_and_a_port_can_have_an_address_of_its_own() {
             "1 203.0.113.8:7000-7010/udp -> 9000-9010 198.51.100.0/24 spec.ports[1].port spec.ports[1].address",
         ]
     );
+    let terminates = |forward: &Forward| forward.located.mapping.terminates_existing();
+    assert_eq!(forwards.iter().map(terminates).collect::<Vec<_>>(), [false, false, true]);
 }
 
 #[test]

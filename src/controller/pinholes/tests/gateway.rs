@@ -131,3 +131,16 @@ fn the_port_of_a_pod_that_is_gone_waits_for_the_node_that_served_it_and_for_no_o
     assert!(scene.settle().contains(&"delete mail/mx".to_owned()));
     assert!(!Serving::of(&scene.pinholes).has(&key));
 }
+
+#[test]
+fn whose_connections_end_with_their_source_is_said_to_the_node_that_serves_them() {
+    let entries = r#"{"entries":[
+        {"srcIP":"203.0.113.7","srcPort":25,"dstPort":25,"proto":"tcp","allowedSources":["192.0.2.0/24"],"terminateExisting":true},
+        {"srcPort":8080,"dstPort":80,"proto":"tcp"}]}"#;
+    let asks = json!({"metadata": {"annotations": {"pinhole.dev/expose": null, "pinhole.dev/nat": entries}}});
+    let mut scene = scene().with(pod(PORT, asks)).claimed(KEY, "mx");
+    scene.settle();
+    let says: Vec<_> =
+        scene.mx().spec.ports.iter().map(|port| (port.port, port.terminate_existing)).collect();
+    assert_eq!(says, [(Some(25), true), (Some(8080), false)]);
+}
