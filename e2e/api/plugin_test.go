@@ -3,6 +3,7 @@ package api
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -132,9 +133,69 @@ func TestWhatAnAgentProgrammedIsListedAndExplained(t *testing.T) {
 		}
 		return nil
 	})
-	d.mentions(d.asked("explain", "pod/smtp"), "203.0.113.61:2527/tcp -> 10.244.1.9:25  Reported", "wrote an Event")
+	d.mentions(d.asked("explain", "pod/smtp"), "203.0.113.61:2527/tcp -> 10.244.1.9:25  Reported", "said in an Event")
 	d.mentions(d.asked("explain", "203.0.113.61:2527"), "holder     Pod plugin-agent/smtp, on node-2")
 	if err := agent.Stop(agentPatience); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestThePluginTellsOfAutomaticPortsAndPinholesOfUsers(t *testing.T) {
+	t.Parallel()
+	c := newClerk(t, "told")
+	plugin := func(arguments ...string) string {
+		t.Helper()
+		said, succeeded := c.kubectl("", append([]string{"pinhole"}, arguments...)...)
+		if !succeeded {
+			t.Fatalf("kubectl pinhole %v:\n%s", arguments, said)
+		}
+		return said
+	}
+	has := func(said string, expected ...string) error {
+		for _, one := range expected {
+			if !strings.Contains(said, one) {
+				return fmt.Errorf("%q is not in\n%s", one, said)
+			}
+		}
+		return nil
+	}
+	c.must(http.MethodPost, poolsPath, natPool("told", object{
+		"addresses": []string{"198.51.100.57"}, "ports": []object{{"first": 30500, "last": 30500}},
+		"namespaces": object{"names": []string{"told"}},
+	}), nil)
+	if code, said := c.create("", fromPool("first", "auto:80", "told")); code != http.StatusCreated {
+		t.Fatalf("HTTP %d: %s", code, said)
+	}
+	c.letGo("first")
+	if code, said := c.create("", fromPool("second", "auto:80", "told")); code != http.StatusCreated {
+		t.Fatalf("HTTP %d: %s", code, said)
+	}
+	c.applied(leads("web", "192.0.2.87", "{port: 443}"))
+	c.eventuallyShown("web", "False NoService")
+	c.eventuallyShown("second", "False NoFreePort")
+
+	if err := has(plugin("list", "-o", "wide"),
+		"198.51.100.57:30500/tcp", "Pod told/first", "Unscheduled",
+		"auto:80/tcp", "Full", "waits at its scheduling gate pinhole.dev/endpoints",
+		"192.0.2.87:443/tcp", "Service web:443", "Pinhole told/web", "Unserved", "there is no Service web",
+	); err != nil {
+		t.Error(err)
+	}
+	if err := has(plugin("list", "-o", "json"), `"name": "web"`, `"state": "Full"`); err != nil {
+		t.Error(err)
+	}
+	if err := has(plugin("explain", "pod/second"), "auto:80/tcp  Full", "NatPool told"); err != nil {
+		t.Error(err)
+	}
+	if err := has(plugin("explain", "pinhole/web"), "leads to   Service web", "Unserved", "there is no Service web"); err != nil {
+		t.Error(err)
+	}
+	if err := has(plugin("explain", "198.51.100.57:30500"),
+		"claim      v4-198-51-100-57-tcp-30500 for Pod told/first, ", "pool told", "pod told/first",
+	); err != nil {
+		t.Error(err)
+	}
+	if err := has(plugin("explain", "192.0.2.87:443"), "for Pinhole told/web", "holder     Pinhole told/web, by its claim"); err != nil {
 		t.Error(err)
 	}
 }

@@ -231,13 +231,13 @@ fn keys(mapping: &Mapping, ips: &[IpAddr], node: &NodeFacts) -> impl Iterator<It
 }
 
 /// The external side of a mapping of a fixed address.
-pub(super) fn key(mapping: &Mapping) -> Option<Key> {
+pub fn key(mapping: &Mapping) -> Option<Key> {
     let Address::Fixed(address) = mapping.address() else { return None };
     Some(Key { external: address.ip(), protocol: mapping.protocol(), ports: mapping.external() })
 }
 
 /// The external side of a granted endpoint.
-pub(super) fn granted(endpoint: &Endpoint) -> Option<Key> {
+pub fn granted(endpoint: &Endpoint) -> Option<Key> {
     let external: IpAddr = endpoint.address.parse().ok()?;
     let first = Port::new(endpoint.port)?;
     let last = endpoint.port_end.map_or(Some(first), Port::new)?;

@@ -360,9 +360,9 @@ pub(crate) struct Shape {
 impl AgentFlags {
     /// What the flags say to somebody who looks at a running agent.
     pub(crate) fn shape(self) -> Shape {
-        let Self { http_address, entries_address, policy, addresses, disclose_holder, .. } = self;
+        let Self { http_address, entries_address, policy, addresses, disclose_holder, resources, .. } = self;
         Shape {
-            policy: Policy { disclose_holder, ..policy.into_policy() },
+            policy: Policy { disclose_holder, finds_ports: resources.has_claims(), ..policy.into_policy() },
             filter: addresses.into_networks().filter,
             http_port: http_address.port(),
             entries_port: entries_address.port(),

@@ -31,6 +31,7 @@ use anyhow::Context;
 use clap::Args;
 use clap::Subcommand;
 use clap::ValueEnum;
+use futures::future;
 use k8s_openapi::jiff::Timestamp;
 
 use crate::cli::plugin::list::Width;
@@ -41,16 +42,18 @@ use crate::cli::plugin::operate::Nodes;
 use crate::cli::plugin::operate::Release;
 use crate::cli::plugin::operate::Transfer;
 use crate::cli::plugin::operate::pause::Wish;
-use crate::cli::plugin::picture::State;
+use crate::cli::plugin::picture::standing::State;
 use crate::cli::plugin::reference::ObjectReference;
 use crate::cli::plugin::reference::Reference;
 use crate::cli::terminal;
 use crate::cli::terminal::Palette;
 use crate::cluster::client;
 use crate::cluster::client::Source;
-use crate::cluster::reader::ReadError;
 use crate::cluster::reader::Reader;
 use crate::model::label_selector::LabelSelector;
+
+/// Where our resources are.
+const API: &str = "/apis/pinhole.dev/v1alpha1";
 
 /// The exit code when an examination finds a problem.
 const FOUND: u8 = 1;
@@ -158,7 +161,7 @@ struct List {
     #[arg(short = 'A', long, env = "PINHOLE_ALL_NAMESPACES")]
     all_namespaces: bool,
 
-    /// Only pods with these labels, as in `app=mail` or `tier in (web, mail)`.
+    /// Only pods and Pinholes with these labels, as in `app=mail` or `tier in (web, mail)`.
     #[arg(
         short = 'l',
         long,
@@ -185,8 +188,9 @@ enum Output {
 
 #[derive(Debug, Args)]
 struct Explain {
-    /// A pod or workload, or an external port: `pod/web`, `deployment/web`, `203.0.113.7:25`, `[2001:db8::1]:53/udp`.
-    #[arg(value_name = "TYPE/NAME|ADDRESS:PORT[/PROTO]", value_parser = Reference::of_pods)]
+    /// A pod, workload or Pinhole, or an external port: `pod/web`, `deployment/web`, `pinhole/web`, `203.0.113.7:25`,
+    /// `[2001:db8::1]:53/udp`.
+    #[arg(value_name = "TYPE/NAME|ADDRESS:PORT[/PROTO]")]
     what: Reference,
 
     #[command(flatten)]
@@ -277,7 +281,7 @@ impl List {
         let seen = look(&reader, &namespace, Depth::Pods).await?;
         let mut standings = seen.picture.standings();
         standings.retain(|one| {
-            (all_namespaces || *one.pod.namespace == *namespace)
+            (all_namespaces || *one.asker.name().namespace == *namespace)
                 && (selector.is_empty() || selector.selects(&one.labels))
         });
         let palette = Palette { is_colourful: terminal::is_colourful(&io::stdout()) };
@@ -289,7 +293,8 @@ impl List {
                 } else {
                     format!("namespace {namespace}")
                 };
-                eprintln!("No pod in {place} asks for a port.");
+                let asker = if seen.picture.pinholes.is_some() { "No pod and no Pinhole" } else { "No pod" };
+                eprintln!("{asker} in {place} asks for a port.");
                 String::new()
             }
             Output::Table => table(Width::Usual),
@@ -310,17 +315,14 @@ impl Explain {
         let palette = Palette { is_colourful: terminal::is_colourful(&io::stdout()) };
         let text = match &what {
             Reference::Port(port) => {
-                let path = "/apis/pinhole.dev/v1alpha1/portclaims";
-                // Neither every installation has claims nor everybody the right to read them.
-                let claims =
-                    reader.list(&format!("{path}?fieldSelector=spec.address%3D{}", port.address)).await;
-                let claims = claims.unwrap_or_else(|error| {
-                    if error != ReadError::Absent {
-                        eprintln!("hint: the PortClaims cannot be read: {error}");
-                    }
+                // Not everybody has the right to read them.
+                let stored = observe::claims_on(&reader, port).await.unwrap_or_else(|error| {
+                    hint(&format!("the PortClaims cannot be read: {error}"));
                     Vec::new()
                 });
-                explain::port(&seen.picture, &namespace, port, &claims, palette)
+                let claims = stored.into_iter().map(|stored| observe::with_cooldown(&reader, stored));
+                let claims = future::join_all(claims).await;
+                explain::port::port(&seen.picture, &namespace, port, &claims, palette)
             }
             Reference::Object(object) => {
                 let Some(text) = explain::object(&seen.picture, &namespace, object, palette) else {
@@ -391,9 +393,12 @@ impl Doctor {
 async fn look(reader: &Reader, namespace: &str, depth: Depth) -> anyhow::Result<Seen> {
     let seen = observe::look(reader, namespace, depth).await;
     let seen = seen.map_err(|error| anyhow::anyhow!("the pods cannot be read: {error}"))?;
-    let palette = Palette { is_colourful: terminal::is_colourful(&io::stderr()) };
-    for hint in &seen.hints {
-        eprintln!("{}: {hint}", palette.name("hint"));
-    }
+    seen.hints.iter().for_each(|told| hint(told));
     Ok(seen)
+}
+
+/// Tells on standard error what could not be seen.
+fn hint(told: &str) {
+    let palette = Palette { is_colourful: terminal::is_colourful(&io::stderr()) };
+    eprintln!("{}: {told}", palette.name("hint"));
 }

@@ -104,6 +104,11 @@ fn slim(mut pinhole: Pinhole) -> Pinhole {
     pinhole
 }
 
+/// The same by their names.
+pub fn by_name(pinholes: impl IntoIterator<Item = Pinhole>) -> Pinholes {
+    pinholes.into_iter().map(|pinhole| (name(&pinhole), slim(pinhole))).collect()
+}
+
 fn name(pinhole: &Pinhole) -> ObjectName {
     let metadata = &pinhole.metadata;
     let text = |part: &Option<String>| part.clone().unwrap_or_default();

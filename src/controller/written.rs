@@ -18,10 +18,10 @@ use crate::admission::pinhole::Forward;
 use crate::api::crd::condition::ConditionStatus;
 use crate::api::crd::pinhole::Endpoint;
 use crate::api::crd::pinhole::Pinhole;
+use crate::api::crd::pinhole::PinholePort;
 use crate::api::crd::pinhole::PinholeSpec;
 use crate::api::crd::pinhole::PinholeStatus;
 use crate::api::crd::pinhole::Sharing;
-use crate::api::crd::pinhole::TargetPort;
 use crate::api::keys;
 use crate::api::object::Object;
 use crate::cluster::backends::Backends;
@@ -292,22 +292,9 @@ fn is_exclusive(ready: &[String]) -> Said {
 
 /// `Service web:https`, `app=web:8080`.
 fn leads_to(spec: &PinholeSpec) -> String {
-    let port = spec.ports.first().and_then(|port| match &port.target_port {
-        Some(TargetPort::Name(name)) => Some(name.clone()),
-        Some(TargetPort::Number(number)) => Some(number.to_string()),
-        None => port.port.map(|port| port.to_string()),
-    });
+    let port = spec.ports.first().and_then(PinholePort::leads_to);
     let port = port.map_or_else(String::new, |port| format!(":{port}"));
-    match (&spec.target.service, &spec.target.pod_selector) {
-        (Some(service), _) => format!("Service {service}{port}"),
-        (None, Some(selector)) => {
-            let labels: Vec<_> =
-                selector.match_labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-            let labels = if labels.is_empty() { "Pods".to_owned() } else { labels.join(",") };
-            format!("{labels}{port}")
-        }
-        (None, None) => String::new(),
-    }
+    format!("{}{port}", spec.target.in_short())
 }
 
 #[cfg(test)]

@@ -187,6 +187,32 @@ pub struct PinholeTarget {
     pub pod_uid: Option<String>,
 }
 
+impl PinholeTarget {
+    /// In short, for people: `Service web`, or `app=web`.
+    pub fn in_short(&self) -> String {
+        let Self { service, pod_selector, pod, .. } = self;
+        let of_labels = |selector: &LabelSelector| {
+            let labels: Vec<_> =
+                selector.match_labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            if labels.is_empty() { "Pods".to_owned() } else { labels.join(",") }
+        };
+        let service = service.as_ref().map(|service| format!("Service {service}"));
+        let pod = || pod.as_ref().map(|pod| format!("Pod {pod}"));
+        service.or_else(|| pod_selector.as_ref().map(of_labels)).or_else(pod).unwrap_or_default()
+    }
+}
+
+impl PinholePort {
+    /// The port behind the first external one, as it was written.
+    pub fn leads_to(&self) -> Option<String> {
+        match &self.target_port {
+            Some(TargetPort::Name(name)) => Some(name.clone()),
+            Some(TargetPort::Number(number)) => Some(number.to_string()),
+            None => self.port.map(|port| port.to_string()),
+        }
+    }
+}
+
 impl Pinhole {
     /// Whether this status of it is about what is asked for now.
     pub fn is_current(&self, status: &PinholeStatus) -> bool {

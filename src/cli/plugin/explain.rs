@@ -1,9 +1,6 @@
 //! `kubectl pinhole explain`: who has a port, why somebody has it not, and what to do next.
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
-
-use serde_json::Value;
+pub(crate) mod port;
 
 use crate::admission;
 use crate::admission::Operation;
@@ -12,22 +9,17 @@ use crate::admission::World;
 use crate::admission::index::Index;
 use crate::admission::subject::Subject;
 use crate::admission::violation::Violation;
-use crate::api::keys;
 use crate::api::object::Kind;
-use crate::api::object::Metadata;
 use crate::api::object::Object;
-use crate::cli::plugin::installation::text;
 use crate::cli::plugin::picture::Picture;
-use crate::cli::plugin::picture::Standing;
-use crate::cli::plugin::picture::State;
 use crate::cli::plugin::picture::node_of;
+use crate::cli::plugin::picture::standing::Asker;
+use crate::cli::plugin::picture::standing::Standing;
+use crate::cli::plugin::picture::standing::State;
 use crate::cli::plugin::reference::ObjectReference;
-use crate::cli::plugin::reference::PortReference;
 use crate::cli::terminal::Palette;
 use crate::model::holder::Holder;
-use crate::model::mapping::Address;
-use crate::model::port::PortRange;
-use crate::ruleset::entry::Key;
+use crate::model::holder::ObjectName;
 
 /// Explains a pod or a workload; `None` when it does not exist.
 pub(crate) fn object(
@@ -36,6 +28,9 @@ pub(crate) fn object(
     wanted: &ObjectReference,
     palette: Palette,
 ) -> Option<String> {
+    if wanted.kind == Kind::Pinhole {
+        return pinhole(picture, &ObjectName::new(namespace, wanted.name.as_str()), palette);
+    }
     let found = picture.object(wanted.kind.name(), namespace, &wanted.name)?;
     let mut lines = vec![palette.bold(&format!("{} {namespace}/{}", wanted.kind.name(), wanted.name))];
     let standings: Vec<_> = picture.standings().into_iter().filter(|one| is_of(one, found)).collect();
@@ -106,11 +101,12 @@ fn asked(picture: &Picture, subject: &Subject<'_>, palette: Palette, lines: &mut
 /// Whether a request is one of the object's: the pod itself, or a pod below it.
 fn is_of(standing: &Standing, object: &Object) -> bool {
     let metadata = &object.metadata;
-    if *standing.pod.namespace != *metadata.namespace {
+    let Asker::Pod(pod) = &standing.asker else { return false };
+    if *pod.namespace != *metadata.namespace {
         return false;
     }
     if object.known_kind() == Some(Kind::Pod) {
-        return *standing.pod.name == *metadata.name;
+        return *pod.name == *metadata.name;
     }
     let is_holder = |holder: &Holder| {
         let below = object.metadata.controller();
@@ -120,135 +116,27 @@ fn is_of(standing: &Standing, object: &Object) -> bool {
     standing.holder.as_ref().is_some_and(is_holder)
 }
 
-/// Explains one external port.
-pub(crate) fn port(
-    picture: &Picture,
-    namespace: &str,
-    wanted: &PortReference,
-    claims: &[Value],
-    palette: Palette,
-) -> String {
-    let ports = PortRange::single(wanted.port);
-    let key = Key { external: wanted.address, protocol: wanted.protocol, ports };
-    let mut lines = vec![palette.bold(&wanted.to_string())];
-    let nodes = nodes_with(picture, wanted.address);
-    let place = if nodes.is_empty() {
-        "no node is known to have this address".to_owned()
-    } else {
-        format!("an address of {}", nodes.iter().cloned().collect::<Vec<_>>().join(", "))
+/// Explains a Pinhole; `None` when it does not exist. One that the controller wrote is its pod's.
+fn pinhole(picture: &Picture, name: &ObjectName, palette: Palette) -> Option<String> {
+    let found = picture.pinhole(name)?;
+    let pod = found.spec.target.pod.as_ref();
+    let mut lines = vec![palette.bold(&format!("Pinhole {name}"))];
+    let leads_to =
+        pod.map_or_else(|| found.spec.target.in_short(), |pod| format!("pod {}/{pod}", name.namespace));
+    lines.push(field("leads to", &leads_to, palette));
+    let is_its = |one: &Standing| match (&one.asker, pod) {
+        (Asker::Pinhole(asker), None) | (Asker::Pod(asker), Some(_)) => asker == name,
+        _ => false,
     };
-    lines.push(field("address", &place, palette));
-    let claims: Vec<_> = claims.iter().filter(|claim| is_claim_of(claim, wanted)).collect();
-    for claim in &claims {
-        lines.push(field("claim", &claimed(claim), palette));
+    let standings: Vec<_> = picture.standings().into_iter().filter(is_its).collect();
+    if standings.is_empty() {
+        lines.push(field("ports", "none that anybody serves or is to serve", palette));
     }
-    let standings = picture.standings();
-    let concerned: Vec<_> = standings.iter().filter(|one| concerns(one, &key, &nodes)).collect();
-    let holder = concerned.iter().find(|one| {
-        matches!(
-            one.state,
-            State::Programmed | State::Reported | State::Reserved | State::Expected | State::Leftover
-        )
-    });
-    match holder {
-        Some(one) => lines.push(field("holder", &who(one), palette)),
-        None if !claims.is_empty() => {
-            lines.push(field("holder", "whoever the claim names; no node serves it", palette));
-        }
-        None if concerned.is_empty() => {
-            lines.push(field("holder", "nobody, and no pod asks for it", palette));
-        }
-        None => lines.push(field("holder", "nobody, although it is asked for", palette)),
-    }
-    for standing in &concerned {
+    for standing in &standings {
         lines.push(String::new());
         lines.extend(paragraph(standing, palette));
     }
-    if holder.is_none() && claims.is_empty() {
-        lines.push(String::new());
-        lines.extend(for_a_new_pod(picture, namespace, wanted, &nodes, palette));
-    }
-    ended(&lines)
-}
-
-/// Whether a PortClaim, as the API server lists it, is for this port.
-fn is_claim_of(claim: &Value, wanted: &PortReference) -> bool {
-    let number = |pointer: &str| claim.pointer(pointer).and_then(Value::as_u64);
-    let protocol = text(claim, "/spec/protocol").to_lowercase();
-    let port = u64::from(wanted.port.get());
-    let is_whole_address = protocol.is_empty();
-    let first = number("/spec/port").unwrap_or(0);
-    let last = number("/spec/portEnd").unwrap_or(first);
-    let is_there = text(claim, "/spec/address").parse::<IpAddr>().is_ok_and(|found| found == wanted.address);
-    is_there
-        && (is_whole_address || protocol == wanted.protocol.to_string() && (first..=last).contains(&port))
-}
-
-fn claimed(claim: &Value) -> String {
-    let holder = |part: &str| text(claim, &format!("/spec/holder/{part}"));
-    format!(
-        "{} for {} {}/{}, {} since {}",
-        text(claim, "/metadata/name"),
-        holder("kind"),
-        holder("namespace"),
-        holder("name"),
-        text(claim, "/spec/state"),
-        text(claim, "/spec/since")
-    )
-}
-
-/// The nodes that have an address, as far as is known.
-fn nodes_with(picture: &Picture, address: IpAddr) -> BTreeSet<String> {
-    let nodes = picture.objects.iter().filter(|object| object.kind == "Node");
-    let has_it = |node: &&Object| {
-        let name = &node.metadata.name;
-        picture.node_facts(name).addresses.contains(&address)
-    };
-    nodes.filter(has_it).map(|node| node.metadata.name.clone()).collect()
-}
-
-fn concerns(standing: &Standing, key: &Key, nodes: &BTreeSet<String>) -> bool {
-    if let Some(found) = standing.key {
-        return found.overlaps(key);
-    }
-    let Some(mapping) = &standing.mapping else { return false };
-    let is_there = match mapping.address() {
-        Address::Fixed(address) => address.ip() == key.external,
-        Address::Node => standing.node.as_ref().is_some_and(|node| nodes.contains(node)),
-    };
-    is_there && mapping.protocol() == key.protocol && mapping.external().intersection(key.ports).is_some()
-}
-
-/// What a new pod that asked for the port would be told.
-fn for_a_new_pod(
-    picture: &Picture,
-    namespace: &str,
-    wanted: &PortReference,
-    nodes: &BTreeSet<String>,
-    palette: Palette,
-) -> Vec<String> {
-    let request = wanted.to_string();
-    let metadata = Metadata {
-        namespace: namespace.to_owned(),
-        annotations: [(keys::EXPOSE.to_owned(), request.clone())].into(),
-        ..Metadata::default()
-    };
-    let mut pod = Object { kind: "Pod".to_owned(), metadata, ..Object::default() };
-    if let [node] = nodes.iter().collect::<Vec<_>>().as_slice() {
-        pod.spec.node_name = Some((*node).clone());
-    }
-    let violations = judge(picture, pod, namespace, &picture.index());
-    if violations.is_empty() {
-        let granted = format!("granted, as {}: \"{request}\"", keys::EXPOSE);
-        return vec![field("a new pod", &format!("in namespace {namespace} would be {granted}"), palette)];
-    }
-    let mut lines = Vec::new();
-    for violation in violations {
-        let (why, next) = split(&violation.message());
-        lines.push(field("a new pod", &format!("in namespace {namespace} would be refused: {why}"), palette));
-        lines.extend(next.map(|next| field("next", &next, palette)));
-    }
-    lines
+    Some(ended(&lines))
 }
 
 fn judge(picture: &Picture, object: Object, namespace: &str, index: &Index) -> Vec<Violation> {
@@ -261,16 +149,6 @@ fn judge(picture: &Picture, object: Object, namespace: &str, index: &Index) -> V
     admission::decide(&request, &World { policy: &picture.policy, index }).violations
 }
 
-fn who(standing: &Standing) -> String {
-    let pod = &standing.pod;
-    let node = standing.node.as_deref().unwrap_or("no node");
-    match &standing.holder {
-        Some(holder) if holder.object == *pod => format!("{holder}, on {node}"),
-        Some(holder) => format!("{holder}, by pod {} on {node}", pod.name),
-        None => format!("pod {pod} on {node}, which does not ask for it any more"),
-    }
-}
-
 /// One request for a port: its line, why, and what to do next.
 fn paragraph(standing: &Standing, palette: Palette) -> Vec<String> {
     let target = match (&standing.target, standing.state) {
@@ -280,6 +158,9 @@ fn paragraph(standing: &Standing, palette: Palette) -> Vec<String> {
     let state = standing.state.tone().paint(palette, standing.state.name());
     let mut lines = vec![format!("{}{target}  {state}", palette.name(&standing.external))];
     lines.push(indented("for", &who_asks(standing), palette));
+    if let (Asker::Pinhole(_), Some(pod)) = (&standing.asker, &standing.pod) {
+        lines.push(indented("pod", &pod.to_string(), palette));
+    }
     if let Some(packets) = standing.packets {
         let connections = if packets == 1 { "connection" } else { "connections" };
         lines.push(indented("so far", &format!("{packets} {connections}"), palette));
@@ -296,14 +177,14 @@ fn paragraph(standing: &Standing, palette: Palette) -> Vec<String> {
 }
 
 fn who_asks(standing: &Standing) -> String {
-    let pod = format!("pod {}", standing.pod);
-    let pod = match &standing.holder {
-        Some(holder) if holder.object != standing.pod => {
-            format!("{pod} of {} {}", holder.kind, holder.object.name)
+    let asker = standing.asker.to_string();
+    let asker = match &standing.holder {
+        Some(holder) if holder.object != *standing.asker.name() => {
+            format!("{asker} of {} {}", holder.kind, holder.object.name)
         }
-        _ => pod,
+        _ => asker,
     };
-    standing.node.as_ref().map_or(pod.clone(), |node| format!("{pod} on {node}"))
+    standing.node.as_ref().map_or(asker.clone(), |node| format!("{asker} on {node}"))
 }
 
 impl State {
@@ -312,7 +193,7 @@ impl State {
         match self {
             Self::Programmed => "the node's kernel leads the port to the pod",
             Self::Reported => {
-                "the node's agent wrote an Event that the port leads to the pod; the kernel itself was not asked"
+                "the node's agent said in an Event or a Pinhole that the port leads there; the kernel itself was not asked"
             }
             Self::Reserved => {
                 "the pod has no address yet; the node drops what comes to the port, so that clients try again"
@@ -324,8 +205,14 @@ impl State {
                 "the rules grant it and the node's kernel does not have it; the log of the node's agent says why"
             }
             Self::Waiting => "another pod of the same holder has it",
+            Self::Pending => "the controller has not granted it yet",
+            Self::Full => "no pool has a port for it",
             Self::Taken => "somebody else has it",
             Self::Refused => "it is refused",
+            Self::Unserved => "it is granted, and leads nowhere",
+            Self::Releasing => {
+                "nobody is granted it any more, and the node has yet to say that it is gone from its kernel"
+            }
             Self::Unscheduled => "the pod is on no node yet, and a port is programmed on the node of its pod",
             Self::NoAgent => "no agent of Pinhole runs on the node, so nobody programs it there",
             Self::Leftover => "the node's kernel has it and no pod asks for it any more",
@@ -334,20 +221,26 @@ impl State {
 
     /// What to do, where something can be done.
     fn next_step(self, standing: &Standing) -> Option<String> {
-        let pod = &standing.pod;
-        let describe = || format!("kubectl -n {} describe pod {}", pod.namespace, pod.name);
-        match self {
-            Self::Programmed | Self::Reported => {
-                Some(format!("kubectl pinhole test -n {} pod/{}", pod.namespace, pod.name))
+        let ObjectName { namespace, name } = standing.asker.name();
+        let reference = standing.asker.reference();
+        let describe = || format!("kubectl -n {namespace} describe {}", reference.replace('/', " "));
+        match (self, &standing.asker) {
+            (Self::Programmed | Self::Reported, Asker::Pod(_)) => {
+                Some(format!("kubectl pinhole test -n {namespace} pod/{name}"))
             }
-            Self::Reserved | Self::Unscheduled => Some(format!("{} says what it waits for", describe())),
-            Self::Expected => Some(format!(
-                "get the right to pods/portforward in the agent's namespace, or read the pod's Events: {}",
+            (Self::Reserved | Self::Unscheduled | Self::Pending | Self::Full | Self::Unserved, _) => {
+                Some(format!("{} says what it waits for", describe()))
+            }
+            (Self::Expected, _) => Some(format!(
+                "get the right to pods/portforward in the agent's namespace, or read its Events: {}",
                 describe()
             )),
-            Self::Missing | Self::Leftover => Some(format!("kubectl pinhole doctor, and {}", describe())),
-            Self::NoAgent => Some("kubectl pinhole doctor says on which nodes no agent runs".to_owned()),
-            Self::Waiting | Self::Taken | Self::Refused => None,
+            (Self::Missing | Self::Leftover, _) => {
+                Some(format!("kubectl pinhole doctor, and {}", describe()))
+            }
+            (Self::NoAgent, _) => Some("kubectl pinhole doctor says on which nodes no agent runs".to_owned()),
+            (Self::Programmed | Self::Reported, Asker::Pinhole(_))
+            | (Self::Waiting | Self::Taken | Self::Refused | Self::Releasing, _) => None,
         }
     }
 }

@@ -5,12 +5,14 @@ use serde_json::Value;
 use serde_json::json;
 
 use crate::cli::plugin::age;
-use crate::cli::plugin::picture::Standing;
-use crate::cli::plugin::picture::State;
+use crate::cli::plugin::picture::standing::Asker;
+use crate::cli::plugin::picture::standing::Standing;
+use crate::cli::plugin::picture::standing::State;
 use crate::cli::plugin::table;
 use crate::cli::plugin::table::Cell;
 use crate::cli::plugin::table::Tone;
 use crate::cli::terminal::Palette;
+use crate::model::holder::ObjectName;
 use crate::model::mapping::Mapping;
 
 const HEAD: [&str; 7] = ["EXTERNAL", "TARGET", "NODE", "HOLDER", "STATE", "PACKETS", "AGE"];
@@ -30,9 +32,11 @@ impl State {
     pub(crate) const fn tone(self) -> Tone {
         match self {
             Self::Programmed | Self::Reported => Tone::Good,
-            Self::Reserved | Self::Expected | Self::Waiting | Self::Unscheduled => Tone::Plain,
-            Self::Missing | Self::Leftover => Tone::Notice,
-            Self::Taken | Self::Refused | Self::NoAgent => Tone::Bad,
+            Self::Reserved | Self::Expected | Self::Waiting | Self::Pending | Self::Unscheduled => {
+                Tone::Plain
+            }
+            Self::Missing | Self::Releasing | Self::Leftover => Tone::Notice,
+            Self::Full | Self::Taken | Self::Refused | Self::Unserved | Self::NoAgent => Tone::Bad,
         }
     }
 }
@@ -59,7 +63,7 @@ fn row(standing: &Standing, width: Width, now: Timestamp) -> Vec<Cell> {
         Cell::from(age::since(&standing.created, now)),
     ];
     if width == Width::Wide {
-        cells.push(Cell::from(standing.pod.to_string()));
+        cells.push(standing.pod.as_ref().map_or(Cell::from("-"), |pod| Cell::from(pod.to_string())));
         let sources = sources(standing);
         cells.push(Cell::from(if sources.is_empty() { "all".to_owned() } else { sources.join(",") }));
         cells.push(or_dash(standing.problem.as_deref()));
@@ -74,6 +78,7 @@ fn sources(standing: &Standing) -> Vec<String> {
 
 /// The same for programs.
 pub(crate) fn json(standings: &[Standing]) -> Value {
+    let named = |name: &ObjectName| json!({"namespace": &*name.namespace, "name": &*name.name});
     let item = |standing: &Standing| {
         json!({
             "external": standing.external,
@@ -84,7 +89,11 @@ pub(crate) fn json(standings: &[Standing]) -> Value {
                 "namespace": &*holder.object.namespace,
                 "name": &*holder.object.name,
             })),
-            "pod": {"namespace": &*standing.pod.namespace, "name": &*standing.pod.name},
+            "pinhole": match &standing.asker {
+                Asker::Pod(_) => Value::Null,
+                Asker::Pinhole(pinhole) => named(pinhole),
+            },
+            "pod": standing.pod.as_ref().map(named),
             "allowedSources": sources(standing),
             "state": standing.state.name(),
             "why": standing.problem,

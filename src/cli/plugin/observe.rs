@@ -1,16 +1,25 @@
 //! Looks at the cluster for the plugin: everything that the user may read, and a hint for everything that they may not.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use futures::StreamExt;
 use futures::stream;
+use k8s_openapi::jiff::SignedDuration;
 use serde_json::Value;
 
 use crate::agent::entries::Line;
+use crate::allocation::claim::StoredClaim;
+use crate::allocation::life;
+use crate::api::crd::nat_node::NatNode;
+use crate::api::crd::port_claim::PortClaim;
 use crate::api::object::Kind;
 use crate::api::object::Object;
 use crate::cli::agent::Shape;
+use crate::cli::plugin::API;
+use crate::cli::plugin::explain::port::ClaimOnIt;
 use crate::cli::plugin::installation;
 use crate::cli::plugin::installation::Part;
 use crate::cli::plugin::installation::PartPod;
@@ -18,7 +27,10 @@ use crate::cli::plugin::installation::Role;
 use crate::cli::plugin::installation::text;
 use crate::cli::plugin::picture::Picture;
 use crate::cli::plugin::picture::kernel::Kernel;
+use crate::cli::plugin::picture::kernel::key_of;
 use crate::cli::plugin::picture::kernel::lines_of_note;
+use crate::cli::plugin::reference::PortReference;
+use crate::cluster::pinhole_watch;
 use crate::cluster::pod_access;
 use crate::cluster::pod_access::AccessError;
 use crate::cluster::reader::ReadError;
@@ -69,10 +81,19 @@ pub(crate) async fn look(reader: &Reader, namespace: &str, depth: Depth) -> Resu
         seen.picture.filter = filter.clone();
     }
     read_objects(reader, namespace, depth, &mut seen).await?;
+    // Agents that serve what they find annotated ask no Pinhole.
+    if seen.agents.shape.as_ref().is_none_or(|shape| shape.policy.finds_ports) {
+        read_grants(reader, namespace, &mut seen).await;
+    }
     let told = events(reader, seen.picture.only_namespace.as_deref()).await;
     let mut kernels: BTreeMap<String, Kernel> = BTreeMap::new();
     for (node, lines) in told_lines(&told, &seen.picture.objects) {
         kernels.entry(node).or_default().told.extend(lines);
+    }
+    for (node, line) in seen.picture.told_in_pinholes() {
+        let told = &mut kernels.entry(node).or_default().told;
+        told.retain(|before| key_of(before) != key_of(&line));
+        told.push(line);
     }
     if let Some(shape) = &seen.agents.shape {
         let read = ask_agents(reader, &seen.agents.pods, shape.entries_port).await;
@@ -164,6 +185,81 @@ async fn read_more(reader: &Reader, resource: Resource, namespace: Option<&str>,
         Ok(found) => seen.picture.objects.extend(found),
         Err(error) => seen.hints.push(format!("{} cannot be read: {error}", resource.plural())),
     }
+}
+
+/// What the controller grants, and which addresses nodes have by their agents. A cluster without the resources has none.
+async fn read_grants(reader: &Reader, namespace: &str, seen: &mut Seen) {
+    let of_one = format!("{API}/namespaces/{namespace}/pinholes");
+    let mut listed = match seen.picture.only_namespace {
+        Some(_) => reader.list(&of_one).await,
+        None => reader.list(&format!("{API}/pinholes")).await,
+    };
+    if let (Err(ReadError::Denied(_)), None) = (&listed, &seen.picture.only_namespace) {
+        seen.hints
+            .push("Pinholes of other namespaces cannot be read, so what they hold is unknown".to_owned());
+        listed = reader.list(&of_one).await;
+    }
+    match listed {
+        // Of agents whose flags nobody knows, Pinholes tell whether they go by them.
+        Ok(found) if found.is_empty() && seen.agents.shape.is_none() => {}
+        Ok(found) => {
+            let read = found.into_iter().filter_map(|found| serde_json::from_value(found).ok());
+            seen.picture.pinholes = Some(pinhole_watch::by_name(read));
+        }
+        Err(ReadError::Absent) => {}
+        Err(error) => seen.hints.push(format!(
+            "the Pinholes cannot be read, so what users wrote and what was found for automatic ports is unknown: {error}"
+        )),
+    }
+    if seen.picture.pinholes.is_none() {
+        return;
+    }
+    match reader.list(&format!("{API}/natnodes")).await {
+        Ok(found) => {
+            let read = found.into_iter().filter_map(|found| serde_json::from_value::<NatNode>(found).ok());
+            seen.picture.node_addresses = read.filter_map(|node| addresses_of(&node)).collect();
+        }
+        Err(ReadError::Absent) => {}
+        Err(error) => seen.hints.push(format!("natnodes cannot be read: {error}")),
+    }
+}
+
+fn addresses_of(node: &NatNode) -> Option<(String, BTreeSet<IpAddr>)> {
+    let addresses = &node.status.as_ref()?.addresses;
+    let addresses = addresses.iter().filter_map(|found| found.address.parse().ok()).collect();
+    Some((node.metadata.name.clone()?, addresses))
+}
+
+/// The claims that have a port; none in a cluster without the resource.
+pub(crate) async fn claims_on(reader: &Reader, port: &PortReference) -> Result<Vec<StoredClaim>, ReadError> {
+    let listed =
+        match reader.list(&format!("{API}/portclaims?fieldSelector=spec.address%3D{}", port.address)).await {
+            Err(ReadError::Absent) => Vec::new(),
+            listed => listed?,
+        };
+    let mut claims = Vec::new();
+    for object in listed {
+        let failed = |reason: String| ReadError::Failed(format!("a PortClaim cannot be read: {reason}"));
+        let object: PortClaim = serde_json::from_value(object).map_err(|error| failed(error.to_string()))?;
+        let stored = StoredClaim::read(&object).map_err(|error| failed(error.to_string()))?;
+        if port.key().is_some_and(|key| stored.claim.key.overlaps(key)) {
+            claims.push(stored);
+        }
+    }
+    Ok(claims)
+}
+
+/// A claim, and how long its pool keeps its port from others.
+pub(crate) async fn with_cooldown(reader: &Reader, stored: StoredClaim) -> ClaimOnIt {
+    let cooldown = cooldown(reader, stored.claim.pool.as_deref()).await;
+    ClaimOnIt { claim: stored.claim, cooldown }
+}
+
+async fn cooldown(reader: &Reader, pool: Option<&str>) -> Option<SignedDuration> {
+    let Some(pool) = pool else { return Some(life::COOLDOWN) };
+    let pool = reader.get(&format!("{API}/natpools/{pool}")).await.ok()?;
+    let seconds = pool.pointer("/spec/cooldownSeconds").and_then(Value::as_i64);
+    seconds.map(SignedDuration::from_secs)
 }
 
 /// The Events of the agents.

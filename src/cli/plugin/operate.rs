@@ -28,6 +28,7 @@ use crate::api::crd::nat_node::NatNode;
 use crate::api::crd::port_claim::PortClaim;
 use crate::api::object::Kind;
 use crate::api::object::Object;
+use crate::cli::plugin::API;
 use crate::cli::plugin::AccessFlags;
 use crate::cli::plugin::ClusterFlags;
 use crate::cli::plugin::FOUND;
@@ -36,6 +37,7 @@ use crate::cli::plugin::USAGE;
 use crate::cli::plugin::installation;
 use crate::cli::plugin::installation::Role;
 use crate::cli::plugin::look;
+use crate::cli::plugin::observe;
 use crate::cli::plugin::observe::Depth;
 use crate::cli::plugin::operate::pause::Wish;
 use crate::cli::plugin::operate::release::Judgement;
@@ -54,9 +56,6 @@ use crate::cluster::reader::Reader;
 use crate::cluster::resource::Resource;
 use crate::model::holder::Holder;
 use crate::model::holder::ObjectName;
-
-/// Where our resources are.
-const API: &str = "/apis/pinhole.dev/v1alpha1";
 
 #[derive(Debug, Args)]
 pub(super) struct Release {
@@ -340,21 +339,9 @@ impl Nodes {
 
 /// The claim that has this port.
 async fn claim_of(reader: &Reader, port: &PortReference) -> anyhow::Result<Option<StoredClaim>> {
-    let listed =
-        reader.list(&format!("{API}/portclaims?fieldSelector=spec.address%3D{}", port.address)).await;
-    let listed = match listed {
-        Ok(listed) => listed,
-        Err(ReadError::Absent) => Vec::new(),
-        Err(error) => anyhow::bail!("the PortClaims cannot be read: {error}"),
-    };
-    for object in listed {
-        let object: PortClaim = serde_json::from_value(object).context("a PortClaim cannot be read")?;
-        let stored = StoredClaim::read(&object)?;
-        if port.key().is_some_and(|key| stored.claim.key.overlaps(key)) {
-            return Ok(Some(stored));
-        }
-    }
-    Ok(None)
+    let claims = observe::claims_on(reader, port).await;
+    let claims = claims.map_err(|error| anyhow::anyhow!("the PortClaims cannot be read: {error}"))?;
+    Ok(claims.into_iter().next())
 }
 
 /// Whether somebody at a terminal says yes. Without a terminal nobody can.

@@ -76,11 +76,13 @@ impl FromStr for ObjectReference {
 }
 
 impl ObjectReference {
-    /// Reads a pod, or a workload that makes some.
+    /// Reads a pod, or a workload that makes some: what can be connected to.
     pub(crate) fn of_pods(text: &str) -> Result<Self, String> {
         let object: Self = text.parse()?;
         if object.kind == Kind::Pinhole {
-            return Err(format!("a Pinhole says by itself how it stands; see kubectl describe {object}"));
+            return Err(format!(
+                "a Pinhole cannot be tried from here; see kubectl pinhole explain {object} for the pod that it leads to"
+            ));
         }
         Ok(object)
     }
@@ -112,16 +114,6 @@ impl PortReference {
     pub(crate) fn key(&self) -> Option<ClaimKey> {
         let address = ExternalAddress::new(self.address).ok()?;
         Some(ClaimKey::ports(address, self.protocol, PortBlock::single(self.port)))
-    }
-}
-
-impl Reference {
-    /// Reads a pod or a workload that makes some, or an external port.
-    pub(crate) fn of_pods(text: &str) -> Result<Self, String> {
-        match text.parse()? {
-            Self::Object(_) => ObjectReference::of_pods(text).map(Self::Object),
-            port @ Self::Port(_) => Ok(port),
-        }
     }
 }
 
@@ -183,14 +175,18 @@ mod tests {
         for (text, hint) in [
             ("web", "write pod/web"),
             ("service/web", "asks for no ports"),
-            ("ph/web", "see kubectl describe pinhole/web"),
+            ("ph/web", "see kubectl pinhole explain pinhole/web"),
             ("pod/", "names no object"),
             ("203.0.113.7", "write 203.0.113.7:25"),
             ("203.0.113.7:0", "write 203.0.113.7:25"),
             ("203.0.113.7:25/icmp", "write 203.0.113.7:25"),
             ("[::1:443", "write 203.0.113.7:25"),
         ] {
-            let refusal = Reference::of_pods(text).unwrap_err();
+            let read = text.parse().and_then(|read| match read {
+                Reference::Object(_) => ObjectReference::of_pods(text).map(Reference::Object),
+                port @ Reference::Port(_) => Ok(port),
+            });
+            let refusal = read.unwrap_err();
             assert!(refusal.contains(hint), "{text}: {refusal}");
         }
     }

@@ -9,9 +9,11 @@ use serde_json::json;
 
 use crate::admission::policy::Policy;
 use crate::agent::entries::Line;
+use crate::api::crd::pinhole::Pinhole;
 use crate::api::object::Object;
 use crate::cli::plugin::picture::Picture;
 use crate::cli::plugin::picture::kernel::Kernel;
+use crate::cluster::pinhole_watch;
 
 /// Compares a text with `tests/golden/plugin/NAME`, or writes it when `UPDATE_GOLDEN=1`.
 #[track_caller]
@@ -102,6 +104,148 @@ pub(crate) fn picture(objects: Vec<Object>, kernels: Vec<(&str, Kernel)>) -> Pic
         objects,
         kernels: kernels.into_iter().map(|(node, kernel)| (node.to_owned(), kernel)).collect(),
         ..Picture::default()
+    }
+}
+
+/// What the controller says of a pod, or of what a user wrote; `changes` is merged into it.
+#[expect(clippy::needless_pass_by_value, reason = "literal JSON at every call")]
+pub(crate) fn pinhole(namespace: &str, name: &str, node: &str, changes: Value) -> Pinhole {
+    let mut pinhole = json!({
+        "metadata": {
+            "namespace": namespace, "name": name, "uid": format!("uid-pinhole-{name}"), "generation": 2,
+            "creationTimestamp": "2026-03-01T10:00:00Z", "labels": {format!("node.pinhole.dev/{node}"): ""},
+        },
+        "spec": {"target": {}, "ports": []},
+        "status": {"observedGeneration": 2, "node": node},
+    });
+    if node.is_empty() {
+        pinhole["metadata"]["labels"] = json!({});
+    }
+    json_patch::merge(&mut pinhole, &changes);
+    serde_json::from_value(pinhole).unwrap()
+}
+
+fn conditions(accepted: (&str, &str, &str), programmed: (&str, &str, &str)) -> Value {
+    let condition = |kind: &str, (status, reason, message): (&str, &str, &str)| {
+        json!({"type": kind, "status": status, "reason": reason, "message": message,
+            "lastTransitionTime": "2026-03-01T10:00:00Z"})
+    };
+    json!([condition("Accepted", accepted), condition("Programmed", programmed)])
+}
+
+/// What the controller says of ports found and not found, of Pinholes of users served and not served, and of one port that is
+/// on its way out.
+fn harbour_pinholes() -> Vec<Pinhole> {
+    let of_pod = |pod: &str| json!({"pod": pod, "podUID": format!("uid-games-{pod}")});
+    let granted = ("True", "Granted", "");
+    let endpoint = |port: u16, target: u16| json!({"address": "198.51.100.4", "protocol": "TCP", "port": port, "targetPort": target, "pool": "edge"});
+    let says =
+        json!([{"name": "node-1", "programmed": true, "reason": "Programmed", "observedGeneration": 2}]);
+    let full = "auto:80/tcp: NatPool edge has no free port; ask whoever runs the cluster for a larger one";
+    let waits = "auto:80/tcp is about to be claimed";
+    let ports = json!([{"port": 443, "targetPort": "https"}]);
+    let behind =
+        |pod: &str| json!([{"pod": pod, "podUID": "u", "addresses": ["10.244.1.40"], "active": true}]);
+    vec![
+        pinhole(
+            "games",
+            "lobby",
+            "node-1",
+            json!({
+                "spec": {"target": of_pod("lobby")},
+                "status": {
+                    "endpoints": [
+                            endpoint(30001, 80),
+                            {"address": "203.0.113.7", "protocol": "TCP", "port": 25, "targetPort": 25},
+                        ], "ownAddresses": ["203.0.113.7"], "conditions": conditions(granted, ("True", "Programmed", "")),
+                    "targets": [{"pod": "lobby", "podUID": "uid-games-lobby", "addresses": ["10.244.1.9"], "active": true}],
+                    "nodes": says,
+                },
+            }),
+        ),
+        pinhole(
+            "games",
+            "gated",
+            "",
+            json!({
+                "spec": {"target": of_pod("gated")},
+                "status": {"conditions": conditions(("Unknown", "Waiting", waits), ("False", "Waiting", waits))},
+            }),
+        ),
+        pinhole(
+            "games",
+            "full",
+            "",
+            json!({
+                "spec": {"target": of_pod("full")},
+                "status": {"conditions": conditions(("False", "NoFreePort", full), ("False", "NoFreePort", full))},
+            }),
+        ),
+        pinhole(
+            "games",
+            "gone",
+            "node-1",
+            json!({
+                "spec": {"target": of_pod("gone"), "suspended": true,
+                    "holder": {"kind": "StatefulSet", "namespace": "games", "name": "gone"}},
+                "status": {"releasing": [{
+                    "address": "198.51.100.4", "protocol": "TCP", "port": 30009, "node": "node-1", "generation": 2,
+                    "since": "2026-03-01T11:59:00Z",
+                }]},
+            }),
+        ),
+        pinhole(
+            "web",
+            "shop",
+            "node-1",
+            json!({
+                "spec": {"target": {"service": "shop"}, "addresses": ["198.51.100.4"], "ports": ports},
+                "status": {
+                    "endpoints": [endpoint(443, 8443)], "conditions": conditions(granted, ("True", "Programmed", "")),
+                    "targets": behind("shop-1"), "nodes": says,
+                },
+            }),
+        ),
+        pinhole(
+            "web",
+            "nowhere",
+            "",
+            json!({
+                "spec": {"target": {"podSelector": {"matchLabels": {"app": "x"}}}, "addresses": ["198.51.100.9"],
+                    "ports": [{"port": 25}]},
+                "status": {
+                    "endpoints": [{"address": "198.51.100.9", "protocol": "TCP", "port": 25, "targetPort": 25}],
+                    "conditions": conditions(granted, ("False", "NoNode", "no node has 198.51.100.9")),
+                },
+            }),
+        ),
+    ]
+}
+
+/// A node on which they are served, with the pods that ask.
+pub(crate) fn harbour() -> Picture {
+    let gated = json!({
+        "spec": {"nodeName": null, "schedulingGates": [{"name": "pinhole.dev/endpoints"}]},
+        "status": {"phase": "Pending", "podIPs": [], "conditions": []},
+    });
+    let read = kernel(vec![
+        line("198.51.100.4:30001/tcp", Some("10.244.1.9:80"), "games/lobby", 2),
+        line("198.51.100.4:443/tcp", Some("10.244.1.40:8443"), "web/shop", 5),
+        line("198.51.100.4:30009/tcp", Some("10.244.1.50:80"), "games/gone", 1),
+    ]);
+    let undecided = json!({"metadata": {"uid": "another"}});
+    let objects = vec![
+        node("node-1", "203.0.113.7"),
+        pod("games", "lobby", "node-1", "10.244.1.9", "auto:80,25", json!({})),
+        pod("games", "gated", "", "", "auto:80", gated.clone()),
+        pod("games", "full", "", "", "auto:80", gated),
+        pod("games", "new", "node-1", "10.244.1.12", "198.51.100.4:26", undecided),
+    ];
+    let addresses = ["198.51.100.4".parse().unwrap(), "203.0.113.7".parse().unwrap()].into();
+    Picture {
+        pinholes: Some(pinhole_watch::by_name(harbour_pinholes())),
+        node_addresses: [("node-1".to_owned(), addresses)].into(),
+        ..picture(objects, vec![("node-1", read)])
     }
 }
 

@@ -7,8 +7,8 @@
 use std::net::IpAddr;
 
 use crate::cli::plugin::installation::PartPod;
-use crate::cli::plugin::picture::Standing;
-use crate::cli::plugin::picture::State;
+use crate::cli::plugin::picture::standing::Standing;
+use crate::cli::plugin::picture::standing::State;
 use crate::cli::plugin::reference::PortReference;
 use crate::cli::reach;
 use crate::cli::reach::Outcome;
@@ -206,8 +206,8 @@ impl Trial {
             format!(
                 "look whether the pod listens on {}: kubectl -n {} logs {}",
                 self.standing.target.as_deref().unwrap_or("its port"),
-                self.standing.pod.namespace,
-                self.standing.pod.name
+                self.standing.asker.name().namespace,
+                self.standing.asker.name().name
             )
         } else if arrived {
             "packets arrive at the node and the pod does not answer: look for a NetworkPolicy, and at kubectl pinhole doctor".to_owned()

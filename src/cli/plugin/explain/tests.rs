@@ -1,13 +1,17 @@
 //! What users read, as files.
 
+use k8s_openapi::jiff::SignedDuration;
 use k8s_openapi::jiff::Timestamp;
-use serde_json::json;
 
 use super::*;
+use crate::allocation::claim::Claim;
+use crate::api::crd::port_claim::ClaimState;
+use crate::cli::plugin::explain::port::ClaimOnIt;
 use crate::cli::plugin::list;
 use crate::cli::plugin::list::Width;
 use crate::cli::plugin::reference::Reference;
 use crate::cli::plugin::testing::golden;
+use crate::cli::plugin::testing::harbour;
 use crate::cli::plugin::testing::town;
 
 const PLAIN: Palette = Palette { is_colourful: false };
@@ -54,7 +58,7 @@ fn objects_and_ports_are_explained_with_why_and_what_next() {
     ] {
         let answer = match what.parse().unwrap() {
             Reference::Object(wanted) => object(&town, namespace, &wanted, PLAIN).unwrap(),
-            Reference::Port(wanted) => port(&town, namespace, &wanted, &[], PLAIN),
+            Reference::Port(wanted) => port::port(&town, namespace, &wanted, &[], PLAIN),
         };
         text.extend(["$ kubectl pinhole explain -n ", namespace, " ", what, "\n", &answer, "\n"]);
     }
@@ -67,32 +71,51 @@ fn what_does_not_exist_is_not_explained() {
     assert_eq!(object(&town(), "mail", &wanted, PLAIN), None);
 }
 
+fn claim(name: &str, state: ClaimState) -> ClaimOnIt {
+    let holder = Holder::new("Deployment", ObjectName::new("web", "front"));
+    let claim = Claim::reserve(name.parse().unwrap(), holder, "2026-03-01T10:00:00Z".parse().unwrap());
+    let claim = Claim { pool: Some("edge".to_owned()), state, ..claim };
+    ClaimOnIt { claim, cooldown: (state == ClaimState::Cooldown).then(|| SignedDuration::from_secs(300)) }
+}
+
 #[test]
-fn a_claimed_port_is_told_with_its_holder() {
-    let claim = |name: &str, port: u16, end: Option<u16>| {
-        json!({
-            "metadata": {"name": name},
-            "spec": {
-                "address": "203.0.113.99", "protocol": "TCP", "port": port, "portEnd": end, "state": "Bound",
-                "since": "2026-03-01T10:00:00Z",
-                "holder": {"kind": "Deployment", "namespace": "web", "name": "front"},
-            },
-        })
-    };
-    let claims =
-        [claim("v4-203-0-113-99-tcp-80", 80, None), claim("v4-203-0-113-99-tcp-7008-7023", 7008, Some(7023))];
-    let told = |port_number: &str| {
-        let Reference::Port(wanted) = format!("203.0.113.99:{port_number}").parse().unwrap() else {
-            panic!("a port")
-        };
-        port(&town(), "web", &wanted, &claims, PLAIN)
-    };
-    let of_one = told("80");
-    let claim = "v4-203-0-113-99-tcp-80 for Deployment web/front, Bound since 2026-03-01T10:00:00Z";
-    assert!(of_one.contains(claim) && of_one.contains("whoever the claim names"), "{of_one}");
-    assert!(!of_one.contains("a new pod"), "what is claimed is not promised to others: {of_one}");
-    assert!(told("7010").contains("v4-203-0-113-99-tcp-7008-7023"), "{}", told("7010"));
-    for other in ["81", "80/udp", "7024"] {
-        assert!(told(other).contains("nobody, and no pod asks for it"), "{}", told(other));
+fn a_claimed_port_is_told_with_its_holder_and_what_its_claim_waits_for() {
+    let Reference::Port(wanted) = "203.0.113.99:80".parse().unwrap() else { panic!("a port") };
+    let told = |claim: ClaimOnIt| port::port(&town(), "web", &wanted, &[claim], PLAIN);
+    let mut text = String::new();
+    for state in ClaimState::ALL {
+        text.extend([&told(claim("v4-203-0-113-99-tcp-80", state)), "\n"]);
     }
+    let of_unknown_pool =
+        ClaimOnIt { cooldown: None, ..claim("v4-203-0-113-99-tcp-80-95", ClaimState::Cooldown) };
+    text.push_str(&told(of_unknown_pool));
+    assert!(!text.contains("a new pod"), "what is claimed is not promised to others: {text}");
+    golden("explain-claimed.txt", &text);
+}
+
+#[test]
+fn where_claims_are_on_automatic_ports_and_pinholes_of_users_are_told_too() {
+    let harbour = harbour();
+    let standings = harbour.standings();
+    golden("claims-list.txt", &list::text(&standings, Width::Wide, now(), PLAIN));
+    golden("claims-list.json", &(serde_json::to_string_pretty(&list::json(&standings)).unwrap() + "\n"));
+    let releasing = claim("v4-198-51-100-4-tcp-30009", ClaimState::Releasing);
+    let mut text = String::new();
+    for (namespace, what, claims) in [
+        ("games", "pod/lobby", &[][..]),
+        ("games", "pod/gated", &[]),
+        ("games", "pod/full", &[]),
+        ("games", "pinhole/lobby", &[]),
+        ("web", "pinhole/shop", &[]),
+        ("web", "pinhole/nowhere", &[]),
+        ("web", "198.51.100.4:443", &[]),
+        ("web", "198.51.100.4:30009", &[releasing]),
+    ] {
+        let answer = match what.parse().unwrap() {
+            Reference::Object(wanted) => object(&harbour, namespace, &wanted, PLAIN).unwrap(),
+            Reference::Port(wanted) => port::port(&harbour, namespace, &wanted, claims, PLAIN),
+        };
+        text.extend(["$ kubectl pinhole explain -n ", namespace, " ", what, "\n", &answer, "\n"]);
+    }
+    golden("claims-explain.txt", &text);
 }

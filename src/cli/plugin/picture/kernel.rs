@@ -8,10 +8,13 @@ use crate::admission::wanted;
 use crate::agent::addresses;
 use crate::agent::addresses::Addresses;
 use crate::agent::entries::Line;
+use crate::agent::grants;
 use crate::api::object::Object;
 use crate::cli::plugin::picture::Picture;
+use crate::cli::plugin::picture::granted;
 use crate::cli::plugin::picture::is_for;
 use crate::cli::plugin::picture::name_of;
+use crate::cluster::pinhole_watch::Pinholes;
 use crate::model::address::Family;
 use crate::model::holder::ObjectName;
 use crate::model::mapping::Address;
@@ -75,8 +78,13 @@ pub(crate) fn lines_of_note(text: &str, node: &str, pod: &ObjectName) -> Vec<Lin
     entries.split(", ").filter_map(line).collect()
 }
 
-/// An entry as its line tells it. The pod is the one of that name on the node, if its address is the entry's.
-pub(crate) fn entry_of(line: &Line, pods: &BTreeMap<ObjectName, Object>) -> Option<Entry> {
+/// An entry as its line tells it. The pod is the one of that name on the node, if its address is the entry's; else it is the
+/// Pinhole that a user wrote under that name.
+pub(crate) fn entry_of(
+    line: &Line,
+    pods: &BTreeMap<ObjectName, Object>,
+    pinholes: Option<&Pinholes>,
+) -> Option<Entry> {
     let target = match (&line.target, &line.target_ports) {
         (Some(ip), Some(ports)) => {
             let first: Port = ports.split('-').next()?.parse().ok()?;
@@ -89,7 +97,14 @@ pub(crate) fn entry_of(line: &Line, pods: &BTreeMap<ObjectName, Object>) -> Opti
     let has_it = |pod: &&Object| {
         line.target.as_ref().is_none_or(|ip| pod.status.pod_ips.iter().any(|found| found.ip == *ip))
     };
-    let uid = pods.get(&name).filter(has_it).map(|pod| pod.metadata.uid.as_str()).unwrap_or_default();
+    // Of another node's pod its Pinhole tells.
+    let by_pinhole = || {
+        let found = pinholes?.get(&name)?;
+        let is_it = granted::is_written(found) || !pods.contains_key(&name);
+        grants::subject_uid(found).filter(|_| is_it)
+    };
+    let uid = pods.get(&name).filter(has_it).map(|pod| pod.metadata.uid.as_str());
+    let uid = uid.or_else(by_pinhole).unwrap_or_default();
     Some(Entry {
         key: key_of(line)?,
         target,
@@ -111,7 +126,9 @@ pub(crate) fn facts(node: Option<&Object>, lines: &[Line], pods: &[&Object], pic
         }
         found.lasting.insert(address);
     }
+    let said = node.and_then(|node| picture.node_addresses.get(&node.metadata.name));
     let mut own = addresses::choose(&found, &picture.filter);
+    found.lasting.extend(said.into_iter().flatten());
     for (line, key) in lines.iter().filter_map(|line| Some((line, key_of(line)?))) {
         found.lasting.insert(key.external);
         let asks_for_the_node_s = |pod: &&&Object| {

@@ -3,17 +3,20 @@
 use serde_json::json;
 
 use super::*;
+use crate::api::object::NodeAddress;
 use crate::cli::plugin::picture::kernel::lines_of_note;
 use crate::cli::plugin::testing::kernel;
 use crate::cli::plugin::testing::line;
 use crate::cli::plugin::testing::node;
 use crate::cli::plugin::testing::owned_by;
 use crate::cli::plugin::testing::picture;
+use crate::cli::plugin::testing::pinhole;
 use crate::cli::plugin::testing::pod;
+use crate::cluster::pinhole_watch;
 
 /// How the requests of a picture stand: pod, external side, state.
 fn states(picture: &Picture) -> Vec<String> {
-    let told = |one: &Standing| format!("{} {} {}", one.pod.name, one.external, one.state.name());
+    let told = |one: &Standing| format!("{} {} {}", one.asker.name().name, one.external, one.state.name());
     picture.standings().iter().map(told).collect()
 }
 
@@ -39,7 +42,7 @@ fn what_is_programmed_is_what_the_kernel_holds_and_the_rules_grant() {
         let kernels = kernel.into_iter().map(|kernel| ("node-1", kernel)).collect();
         let picture = picture(vec![node("node-1", "203.0.113.7"), web()], kernels);
         let standings = picture.standings();
-        let of_web = standings.iter().find(|one| &*one.pod.name == "a").unwrap();
+        let of_web = standings.iter().find(|one| &*one.asker.name().name == "a").unwrap();
         assert_eq!(of_web.state.name(), expected, "{what}");
         assert_eq!(of_web.packets, (expected == "Programmed").then_some(4), "{what}");
     }
@@ -112,6 +115,134 @@ fn a_dual_stack_node_serves_a_request_once_per_family() {
     let web = pod("web", "a", "node-1", "", "80", ips);
     let picture = picture(vec![dual, web], vec![("node-1", Kernel { has_agent: true, ..Kernel::default() })]);
     assert_eq!(states(&picture), ["a 203.0.113.7:80/tcp Expected", "a [2001:db8::7]:80/tcp Expected"]);
+}
+
+#[test]
+fn where_claims_are_on_a_port_is_the_pod_s_only_once_its_pinhole_grants_it() {
+    let said = |status: &str, reason: &str| {
+        let condition = json!({"type": "Accepted", "status": status, "reason": reason, "message": "so it is",
+            "lastTransitionTime": "2026-03-01T10:00:00Z"});
+        json!({"spec": {"target": {"pod": "a", "podUID": "uid-web-a"}}, "status": {"conditions": [condition]}})
+    };
+    let mut granted = said("True", "Granted");
+    granted["status"]["endpoints"] =
+        json!([{"address": "203.0.113.7", "protocol": "TCP", "port": 80, "targetPort": 80}]);
+    let mut reported = granted.clone();
+    reported["status"]["nodes"] =
+        json!([{"name": "node-1", "programmed": true, "reason": "Programmed", "observedGeneration": 2}]);
+    reported["status"]["targets"] =
+        json!([{"pod": "a", "podUID": "uid-web-a", "addresses": ["10.244.1.9"], "active": true}]);
+    let of_an_older_pod = json!({"spec": {"target": {"podUID": "uid-before"}}});
+    let of_before = json!({"status": {"observedGeneration": 1}});
+    let with = |changes: &serde_json::Value| {
+        let mut changed = granted.clone();
+        json_patch::merge(&mut changed, changes);
+        Some(changed)
+    };
+    for (what, says, expected) in [
+        ("granted", Some(granted.clone()), "Expected"),
+        ("granted, and the agent has said that it is programmed", Some(reported), "Reported"),
+        ("granted to an older pod of the name", with(&of_an_older_pod), "Pending"),
+        ("granted by an older request", with(&of_before), "Pending"),
+        ("nothing said", None, "Pending"),
+        ("claimed by another holder", Some(said("False", "PortTaken")), "Taken"),
+        ("refused", Some(said("False", "Refused")), "Refused"),
+        ("a full pool", Some(said("False", "NoFreePort")), "Full"),
+        ("about to be claimed", Some(said("Unknown", "Waiting")), "Pending"),
+    ] {
+        let pinholes = says.map(|says| pinhole("web", "a", "node-1", says));
+        let mut picture = picture(
+            vec![
+                node("node-1", "203.0.113.7"),
+                pod("web", "a", "node-1", "10.244.1.9", "203.0.113.7:80", json!({})),
+            ],
+            Vec::new(),
+        );
+        picture.pinholes = Some(pinhole_watch::by_name(pinholes));
+        let told = picture.told_in_pinholes().into_iter().map(|(_, line)| line).collect();
+        let kernel = Kernel { has_agent: true, read: None, told };
+        picture.kernels.insert("node-1".to_owned(), kernel);
+        assert!(states(&picture)[0].ends_with(expected), "{what}: {:?}", states(&picture));
+    }
+}
+
+#[test]
+fn a_pinhole_of_a_user_is_served_by_the_nodes_that_have_its_addresses() {
+    let says = |node: &str| json!({"name": node, "programmed": true, "reason": "Programmed", "observedGeneration": 2});
+    let endpoint =
+        |address: &str| json!({"address": address, "protocol": "TCP", "port": 443, "targetPort": 8443});
+    let condition = |kind: &str, reason: &str| json!({"type": kind, "status": "True", "reason": reason, "lastTransitionTime": "2026-03-01T10:00:00Z"});
+    let shop = json!({
+        "metadata": {"labels": {"node.pinhole.dev/node-2": ""}},
+        "spec": {"target": {"service": "shop"}, "addresses": ["203.0.113.7", "203.0.113.8"], "ports": [{"port": 443}]},
+        "status": {
+            "endpoints": [endpoint("203.0.113.7"), endpoint("203.0.113.8")],
+            "targets": [{"pod": "a", "podUID": "u", "addresses": ["10.244.1.9"], "active": true}],
+            "nodes": [says("node-1"), says("node-2")],
+            "conditions": [condition("Accepted", "Granted"), condition("Programmed", "Programmed")],
+        },
+    });
+    let mut picture = picture(vec![node("node-1", "10.0.0.1"), node("node-2", "10.0.0.2")], Vec::new());
+    picture.pinholes = Some(pinhole_watch::by_name([pinhole("web", "shop", "node-1", shop)]));
+    let addresses = |address: &str| BTreeSet::from([address.parse().unwrap()]);
+    picture.node_addresses =
+        [("node-1".to_owned(), addresses("203.0.113.7")), ("node-2".to_owned(), addresses("203.0.113.8"))]
+            .into();
+    for (node, line) in picture.told_in_pinholes() {
+        picture.kernels.entry(node).or_default().told.push(line);
+    }
+    let told = |one: Standing| format!("{} {:?} {:?}", one.external, one.node, one.state);
+    let told: Vec<_> = picture.standings().into_iter().map(told).collect();
+    assert_eq!(
+        told,
+        [r#"203.0.113.7:443/tcp Some("node-1") Reported"#, r#"203.0.113.8:443/tcp Some("node-2") Reported"#]
+    );
+}
+
+#[test]
+fn a_pod_s_port_is_listed_on_the_node_that_serves_it_wherever_the_pod_runs() {
+    let condition = |kind: &str, status: &str, reason: &str| {
+        json!({"type": kind, "status": status, "reason": reason, "message": "so it is",
+            "lastTransitionTime": "2026-03-01T10:00:00Z"})
+    };
+    let says = |programmed: &str, reason: &str| {
+        json!({
+            "metadata": {"labels": {"node.pinhole.dev/node-9": ""}},
+            "spec": {
+                "target": {"pod": "a", "podUID": "uid-web-a"},
+                "ports": [{"targetPort": 80}], "holder": {"kind": "Pod", "namespace": "web", "name": "a"},
+            },
+            "status": {
+                "endpoints": [{"address": "198.51.100.9", "protocol": "TCP", "port": 30001, "targetPort": 80,
+                    "nodes": ["node-9"]}],
+                "targets": [{"pod": "a", "podUID": "uid-web-a", "addresses": ["10.244.1.9"], "node": "node-1",
+                    "active": true,
+                    "state": {"created": "2026-03-01T10:00:00Z", "ready": true, "terminating": false}}],
+                "conditions": [condition("Accepted", "True", "Granted"), condition("Programmed", programmed, reason)],
+            },
+        })
+    };
+    let has_it = vec![line("198.51.100.9:30001/tcp", Some("10.244.1.9:80"), "web/a", 4)];
+    for (what, says, lines, expected) in [
+        ("the kernel has it", says("True", "Programmed"), has_it, "Programmed"),
+        ("it has nothing", says("False", "Failed"), Vec::new(), "Missing"),
+    ] {
+        let objects = vec![
+            node("node-1", "203.0.113.7"),
+            node("node-9", "10.0.0.9"),
+            pod("web", "a", "node-1", "10.244.1.9", "auto:80", json!({})),
+        ];
+        let mut picture = picture(objects, vec![("node-9", kernel(lines))]);
+        picture.pinholes = Some(pinhole_watch::by_name([pinhole("web", "a", "node-1", says)]));
+        let addresses = BTreeSet::from(["198.51.100.9".parse().unwrap()]);
+        picture.node_addresses = [("node-9".to_owned(), addresses)].into();
+        let told = |one: Standing| format!("{} {:?} {}", one.external, one.node, one.state.name());
+        let told: Vec<_> = picture.standings().into_iter().map(told).collect();
+        assert_eq!(told, [format!("198.51.100.9:30001/tcp Some(\"node-9\") {expected}")], "{what}");
+        picture.kernels.clear();
+        picture.node_addresses.clear();
+        assert_eq!(picture.standings().len(), 1, "{what}: then the Pinhole tells it");
+    }
 }
 
 #[test]
