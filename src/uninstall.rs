@@ -1,6 +1,6 @@
 //! Takes Pinhole out of a cluster, in the order in which nothing breaks and nothing comes back: the webhook
 //! configurations, so that nobody is refused any more; the agents, so that nobody programs; the rules on every node;
-//! then what was made at run time.
+//! then what was made at run time. Where only claims are turned off, that last step alone.
 //!
 //! # Guarantees
 //! Every step can be repeated: started again after whatever ended it, it goes through all of them. It never waits for
@@ -18,6 +18,7 @@ use crate::cluster::removal::Installation;
 use crate::cluster::removal::RemovalError;
 use crate::cluster::removal::Target;
 use crate::cluster::removal::every::Every;
+use crate::cluster::removal::gates::Lifted;
 use crate::removal;
 use crate::removal::Node;
 use crate::removal::Pending;
@@ -47,29 +48,55 @@ pub struct Plan {
     pub kinds: Vec<Every>,
     /// Kinds whose objects stay, without our finalizers.
     pub kept_kinds: Vec<Every>,
+    /// Whether pods are let go that wait at our scheduling gate.
+    pub lifts_gates: bool,
+    /// How much goes.
+    pub extent: Extent,
     /// When to give up.
     pub deadline: Duration,
+}
+
+/// How much of an installation goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// All of it.
+    Everything,
+    /// What only a controller looks after: calls, agents and nodes stay as they are.
+    Claims,
 }
 
 /// It was not finished in time.
 #[derive(Debug, Error)]
 #[error(
-    "not finished after {} s: {waiting_for}. What is done stays done: solve that and run it again (helm uninstall, or the \
-     same Job once more). `helm uninstall --no-hooks` goes on without it and leaves the rules on these nodes", .deadline.as_secs()
+    "not finished after {} s: {waiting_for}. What is done stays done: solve that and run it again ({again}", .deadline.as_secs()
 )]
 pub struct UninstallError {
     deadline: Duration,
     waiting_for: String,
+    again: &'static str,
+}
+
+impl Extent {
+    /// How it is run again.
+    const fn again(self) -> &'static str {
+        match self {
+            Self::Everything => {
+                "helm uninstall, or the same Job once more). `helm uninstall --no-hooks` goes on without it and leaves the \
+                 rules on these nodes"
+            }
+            Self::Claims => "the same helm upgrade). `helm upgrade --no-hooks` goes on without it",
+        }
+    }
 }
 
 /// Removes everything in `plan`.
 pub async fn run(installation: Installation, plan: Plan) -> Result<Outcome, UninstallError> {
-    let deadline = plan.deadline;
+    let (deadline, again) = (plan.deadline, plan.extent.again());
     let mut uninstall =
         Uninstall { installation, plan, outcome: Outcome::default(), waiting_for: String::new() };
     let finished = tokio::time::timeout(deadline, uninstall.steps()).await;
     let Uninstall { outcome, waiting_for, .. } = uninstall;
-    finished.map(|()| outcome).map_err(|_| UninstallError { deadline, waiting_for })
+    finished.map(|()| outcome).map_err(|_| UninstallError { deadline, waiting_for, again })
 }
 
 /// How the nodes of this DaemonSet would be cleaned by hand.
@@ -89,12 +116,21 @@ struct Uninstall {
 
 impl Uninstall {
     async fn steps(&mut self) {
-        self.delete_configurations().await;
-        self.end_agents().await;
-        self.clean_nodes().await;
-        self.forget_abandoned_pods().await;
-        self.delete_leftovers().await;
-        self.delete_kinds().await;
+        match self.plan.extent {
+            Extent::Everything => {
+                self.delete_configurations().await;
+                self.end_agents().await;
+                self.clean_nodes().await;
+                self.forget_abandoned_pods().await;
+                self.delete_leftovers().await;
+                self.delete_kinds().await;
+            }
+            // What is left of a controller tells that this has yet to be done, so it goes last.
+            Extent::Claims => {
+                self.delete_kinds().await;
+                self.delete_leftovers().await;
+            }
+        }
     }
 
     async fn delete_configurations(&mut self) {
@@ -238,11 +274,17 @@ impl Uninstall {
 
     /// Until nothing has come back for a while: the controller may not have ended yet.
     async fn delete_kinds(&mut self) {
-        let Plan { leftovers, kinds, kept_kinds, .. } = self.plan.clone();
+        let Plan { mut leftovers, kinds, kept_kinds, lifts_gates, extent, .. } = self.plan.clone();
+        if extent == Extent::Claims {
+            leftovers.clear();
+        }
         let mut deleted = vec![0; kinds.len()];
         let mut quiet = 0;
-        while quiet < QUIET_LOOKS && kinds.len() + kept_kinds.len() != 0 {
+        while quiet < QUIET_LOOKS && (lifts_gates || kinds.len() + kept_kinds.len() != 0) {
             let mut found = 0;
+            if lifts_gates {
+                found += self.lift_gates().await;
+            }
             for target in &leftovers {
                 let came_back = self.installation.delete_again(target).await;
                 found += usize::from(self.attempt(came_back).await.unwrap_or(true));
@@ -256,13 +298,26 @@ impl Uninstall {
             }
             for every in kinds.iter().chain(&kept_kinds) {
                 let count = self.installation.let_go(every).await;
-                found += self.attempt(count).await.unwrap_or(1);
+                let freed = self.attempt(count).await;
+                self.outcome.freed += freed.unwrap_or(0);
+                found += freed.unwrap_or(1);
             }
             quiet = if found == 0 { quiet + 1 } else { 0 };
             tokio::time::sleep(LOOK_AGAIN).await;
         }
         let deleted = kinds.iter().zip(deleted).filter(|(_, count)| *count != 0);
         self.outcome.deleted.extend(deleted.map(|(every, count)| format!("{every}: {count}")));
+    }
+
+    /// Lets pods go that wait for ports which nobody finds; how much of that was news. One that cannot be let go is tried
+    /// again as long as there is, and told in the end: nothing else waits for it.
+    async fn lift_gates(&mut self) -> usize {
+        let lifted = self.installation.lift_gates().await;
+        let Some(Lifted { free, waiting }) = self.attempt(lifted).await else { return 1 };
+        let count = free.len();
+        self.outcome.let_go.extend(free);
+        self.outcome.gated = waiting;
+        count
     }
 
     async fn look(&mut self, daemon_set: &str) -> Option<(Vec<Node>, Vec<Pod>)> {

@@ -1,11 +1,12 @@
 {{- define "pinhole.uninstall" -}}{{ include "pinhole.fullname" . }}-uninstall{{- end -}}
 {{- define "pinhole.cleanup" -}}{{ include "pinhole.fullname" . }}-cleanup{{- end -}}
+{{- define "pinhole.claimsOff" -}}{{ include "pinhole.fullname" . }}-claims-off{{- end -}}
 
-{{- /* Makes an object part of the removal. Helm prints the Job's log, which names the nodes that were not reached. */ -}}
+{{- /* Makes an object part of the removal, or of another hook. Helm prints the Job's log, which names what was not reached. */ -}}
 {{- define "pinhole.uninstallAnnotations" -}}
 {{- $own := dict -}}
 {{- if not .root.Values.plainManifests -}}
-{{- $own = dict "helm.sh/hook" "pre-delete" "helm.sh/hook-weight" .weight "helm.sh/hook-delete-policy" "before-hook-creation,hook-succeeded" -}}
+{{- $own = dict "helm.sh/hook" (default "pre-delete" .hook) "helm.sh/hook-weight" .weight "helm.sh/hook-delete-policy" "before-hook-creation,hook-succeeded" -}}
 {{- if eq .weight "0" -}}
 {{- $own = set $own "helm.sh/hook-output-log-policy" "hook-succeeded,hook-failed" -}}
 {{- end -}}
@@ -21,11 +22,12 @@
   resource: deployments
   target: deployments.v1.apps
   names: [{{ include "pinhole.controller" . }}]
+{{- end }}
+# Claims may have been on before.
 - group: coordination.k8s.io
   resource: leases
   target: leases.v1.coordination.k8s.io
   names: [{{ include "pinhole.controller" . }}]
-{{- end }}
 {{- if eq .Values.certificates.mode "self" }}
 - group: ""
   resource: secrets
@@ -44,25 +46,84 @@
 {{- end }}
 {{- end -}}
 
-{{- /* The kinds of ours of which nothing is left: what Pinhole wrote, and what means nothing without it. */ -}}
+{{- /* The kinds of ours of which nothing is left: what Pinhole wrote, and what means nothing without it. Also where claims are off,
+for they may have been on. */ -}}
 {{- define "pinhole.kindsMadeAtRunTime" -}}
-{{- if (default dict .Values.claims).enabled }}
 - portclaims
 - natnodes
-{{- end }}
 {{- end -}}
 
 {{- /* Of Pinholes, those that the controller wrote. */ -}}
 {{- define "pinhole.pinholesOfPods" -}}
-{{- if (default dict .Values.claims).enabled }}pinholes.v1alpha1.pinhole.dev?app.kubernetes.io/managed-by=pinhole-controller{{ end -}}
+pinholes.v1alpha1.pinhole.dev?app.kubernetes.io/managed-by=pinhole-controller
 {{- end -}}
 
 {{- /* The kinds of ours whose objects somebody else wrote. */ -}}
 {{- define "pinhole.kindsOfUsers" -}}
-{{- if (default dict .Values.claims).enabled }}
 - natpools
 - pinholes
+{{- end -}}
+
+{{- /* The rights to end what only a controller would end. */ -}}
+{{- define "pinhole.endOfClaimsRules" -}}
+# What somebody wrote stays, but nobody is left to take our finalizers off.
+- apiGroups: [pinhole.dev]
+  resources: [{{ include "pinhole.kindsOfUsers" . | fromYamlArray | join ", " }}]
+  verbs: [list, patch]
+# Nobody is left to find ports for pods that wait at our scheduling gate.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [list, patch]
+{{- end -}}
+
+{{- /* How the pods run that take something out of the cluster. */ -}}
+{{- define "pinhole.uninstallPod" -}}
+serviceAccountName: {{ .name }}
+restartPolicy: Never
+{{- with .root.Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- with .root.Values.webhook.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- if .root.Values.webhook.hostNetwork }}
+hostNetwork: true
+dnsPolicy: ClusterFirstWithHostNet
+{{- end }}
+{{- with .root.Values.webhook.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .root.Values.webhook.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 65532
+  runAsGroup: 65532
+  seccompProfile:
+    type: RuntimeDefault
+{{- end -}}
+
+{{- /* What their container is, beside its arguments and files. */ -}}
+{{- define "pinhole.uninstallContainer" -}}
+image: {{ include "pinhole.image" (dict "root" . "own" .Values.webhook.image) }}
+imagePullPolicy: {{ include "pinhole.pullPolicy" (dict "root" . "own" .Values.webhook.image) }}
+{{- with .Values.webhook.extraEnv }}
+env:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+# On failure the last lines of the log become the pod's own message.
+terminationMessagePolicy: FallbackToLogsOnError
+resources:
+  {{- toYaml .Values.uninstall.resources | nindent 2 }}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities:
+    drop: [ALL]
 {{- end -}}
 
 {{- define "pinhole.cleanupDaemonSet" -}}

@@ -18,6 +18,7 @@ use crate::cluster::removal::Installation;
 use crate::cluster::removal::Target;
 use crate::cluster::removal::every::Every;
 use crate::uninstall;
+use crate::uninstall::Extent;
 use crate::uninstall::Plan;
 
 /// The flags of `pinhole uninstall`.
@@ -57,6 +58,14 @@ pub(crate) struct Uninstall {
     #[arg(long, value_name = "KIND", env = "PINHOLE_LET_GO", value_delimiter = ',')]
     let_go: Vec<Every>,
 
+    /// Let pods go that wait at the scheduling gate of Pinhole for ports that nobody is left to find.
+    #[arg(long, env = "PINHOLE_LIFT_GATES")]
+    lift_gates: bool,
+
+    /// Only end claims, as where they are turned off: neither calls nor agents nor nodes are touched. What --delete names goes last.
+    #[arg(long, env = "PINHOLE_CLAIMS_ONLY", conflicts_with = "cleanup_manifest")]
+    claims_only: bool,
+
     /// When to give up. What is done by then stays done.
     #[arg(long, value_name = "DURATION", default_value = "4m", value_parser = duration::parse,
           env = "PINHOLE_DEADLINE")]
@@ -80,6 +89,8 @@ impl Uninstall {
             delete,
             delete_every,
             let_go,
+            lift_gates,
+            claims_only,
             deadline,
         } = self;
         let connection = client::connect(&kubeconfig.map_or(Source::Usual, Source::File)).await?;
@@ -93,10 +104,13 @@ impl Uninstall {
             leftovers: delete,
             kinds: delete_every,
             kept_kinds: let_go,
+            lifts_gates: lift_gates,
+            extent: if claims_only { Extent::Claims } else { Extent::Everything },
             deadline,
         };
         let outcome = uninstall::run(Installation::new(connection.client, namespace), plan).await?;
-        terminal::print(&outcome.text(by_hand.as_ref()))?;
+        let text = if claims_only { outcome.text_of_claims() } else { outcome.text(by_hand.as_ref()) };
+        terminal::print(&text)?;
         Ok(ExitCode::SUCCESS)
     }
 }

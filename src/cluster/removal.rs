@@ -3,6 +3,7 @@
 //! Deleting what does not exist is no error. Every failure names the object and says what to do.
 
 pub mod every;
+pub mod gates;
 
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;

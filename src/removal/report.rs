@@ -2,6 +2,10 @@
 
 use std::fmt::Write as _;
 
+use serde_json::Value;
+use serde_json::json;
+
+use crate::model::holder::ObjectName;
 use crate::removal::Away;
 
 /// How a node is cleaned by hand.
@@ -13,6 +17,31 @@ pub struct ByHand {
     pub arguments: Vec<String>,
 }
 
+/// A pod that waits at our scheduling gate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gated {
+    /// The pod.
+    pub pod: ObjectName,
+    /// Its other gates, which are somebody else's.
+    pub others: Vec<String>,
+    /// Why it could not be let go.
+    pub why: String,
+}
+
+impl Gated {
+    /// What is merged into the pod, so that it waits for the others alone.
+    pub fn change(&self) -> Value {
+        let others: Vec<_> = self.others.iter().map(|name| json!({"name": name})).collect();
+        json!({"spec": {"schedulingGates": others}})
+    }
+
+    /// The command that does so.
+    fn command(&self) -> String {
+        let ObjectName { namespace, name } = &self.pod;
+        format!("kubectl -n {namespace} patch pod {name} --type=merge -p '{}'", self.change())
+    }
+}
+
 /// What was done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
@@ -22,6 +51,12 @@ pub struct Outcome {
     pub clean: Option<Vec<String>>,
     /// The nodes that could not be reached.
     pub away: Vec<Away>,
+    /// The pods that waited at our scheduling gate and were let go.
+    pub let_go: Vec<ObjectName>,
+    /// Those that could not be.
+    pub gated: Vec<Gated>,
+    /// How many objects have our finalizers no more.
+    pub freed: usize,
 }
 
 impl ByHand {
@@ -37,13 +72,9 @@ impl ByHand {
 }
 
 impl Outcome {
-    /// The whole report, for whoever reads the log.
+    /// The whole report of a removal, for whoever reads the log.
     pub fn text(&self, by_hand: Option<&ByHand>) -> String {
-        let mut text = String::new();
-        // Writing to a String cannot fail.
-        for object in &self.deleted {
-            let _ = writeln!(text, "deleted  {object}");
-        }
+        let mut text = self.text_of_claims();
         match &self.clean {
             Some(nodes) if nodes.is_empty() => text.push_str("cleaned  no node\n"),
             Some(nodes) => {
@@ -61,6 +92,31 @@ impl Outcome {
                 let command = by_hand.map(|by_hand| by_hand.command(node)).unwrap_or_default();
                 let _ = writeln!(text, "  {command}");
             }
+        }
+        text
+    }
+
+    /// What is told where only claims end.
+    pub fn text_of_claims(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        for object in &self.deleted {
+            let _ = writeln!(text, "deleted  {object}");
+        }
+        if self.freed != 0 {
+            let _ = writeln!(text, "freed    {} of our finalizers", self.freed);
+        }
+        for pod in &self.let_go {
+            let _ = writeln!(text, "let go   pod {pod}, which waited for its ports and starts without them");
+        }
+        for gated in &self.gated {
+            let _ = writeln!(
+                text,
+                "\nSTILL WAITS: pod {} at the scheduling gate of Pinhole, which could not be taken off ({}). Run:\n\n  {}",
+                gated.pod,
+                gated.why,
+                gated.command()
+            );
         }
         text
     }

@@ -1,7 +1,9 @@
 //! Removal as a table of what was seen and what follows.
 
 use super::*;
+use crate::model::holder::ObjectName;
 use crate::removal::report::ByHand;
+use crate::removal::report::Gated;
 use crate::removal::report::Outcome;
 
 fn node(name: &str) -> Node {
@@ -98,11 +100,24 @@ fn the_report_names_what_is_gone_and_the_command_for_what_is_not() {
             node: "c".into(),
             why: "Ready is Unknown: kubelet stopped posting node status".into(),
         }],
+        let_go: vec![ObjectName::new("games", "lobby")],
+        gated: vec![Gated {
+            pod: ObjectName::new("games", "kept"),
+            others: vec!["example.com/quota".into()],
+            why: "denied".into(),
+        }],
+        freed: 2,
     };
     assert_eq!(
         outcome.text(Some(&by_hand)),
         "deleted  validatingwebhookconfiguration/pinhole\n\
          deleted  daemonset/pinhole-agent\n\
+         freed    2 of our finalizers\n\
+         let go   pod games/lobby, which waited for its ports and starts without them\n\
+         \n\
+         STILL WAITS: pod games/kept at the scheduling gate of Pinhole, which could not be taken off (denied). Run:\n\
+         \n  \
+         kubectl -n games patch pod kept --type=merge -p '{\"spec\":{\"schedulingGates\":[{\"name\":\"example.com/quota\"}]}}'\n\
          cleaned  2 nodes: a, b\n\
          \n\
          NOT CLEANED: c could not be reached (Ready is Unknown: kubelet stopped posting node status).\n\
@@ -111,5 +126,6 @@ fn the_report_names_what_is_gone_and_the_command_for_what_is_not() {
          kubectl debug node/c -it --profile=netadmin --image=ghcr.io/pinhole-dev/pinhole-agent:0.1.0 -- \
          pinhole cleanup --resource-prefix=NAT --xtables-lock-file=/host/run/xtables.lock\n"
     );
+    assert_eq!(Outcome::default().text_of_claims(), "");
     assert_eq!(Outcome::default().text(None), "The nodes were left as they are, as asked.\n");
 }

@@ -163,7 +163,8 @@ func TestUninstallLeavesNothingThoughANodeIsDown(t *testing.T) {
 		"delete validatingwebhookconfigurations gone-pinhole", "delete mutatingwebhookconfigurations gone-pinhole",
 		"delete daemonsets gone-pinhole-agent", "list nodes", "list pods", "get daemonsets gone-pinhole-cleanup",
 		"patch daemonsets gone-pinhole-cleanup", "create events", "delete daemonsets gone-pinhole-cleanup", "delete pods",
-		"get daemonsets gone-pinhole-agent", "delete secrets gone-pinhole-webhook-ca",
+		"get daemonsets gone-pinhole-agent", "delete leases gone-pinhole-controller", "delete secrets gone-pinhole-webhook-ca",
+		"list portclaims", "list natnodes", "list pinholes", "list natpools",
 	}
 	if asked := r.had("gone:gone-pinhole-uninstall"); !slices.Equal(asked, want) {
 		t.Errorf("it asked to\n%s\nexpected\n%s", strings.Join(asked, "\n"), strings.Join(want, "\n"))
@@ -207,7 +208,8 @@ apiVersion: pinhole.dev/v1alpha1
 kind: NatPool
 metadata: {name: theirs, finalizers: [pinhole.dev/claims]}
 spec: {addresses: [192.0.2.1]}
-`, "apply", "--filename=-")
+---
+`+waitingPod("claimed-lobby"), "apply", "--filename=-")
 	if !written.Succeeded {
 		t.Fatal(written.Stderr)
 	}
@@ -223,6 +225,7 @@ spec: {addresses: [192.0.2.1]}
 	if pinholes.Stdout != "of-somebody " {
 		t.Errorf("these Pinholes are left: %s", pinholes.Stdout)
 	}
+	r.isLetGo("claimed-lobby")
 	// What somebody wrote stays, and can be deleted.
 	if result := r.kubectl("", "delete", "natpool", "theirs", "--timeout=10s"); !result.Succeeded {
 		t.Errorf("the pool: %s%s", result.Stdout, result.Stderr)
@@ -230,6 +233,90 @@ spec: {addresses: [192.0.2.1]}
 	r.had("claimed:claimed-pinhole-uninstall")
 	r.hasLeft("claimed", "claimed")
 	r.kubectl("", "patch", "natnode", "node-z", "--type=merge", "--patch={\"metadata\":{\"finalizers\":null}}")
+}
+
+// waitingPod is a pod that waits for its ports, and for somebody else.
+func waitingPod(name string) string {
+	return `apiVersion: v1
+kind: Pod
+metadata: {name: ` + name + `, namespace: default, annotations: {pinhole.dev/expose: "auto:80"}}
+spec:
+  schedulingGates: [{name: pinhole.dev/endpoints}, {name: example.com/quota}]
+  containers: [{name: main, image: example.com/app:1}]
+`
+}
+
+// isLetGo checks that a waitingPod waits for somebody else alone.
+func (r release) isLetGo(name string) {
+	r.t.Helper()
+	mentions(r.t, r.told(), "let go   pod default/"+name+", which waited for its ports")
+	gates := r.kubectl("", "get", "pod", name, "--namespace=default", "--output=jsonpath={.spec.schedulingGates[*].name}")
+	if gates.Stdout != "example.com/quota" {
+		r.t.Errorf("the pod %s waits at %q", name, gates.Stdout)
+	}
+	r.kubectl("", "delete", "pod", name, "--namespace=default", "--grace-period=0", "--force")
+}
+
+func TestTurningClaimsOffLetsGoOfWhatOnlyAControllerWould(t *testing.T) {
+	r := installed(t, "ceased", "claims.enabled=true", "claims.defaultPool.name=ceased-addresses")
+	r.awaitReady("agent", 3)
+	r.kubectl("", "delete", "validatingwebhookconfigurations,mutatingwebhookconfigurations", "--all")
+	// The Lease is what a controller leaves behind.
+	written := r.kubectl(`apiVersion: coordination.k8s.io/v1
+kind: Lease
+metadata: {name: ceased-pinhole-controller, namespace: ceased}
+spec: {holderIdentity: "", leaseDurationSeconds: 15}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: ceased-tenant}
+---
+apiVersion: pinhole.dev/v1alpha1
+kind: Pinhole
+metadata: {name: theirs, namespace: ceased-tenant, finalizers: [pinhole.dev/release, example.com/audit]}
+spec: {target: {service: web}, addresses: [192.0.2.2], ports: [{port: 81}]}
+---
+apiVersion: pinhole.dev/v1alpha1
+kind: NatPool
+metadata: {name: ceased, finalizers: [pinhole.dev/claims]}
+spec: {addresses: [192.0.2.2]}
+---
+`+waitingPod("ceased-lobby"), "apply", "--filename=-")
+	if !written.Succeeded {
+		t.Fatal(written.Stderr)
+	}
+	off := []string{"upgrade", "ceased", chart, "--set=" + sharedKinds, "--timeout=2m"}
+	if output, err := r.helm(off...); err != nil {
+		t.Fatalf("%v\n%s\n%s", err, output, r.told())
+	}
+	mentions(t, r.told(), "freed    ")
+	r.isLetGo("ceased-lobby")
+	for query, expected := range map[string]string{
+		"pinhole/theirs --namespace=ceased-tenant": `["example.com/audit"]`,
+		"natpool/ceased": ``,
+		"lease/ceased-pinhole-controller --namespace=ceased": ``,
+	} {
+		arguments := append([]string{"get", "--ignore-not-found", "--output=jsonpath={.metadata.finalizers}"}, strings.Fields(query)...)
+		if left := r.kubectl("", arguments...); left.Stdout != expected {
+			t.Errorf("%s has %s%s", query, left.Stdout, left.Stderr)
+		}
+	}
+	want := []string{"list pods", "patch pods", "list natpools", "patch natpools ceased", "list pinholes", "patch pinholes theirs",
+		"delete leases ceased-pinhole-controller"}
+	if asked := r.had("ceased:ceased-pinhole-claims-off"); !slices.Equal(asked, want) {
+		t.Errorf("it asked to\n%s\nexpected\n%s", strings.Join(asked, "\n"), strings.Join(want, "\n"))
+	}
+	// Nothing tells of a controller any more, so the next upgrade has nothing to do.
+	before := r.told()
+	if output, err := r.helm(off...); err != nil || r.told() != before {
+		t.Errorf("%v\n%s\n%s", err, output, r.told())
+	}
+	r.kubectl("", "delete", "natpool/ceased", "namespace/ceased-tenant", "--wait=false")
+	r.kubectl("", "patch", "pinhole", "theirs", "--namespace=ceased-tenant", "--type=merge", "--patch={\"metadata\":{\"finalizers\":null}}")
+	if output, err := r.helm("uninstall", "ceased", "--timeout=2m", "--wait"); err != nil {
+		t.Fatalf("%v\n%s\n%s", err, output, r.told())
+	}
+	r.hasLeft("ceased", "ceased")
 }
 
 func TestUninstallGivesUpAtItsDeadlineAndGoesOnWhenItIsRunAgain(t *testing.T) {
