@@ -26,6 +26,7 @@ var unreachable = map[string]string{
 	"tls-self-signed-ca-out": "goes with it",
 	"uninstall kubeconfig":   "is the cluster around the Job",
 	"uninstall log-format":   "is text: whoever runs helm uninstall reads it",
+	"uninstall claims-only":  "is for an upgrade that turns claims off, in a cluster where they were on",
 }
 
 // matrix are the values with which the chart must work.

@@ -311,8 +311,16 @@ spec: {addresses: [192.0.2.2]}
 	if output, err := r.helm(off...); err != nil || r.told() != before {
 		t.Errorf("%v\n%s\n%s", err, output, r.told())
 	}
-	r.kubectl("", "delete", "natpool/ceased", "namespace/ceased-tenant", "--wait=false")
-	r.kubectl("", "patch", "pinhole", "theirs", "--namespace=ceased-tenant", "--type=merge", "--patch={\"metadata\":{\"finalizers\":null}}")
+	for _, command := range [][]string{
+		{"delete", "natpool/ceased", "--timeout=10s"},
+		{"patch", "pinholes", "theirs", "--namespace=ceased-tenant", "--type=merge", "--patch={\"metadata\":{\"finalizers\":null}}"},
+		{"delete", "pinholes", "theirs", "--namespace=ceased-tenant", "--timeout=10s"},
+		{"delete", "namespace", "ceased-tenant", "--wait=false"},
+	} {
+		if result := r.kubectl("", command...); !result.Succeeded {
+			t.Errorf("kubectl %v: %s", command, result.Stderr)
+		}
+	}
 	if output, err := r.helm("uninstall", "ceased", "--timeout=2m", "--wait"); err != nil {
 		t.Fatalf("%v\n%s\n%s", err, output, r.told())
 	}

@@ -96,11 +96,11 @@ impl Asker {
         }
     }
 
-    /// `pod/mx-0` or `pinhole/shop`, as kubectl takes it.
+    /// `pod/mx-0` or `pinholes/shop`, as kubectl takes it: by `pinhole` it means everything of ours.
     pub(crate) fn reference(&self) -> String {
         match self {
             Self::Pod(name) => format!("pod/{}", name.name),
-            Self::Pinhole(name) => format!("pinhole/{}", name.name),
+            Self::Pinhole(name) => format!("pinholes/{}", name.name),
         }
     }
 }
