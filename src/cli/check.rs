@@ -3,6 +3,7 @@
 //! The objects are judged one after the other as the API server would take them, so that two files that want one
 //! port are found out. A refused object holds nothing.
 
+mod pools;
 pub(crate) mod report;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ use crate::admission::subject::Subject;
 use crate::admission::violation::Rule;
 use crate::admission::violation::Violation;
 use crate::admission::violation::shown;
+use crate::allocation::pool::Pool;
 use crate::api::keys;
 use crate::cli::check::report::Finding;
 use crate::cli::check::report::Holder;
@@ -65,6 +67,11 @@ pub(crate) struct Check {
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t, env = "PINHOLE_OUTPUT")]
     output: Output,
 
+    /// Judge by the NatPools in this file or directory, too, as where claims are on: what none of them grants is refused. As
+    /// `kubectl get natpools -o yaml` prints them, or a manifest; what else it has is passed over. Repeatable.
+    #[arg(long = "pool", value_name = "FILE|DIR", env = "PINHOLE_POOL")]
+    pools: Vec<PathBuf>,
+
     #[command(flatten)]
     policy: PolicyFlags,
 }
@@ -79,9 +86,10 @@ enum Output {
 impl Check {
     /// Judges the manifests and prints what it finds.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let Self { files, namespace, output, policy } = self;
-        let manifests = manifest::read(&files, &namespace, io::stdin());
-        let report = judge(&manifests, policy.into_policy());
+        let Self { files, namespace, output, pools, policy } = self;
+        let mut manifests = manifest::read(&files, &namespace, io::stdin());
+        let pools = (!pools.is_empty()).then(|| pools::read(&pools, &mut manifests.unreadable));
+        let report = judge(&manifests, policy.into_policy(), pools);
         terminal::print(&match output {
             Output::Text => report.text(Palette { is_colourful: terminal::is_colourful(&io::stdout()) }),
             Output::Json => report.json()?,
@@ -94,10 +102,16 @@ impl Check {
     }
 }
 
-/// Judges the objects in their order, each against those granted before it.
-pub(crate) fn judge(manifests: &Manifests, policy: Policy) -> Report<'_> {
+/// Judges the objects in their order, each against those granted before it, and against pools where there are any.
+pub(crate) fn judge(manifests: &Manifests, policy: Policy, pools: Option<Vec<Pool>>) -> Report<'_> {
     let policy = Arc::new(policy);
     let mut index = Index::new(policy.clone());
+    index.set_pools(pools.map(Into::into));
+    if index.pools().is_some() {
+        // By their labels pools admit them, wherever they stand among the manifests.
+        let namespaces = manifests.objects.iter().filter(|manifest| manifest.object.kind == "Namespace");
+        namespaces.for_each(|namespace| index.apply(&namespace.object));
+    }
     let mut granted = BTreeMap::new();
     let mut objects = Vec::new();
     for manifest in &manifests.objects {

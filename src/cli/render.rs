@@ -154,7 +154,7 @@ impl Render {
         } = self;
         let manifests = manifest::read(&files, &namespace, io::stdin());
         let policy = policy.into_policy();
-        let report = check::judge(&manifests, policy.clone());
+        let report = check::judge(&manifests, policy.clone(), None);
         let is_complete = report.refused() == 0 && report.unreadable.is_empty();
         let palette = Palette { is_colourful: terminal::is_colourful(&io::stderr()) };
         if !is_complete {

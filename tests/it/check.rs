@@ -66,6 +66,30 @@ fn the_annotations_of_ack_are_judged_where_they_are_read() {
 }
 
 #[test]
+fn where_pools_are_given_they_have_to_grant_what_is_asked_for() {
+    let manifests = "tests/data/check/granted-by-pools.yaml";
+    let without = Program::new(&["check", manifests]).run();
+    assert_eq!(without.code, 0, "no pools, no refusal for the lack of one: {}", without.stdout);
+    let output = Program::new(&["check", "--pool=tests/data/check/pools.yaml", manifests]).run();
+    assert_eq!(output.code, 1, "{}", output.stdout);
+    golden("tests/golden/check-pools.txt", &output.stdout);
+    let example = "examples/claims/pod-dnat.yaml";
+    let output = Program::new(&["check", "--compat=ack", "--pool", example, example]).run();
+    assert_eq!(output.stdout, "Checked 3 objects in 1 file: 1 asks for external ports, granted.\n");
+}
+
+#[test]
+fn a_pool_that_cannot_be_read_is_named_and_nothing_counts_as_granted() {
+    let broken = "tests/data/check/broken-pool.yaml";
+    let output = Program::new(&["check", "--pool", broken, "examples/web.yaml"]).run();
+    assert_eq!(output.code, 2, "{}", output.stdout);
+    golden("tests/golden/check-broken-pool.txt", &output.stdout);
+    let output = Program::new(&["check", "--pool=examples/web.yaml", "examples/web.yaml"]).run();
+    assert_eq!(output.code, 2, "{}", output.stdout);
+    assert!(output.stdout.contains("examples/web.yaml: --pool names no NatPool"), "{}", output.stdout);
+}
+
+#[test]
 fn every_workload_is_judged_and_nothing_hides_anything_else() {
     let output = Program::new(&["check", "tests/data/check/workloads.yaml"]).run();
     assert_eq!(output.code, 2, "{}", output.stdout);
