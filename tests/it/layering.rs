@@ -13,7 +13,7 @@ const MODULES: &[Module] = &[
     Module { name: "allocation", may_use: &["model", "api"], is_pure: true },
     Module { name: "admission", may_use: &["model", "api", "allocation"], is_pure: true },
     Module { name: "certificates", may_use: &[], is_pure: true },
-    Module { name: "removal", may_use: &[], is_pure: true },
+    Module { name: "removal", may_use: &["model"], is_pure: true },
     Module { name: "ruleset", may_use: &["model", "api"], is_pure: true },
     Module { name: "dataplane", may_use: &["model", "ruleset"], is_pure: false },
     Module {
