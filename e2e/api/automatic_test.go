@@ -200,6 +200,8 @@ func TestAFullPoolKeepsPodsWaitingAndSaysSo(t *testing.T) {
 	// A port that becomes free is the waiting pod's: a claim that nobody holds, as after its life is over.
 	freed := c.gated("first").told(t)[0]
 	c.must(http.MethodDelete, c.podsPath()+"/first", object{"gracePeriodSeconds": 0}, nil)
+	// While the controller believes in the pod, a claim that somebody deletes comes back.
+	c.eventuallyShown("first", "NotFound")
 	c.must(http.MethodDelete, fmt.Sprintf("/apis/pinhole.dev/v1alpha1/portclaims/v4-198-51-100-42-tcp-%d", freed.Port), nil, nil)
 	if got := c.letGo("third").told(t)[0]; got != freed {
 		t.Errorf("%v was freed and %v was found", freed, got)
