@@ -28,7 +28,7 @@ func startRegistry(options lab.Options, replicas, controllers int) (*registryClu
 	if result, err := cluster.Kubectl("", "apply", "-f", "../../webhook-config/claims.yaml"); err != nil || !result.Succeeded {
 		return nil, fmt.Errorf("claims.yaml: %w\n%s", err, result.Stderr)
 	}
-	// The agents of these tests are processes of their own; the plugin reads of their DaemonSet that they go by claims.
+	// The agents that tests start have the flags of their DaemonSet, and the plugin reads there that they go by claims.
 	flag := `[{"op": "add", "path": "/spec/template/spec/containers/0/args/-", "value": "--claims"}]`
 	if result, err := cluster.Kubectl("", "patch", "daemonset", "pinhole-agent", "--namespace="+lab.WebhookNamespace, "--type=json", "--patch="+flag); err != nil || !result.Succeeded {
 		return nil, fmt.Errorf("--claims of the agents: %w\n%s", err, result.Stderr)

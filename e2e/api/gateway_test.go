@@ -13,7 +13,7 @@ import (
 func TestAnAgentServesPodsOfOtherNodesAtTheAddressThatItsNodeHas(t *testing.T) {
 	c := newClerk(t, "gateway")
 	t.Cleanup(func() { c.must(http.MethodDelete, "/apis/pinhole.dev/v1alpha1/natnodes/node-1", nil, nil) })
-	agent := c.startAgent("192.0.2.95", "--claims", "--nat-node")
+	agent := c.startAgent("192.0.2.95", "--nat-node")
 	entries := func(expected string) {
 		t.Helper()
 		if err := lab.Poll(patience, func() error {

@@ -128,7 +128,7 @@ func TestAnAgentUsesTheLinksOfThePoolsThatSelectItsNodeWithoutARestart(t *testin
 	}
 	pool("uplinks-a", "two", "uplink-a")
 	pool("uplinks-b", "one", "uplink-b")
-	c.startAgentOf(object{"metadata": object{"name": "node-1", "labels": notes{"uplinks": "two"}}}, "--claims", "--nat-node", "--firewall=nftables", "--link=interface=uplink-f")
+	c.startAgentOf(object{"metadata": object{"name": "node-1", "labels": notes{"uplinks": "two"}}}, "--nat-node", "--firewall=nftables", "--link=interface=uplink-f")
 	c.placedAt("node-1", "smtp", "192.0.2.88:2526:25")
 	c.runs("smtp", "10.244.1.9")
 	uses := func(interfaces ...string) natNode {

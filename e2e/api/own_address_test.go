@@ -94,7 +94,7 @@ func TestAPortOfANodesOwnAddressIsClaimedWhenThePodHasANode(t *testing.T) {
 // Beside no other test with an agent.
 func TestAnAgentServesAPortOfItsNodesOwnAddressOnceItIsClaimed(t *testing.T) {
 	c := newClerk(t, "own-served")
-	agent := c.startAgent("192.0.2.92", "--claims")
+	agent := c.startAgent("192.0.2.92")
 	c.placedAt("node-1", "own", "2592:25")
 	c.eventuallyShown("own", "own 2592/tcp Pod own node-1 Pod own")
 	c.runs("own", "10.244.1.9")

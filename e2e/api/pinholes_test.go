@@ -240,7 +240,7 @@ func (c clerk) pause(paused bool) {
 
 func TestAnAgentServesWhatIsGrantedAndSaysSoInThePinhole(t *testing.T) {
 	c := newClerk(t, "granted")
-	agent := c.startAgent("192.0.2.75", "--claims", "--nat-node")
+	agent := c.startAgent("192.0.2.75", "--nat-node")
 	entries := func(expected bool) {
 		t.Helper()
 		if err := lab.Poll(patience, func() error {
@@ -317,7 +317,7 @@ const programmedGate = "pinhole.dev/programmed"
 // Pods of one holder that have the gate: the older one serves until the younger one is ready, and that one until it is gone.
 func TestAPodWithTheGateIsReadyOnlyWhenTheKernelAnswers(t *testing.T) {
 	c := newClerk(t, "gated")
-	c.startAgent("192.0.2.76", "--claims")
+	c.startAgent("192.0.2.76")
 	gated := func(name, handover string) {
 		pod := asking(name, "192.0.2.76:2526:25")
 		pod["metadata"].(object)["annotations"].(notes)["pinhole.dev/handover"] = handover

@@ -151,7 +151,7 @@ func TestAPinholeFollowsItsServiceAndKeepsWhatItsUserWrote(t *testing.T) {
 func TestAnAgentServesAPinholeThatAUserWrote(t *testing.T) {
 	c := newClerk(t, "served")
 	t.Cleanup(func() { c.must(http.MethodDelete, "/apis/pinhole.dev/v1alpha1/natnodes/node-1", nil, nil) })
-	agent := c.startAgent("192.0.2.83", "--claims", "--nat-node")
+	agent := c.startAgent("192.0.2.83", "--nat-node")
 	c.serves("web-1", "10.244.2.9", "node-2")
 	c.applied(leads("web", "192.0.2.83", "{port: 443, targetPort: https}"))
 	if said, programmed := c.kubectl("", "wait", "--for=condition=Programmed", "ph/web", "--timeout=30s"); !programmed {
