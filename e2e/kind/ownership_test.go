@@ -106,6 +106,30 @@ func TestWithClaimsAPodThatAsksInTheWordsOfACKIsReached(t *testing.T) {
 	unreachable(t, address, port)
 }
 
+func TestWithClaimsTurnedOffPodsThatWaitAreLetGoAndNothingKeepsTheirNamespace(t *testing.T) {
+	address := addressesOf(t, worker).v4
+	s, pool := withClaims(t, "turned-off", address)
+	kubectl(t, `{"spec":{"ports":[{"first":8136,"last":8136}]}}`, "patch", "natpool", pool, "--type=merge", "--patch-file=/dev/stdin")
+	s.apply(fromPool("served", pool, atNode(worker)))
+	s.ready("app=served")
+	s.programmed("served")
+	s.apply(fromPool("waiting", pool, atNode(worker)))
+	eventually(t, 30*time.Second, "the second pod has a Pinhole", func() error {
+		if output, err := tryKubectl("", "--namespace", s.namespace, "get", "ph", "waiting"); err != nil {
+			return fmt.Errorf("%w: %s", err, output)
+		}
+		return nil
+	})
+	if waiting := s.onlyPod("app=waiting"); waiting.Spec.NodeName != "" {
+		t.Fatalf("without a port it was scheduled to %s", waiting.Spec.NodeName)
+	}
+
+	t.Cleanup(func() { install(t) })
+	helm(t, "upgrade", "pinhole", chart, "--wait", "--timeout", "180s", "--set", "claims.enabled=false")
+	s.ready("app=waiting")
+	s.kubectl("delete", "namespace", s.namespace, "--timeout=60s")
+}
+
 // Somebody deletes the definitions, and with them every claim and every report, finalizers or not; then an upgrade puts them back.
 func TestWithClaimsWhatFlowsGoesOnWhileTheDefinitionsVanishAndComeBack(t *testing.T) {
 	address := addressesOf(t, worker).v4
