@@ -10,6 +10,7 @@
 mod fixture;
 
 use std::hint::black_box;
+use std::sync::Arc;
 
 use criterion::BenchmarkId;
 use criterion::Criterion;
@@ -21,6 +22,7 @@ use pinhole::admission::Operation;
 use pinhole::admission::Request;
 use pinhole::admission::World;
 use pinhole::admission::effective;
+use pinhole::admission::index::Index;
 use pinhole::admission::policy::Policy;
 use pinhole::webhook::review::Review;
 use serde_json::Value;
@@ -78,11 +80,13 @@ fn decide(criterion: &mut Criterion) {
 }
 
 fn patch(criterion: &mut Criterion) {
-    let policy = Policy::default();
+    let policy = Arc::new(Policy::default());
+    let index = Index::new(policy.clone());
+    let world = World { policy: &policy, index: &index };
     let request = request(&fixture::review(0));
     criterion.bench_function("patch", |bencher| {
         bencher
-            .iter(|| serde_json::to_vec(&effective::mutate(black_box(&request), &policy).unwrap()).unwrap());
+            .iter(|| serde_json::to_vec(&effective::mutate(black_box(&request), &world).unwrap()).unwrap());
     });
 }
 

@@ -15,8 +15,8 @@ import (
 const endpoints = "pinhole.dev/endpoints"
 
 type endpoint struct {
-	Address, Protocol string
-	Port, TargetPort  int
+	Address, AdvertisedAddress, Protocol string
+	Port, TargetPort                     int
 }
 
 type gatedPod struct {
@@ -171,6 +171,34 @@ func TestAPodWithPortsByNameIsToldThemWhenItIsCreated(t *testing.T) {
 	}); err != nil {
 		t.Error(err)
 	}
+}
+
+func TestAPodIsToldTheAddressThatTheOutsideConnectsTo(t *testing.T) {
+	t.Parallel()
+	c := newClerk(t, "translated")
+	c.must(http.MethodPost, poolsPath, natPool("translated", object{
+		"addresses": []string{"198.51.100.47"}, "namespaces": object{"names": []string{"translated"}},
+		"advertisedAddresses": []object{{"address": "198.51.100.47", "advertised": "203.0.113.47"}},
+	}), nil)
+	// A replica that has yet to hear of the pool tells the address alone, and the controller puts that right.
+	isTold := func(name string) (found endpoint) {
+		t.Helper()
+		if err := lab.Poll(patience, func() error {
+			found = c.letGo(name).told(t)[0]
+			if found.Address != "198.51.100.47" || found.AdvertisedAddress != "203.0.113.47" {
+				return fmt.Errorf("the pod was told %+v", found)
+			}
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+		return found
+	}
+	c.grants("named", "198.51.100.47:2025")
+	isTold("named")
+	c.eventuallyShown("named", "named 203.0.113.47:2025/tcp Pod named")
+	c.create("", fromPool("found", "auto:80", "translated"))
+	c.eventuallyShown("found", fmt.Sprintf("found 203.0.113.47:%d/tcp", isTold("found").Port))
 }
 
 func TestAFullPoolKeepsPodsWaitingAndSaysSo(t *testing.T) {

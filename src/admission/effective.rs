@@ -17,6 +17,7 @@ use serde_json::json;
 
 use crate::admission::Operation;
 use crate::admission::Request;
+use crate::admission::World;
 use crate::admission::policy::Policy;
 use crate::admission::spread;
 use crate::admission::subject::Subject;
@@ -74,7 +75,8 @@ fn entry(mapping: &Mapping) -> NatEntry {
 }
 
 /// The patch that a pod needs; `None` when it is as it should be.
-pub fn mutate(request: &Request, policy: &Policy) -> Option<Patch> {
+pub fn mutate(request: &Request, world: &World<'_>) -> Option<Patch> {
+    let policy = world.policy;
     let subject = Subject::of(request.object.as_ref()?)?;
     if subject.kind != Kind::Pod || request.operation == Operation::Other || subject.is_mirror() {
         return None;
@@ -85,7 +87,7 @@ pub fn mutate(request: &Request, policy: &Policy) -> Option<Patch> {
     annotations.set(keys::EFFECTIVE, text(&mappings, &automatic).as_deref());
     let is_new = request.operation == Operation::Create;
     if is_new || !asks {
-        annotations.set(keys::ENDPOINTS, granted(&mappings, policy).as_deref());
+        annotations.set(keys::ENDPOINTS, granted(&mappings, world).as_deref());
     }
     let ports = spread::labels(&subject, &request.namespace, &mappings);
     let mut labels = Edits::of("labels", &subject.metadata.labels);
@@ -99,7 +101,7 @@ pub fn mutate(request: &Request, policy: &Policy) -> Option<Patch> {
     }
     // Where a pod may run can be said only once.
     let placement = is_new.then(|| {
-        let is_spread = spread::is_asked_for(&subject, mappings.iter()) == Ok(true);
+        let is_spread = spread::is_wanted(&subject, &mappings, &request.namespace, world);
         spread::required_terms(&subject, &ports, is_spread).map(|terms| require(&subject, terms))
     });
     // A gate can be taken off at any time, and given to a new pod alone.
@@ -111,12 +113,12 @@ pub fn mutate(request: &Request, policy: &Policy) -> Option<Patch> {
 
 /// What a pod will have been granted when it is stored, for its containers to know from their first start: where claims are on,
 /// its ports of fixed addresses. The rest, and all that changes later, the controller tells it.
-fn granted(mappings: &[Mapping], policy: &Policy) -> Option<String> {
+fn granted(mappings: &[Mapping], world: &World<'_>) -> Option<String> {
     let at_its_address = |mapping: &Mapping| match mapping.address() {
-        Address::Fixed(address) => Some(Endpoint::of(mapping, address)),
+        Address::Fixed(address) => Some(Endpoint::of(mapping, address, world.index.advertised(address))),
         Address::Node => None,
     };
-    let fixed = mappings.iter().filter(|_| policy.finds_ports).filter_map(at_its_address);
+    let fixed = mappings.iter().filter(|_| world.policy.finds_ports).filter_map(at_its_address);
     Endpoint::announcement(&fixed.collect::<Vec<_>>())
 }
 

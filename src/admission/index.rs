@@ -222,6 +222,11 @@ impl Index {
         self.pools.as_ref()
     }
 
+    /// What the outside connects to instead of an address, where a pool says that a router translates it 1:1.
+    pub fn advertised(&self, address: ExternalAddress) -> Option<ExternalAddress> {
+        self.pools.iter().flat_map(|pools| pools.iter()).find_map(|pool| pool.advertised(address))
+    }
+
     /// Whether a stored object was granted these ports by asking for them, all of them.
     pub fn asks_already(
         &self,

@@ -13,10 +13,13 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 use serde_json::json;
 
+use crate::admission::World;
+use crate::admission::grant;
 use crate::admission::subject::Subject;
 use crate::admission::violation::Rule;
 use crate::admission::violation::Violation;
 use crate::admission::violation::shown;
+use crate::allocation::pool::Pool;
 use crate::api::keys;
 use crate::api::object::Kind;
 use crate::model::digest::fnv1a;
@@ -49,6 +52,22 @@ pub(crate) fn is_asked_for<'m>(
         ))),
         _ => Err(wrong(r#"is neither "true" nor "false""#.to_owned())),
     }
+}
+
+/// Whether a new pod is to be spread: because it asks for it, or says nothing and is of those for whom the pool of nodes' own
+/// addresses says so.
+pub(crate) fn is_wanted(
+    subject: &Subject<'_>,
+    mappings: &[Mapping],
+    namespace: &str,
+    world: &World<'_>,
+) -> bool {
+    if subject.metadata.annotations.contains_key(keys::SPREAD) {
+        return is_asked_for(subject, mappings.iter()) == Ok(true);
+    }
+    let asker = grant::asker(subject, namespace, world);
+    let spreads = |pool: &Pool| pool.spreads && pool.has(Address::Node) && pool.admits(asker);
+    world.index.pools().is_some_and(|pools| pools.iter().any(spreads))
 }
 
 /// How many ports of the node's own address are asked for.

@@ -18,6 +18,7 @@ mod warnings;
 
 use std::sync::Arc;
 
+use json_patch::Patch;
 use serde_json::Value;
 use serde_json::json;
 
@@ -26,10 +27,17 @@ use crate::admission::Operation;
 use crate::admission::Request;
 use crate::admission::World;
 use crate::admission::decide;
+use crate::admission::effective;
 use crate::admission::index::Index;
 use crate::admission::policy::Policy;
 use crate::admission::violation::summary;
+use crate::allocation::pool::Pool;
 use crate::api::object::Object;
+
+/// What a new object is given in a cluster of which nothing is known.
+fn mutate(request: &Request, policy: &Policy) -> Option<Patch> {
+    Cluster::with_policy(policy.clone()).mutate(request)
+}
 
 /// A cluster with a policy, to which objects are applied as an API server would.
 struct Cluster {
@@ -49,6 +57,15 @@ impl Cluster {
 
     fn decide(&self, request: &Request) -> Decision {
         decide(request, &World { policy: &self.policy, index: &self.index })
+    }
+
+    fn set_pool(&mut self, spec: Value) {
+        let pool = Pool::read("edge", &serde_json::from_value(spec).unwrap()).unwrap();
+        self.index.set_pools(Some([pool].into()));
+    }
+
+    fn mutate(&self, request: &Request) -> Option<Patch> {
+        effective::mutate(request, &World { policy: &self.policy, index: &self.index })
     }
 
     fn create(&self, object: Value) -> Decision {

@@ -14,6 +14,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use crate::allocation::claim::Claim;
 use crate::allocation::pool::addresses::Addresses;
+use crate::api::crd::nat_pool::AdvertisedAddress;
 use crate::api::crd::nat_pool::ClaimMode;
 use crate::api::crd::nat_pool::NamespaceGrant;
 use crate::api::crd::nat_pool::NatPoolSpec;
@@ -51,9 +52,12 @@ pub struct Pool {
     pub nodes: Option<LabelSelector>,
     /// Whether it grants nothing any more and waits for its claims to end.
     pub is_deleting: bool,
+    /// Whether pods with the same port of their node's own address are kept on different nodes, even if they do not ask for it.
+    pub spreads: bool,
     has_node_addresses: bool,
     networks: Vec<IpNet>,
     addresses: Addresses,
+    advertised: BTreeMap<ExternalAddress, ExternalAddress>,
     bands: Vec<Bands>,
     protocols: Vec<Protocol>,
     reserved: Vec<Reserved>,
@@ -164,24 +168,61 @@ impl Pool {
             let reason = ports.reason.clone().unwrap_or_default();
             Ok(Reserved { range, protocol: ports.protocol.map(Into::into), reason })
         });
-        Ok(Self {
+        let pool = Self {
             name: name.to_owned(),
             cooldown: SignedDuration::from_secs(spec.cooldown_seconds.into()),
             retention: spec.retention.clone().unwrap_or_default(),
             priority: spec.priority,
             nodes: spec.nodes.as_ref().map(|nodes| nodes.selector.clone()),
             is_deleting: false,
+            spreads: spec.spread,
             has_node_addresses: spec.node_addresses,
             ports_per_namespace: spec.quota.as_ref().and_then(|quota| quota.ports_per_namespace),
             addresses: Addresses::of(&networks),
             networks,
+            advertised: BTreeMap::new(),
             bands: bands.collect::<Result<_, _>>()?,
             protocols: spec.protocols.iter().copied().map(Into::into).collect(),
             reserved: reserved.collect::<Result<_, _>>()?,
             modes: spec.modes.clone(),
             namespaces: spec.namespaces.clone(),
             service_accounts: spec.service_accounts.clone(),
-        })
+        };
+        let translated = spec.advertised_addresses.iter().enumerate();
+        let advertised =
+            translated.map(|(index, each)| pool.translated(index, each)).collect::<Result<_, _>>()?;
+        Ok(Self { advertised, ..pool })
+    }
+
+    /// An address of the pool, and what the outside connects to instead.
+    fn translated(
+        &self,
+        index: usize,
+        each: &AdvertisedAddress,
+    ) -> Result<(ExternalAddress, ExternalAddress), PoolError> {
+        let wrong = |field: &str, value: &str, problem: String| PoolError {
+            field: format!("advertisedAddresses[{index}].{field}"),
+            value: value.to_owned(),
+            problem,
+        };
+        let read = |field: &str, text: &str| {
+            let ip = text.parse::<IpAddr>().map_err(|_| wrong(field, text, "is no IP address".to_owned()))?;
+            ExternalAddress::new(ip).map_err(|error| wrong(field, text, error.to_string()))
+        };
+        let (address, advertised) = (read("address", &each.address)?, read("advertised", &each.advertised)?);
+        // Nobody knows here which addresses the nodes have.
+        if !self.has(Address::Fixed(address)) && !self.has_node_addresses {
+            return Err(wrong(
+                "address",
+                &each.address,
+                "is no address of the pool; name one of spec.addresses".to_owned(),
+            ));
+        }
+        if address.ip().is_ipv4() != advertised.ip().is_ipv4() {
+            let problem = format!("is not of the same IP family as {address}");
+            return Err(wrong("advertised", &each.advertised, problem));
+        }
+        Ok((address, advertised))
     }
 
     /// The same pool on its way out, or not.
@@ -198,6 +239,11 @@ impl Pool {
                 .iter()
                 .any(|network| network.contains(&address.ip()) && is_usable(network, address.ip())),
         }
+    }
+
+    /// What the outside connects to instead of an address of the pool, where that is another.
+    pub fn advertised(&self, address: ExternalAddress) -> Option<ExternalAddress> {
+        self.advertised.get(&address).copied()
     }
 
     /// Whether it has addresses beside nodes' own.
@@ -414,6 +460,29 @@ mod tests {
         assert!(!admits(account("exim"), None));
     }
 
+    fn translated(address: &str, advertised: &str) -> Value {
+        json!({
+            "addresses": ["203.0.113.7"],
+            "advertisedAddresses": [{"address": address, "advertised": advertised}],
+        })
+    }
+
+    #[test]
+    fn an_address_is_advertised_as_what_a_router_translates_it_from() {
+        let one = pool(translated("203.0.113.7", "198.51.100.7")).unwrap();
+        assert_eq!(one.advertised(address("203.0.113.7")), Some(address("198.51.100.7")));
+        assert_eq!(one.advertised(address("203.0.113.8")), None);
+        let mut of_nodes = translated("10.0.0.5", "198.51.100.7");
+        of_nodes["addresses"] = json!([]);
+        of_nodes["nodeAddresses"] = json!(true);
+        let of_nodes = pool(of_nodes).unwrap();
+        assert_eq!(
+            of_nodes.advertised(address("10.0.0.5")),
+            Some(address("198.51.100.7")),
+            "a node may have it"
+        );
+    }
+
     #[test]
     fn a_pool_that_cannot_be_read_says_which_field_and_what_to_write() {
         let cases = [
@@ -428,6 +497,15 @@ mod tests {
                 json!({"addresses": [], "ports": [{"first": 9, "last": 8}]}),
                 "spec.ports[0]: \"9-8\" is no range",
             ),
+            (
+                translated("203.0.113.8", "198.51.100.7"),
+                "spec.advertisedAddresses[0].address: \"203.0.113.8\" is no address of the pool",
+            ),
+            (
+                translated("203.0.113.7", "2001:db8::7"),
+                "spec.advertisedAddresses[0].advertised: \"2001:db8::7\" is not of the same IP family as 203.0.113.7",
+            ),
+            (translated("203.0.113.7", "127.0.0.1"), "advertised: \"127.0.0.1\" is a loopback address"),
         ];
         for (spec, expected) in cases {
             let error = pool(spec).unwrap_err().to_string();

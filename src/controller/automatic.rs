@@ -348,7 +348,7 @@ fn serves(pool: &Pool, address: ExternalAddress, node: &str, index: &Index) -> b
 
 /// What a pod is to be told, and whether it is let go to the scheduler; `None` when it is as it should be.
 pub fn announcement(pod: &Object, standing: &Standing, index: &Index) -> Option<Value> {
-    let text = text(standing);
+    let text = text(standing, index);
     let told = pod.metadata.annotations.get(keys::ENDPOINTS);
     // The webhook has told it what it was granted, and the watch on claims is about to show that: nothing is taken back meanwhile.
     let is_waiting = matches!(standing.verdict, Verdict::Waiting(_));
@@ -377,10 +377,14 @@ pub fn announcement(pod: &Object, standing: &Standing, index: &Index) -> Option<
 }
 
 /// The external endpoints of a pod as JSON; `None` for none.
-fn text(standing: &Standing) -> Option<String> {
+fn text(standing: &Standing, index: &Index) -> Option<String> {
     let without_pool = |endpoint: Endpoint| Endpoint { pool: None, ..endpoint };
-    let endpoints: Vec<_> =
-        standing.granted.iter().filter_map(pinholes::endpoint).map(without_pool).collect();
+    let endpoints: Vec<_> = standing
+        .granted
+        .iter()
+        .filter_map(|granted| pinholes::endpoint(granted, index))
+        .map(without_pool)
+        .collect();
     Endpoint::announcement(&endpoints)
 }
 

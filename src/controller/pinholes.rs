@@ -268,7 +268,7 @@ fn endpoints(pod: &Object, standing: &Standing, index: &Index) -> Vec<Endpoint> 
     };
     let of = |granted: &Granted| {
         let nodes = own.map(|own| serving::at(asked(granted), Some(own), index)).unwrap_or_default();
-        Some(Endpoint { nodes: nodes.into_iter().collect(), ..endpoint(granted)? })
+        Some(Endpoint { nodes: nodes.into_iter().collect(), ..endpoint(granted, index)? })
     };
     standing.granted.iter().filter_map(of).collect()
 }
@@ -310,7 +310,7 @@ fn status(stored: &Pinhole, pod: &Object, standing: &Standing, patience: &Patien
         .collect();
     PinholeStatus {
         observed_generation: generation,
-        external: in_short(&standing.shown()),
+        external: in_short(&standing.shown(patience.index)),
         target: addresses.first().map_or_else(
             || format!("Pod {}", pod.metadata.name),
             |address| standing.first_target().map_or_else(String::new, |ports| leads_to(address, ports)),
@@ -427,9 +427,9 @@ fn leads_to(address: &str, ports: PortRange) -> String {
 }
 
 /// What was granted, if its address is known.
-pub(super) fn endpoint((mapping, pool): &Granted) -> Option<Endpoint> {
+pub(super) fn endpoint((mapping, pool): &Granted, index: &Index) -> Option<Endpoint> {
     let Address::Fixed(address) = mapping.address() else { return None };
-    Some(Endpoint { pool: pool.clone(), ..Endpoint::of(mapping, address) })
+    Some(Endpoint { pool: pool.clone(), ..Endpoint::of(mapping, address, index.advertised(address)) })
 }
 
 #[cfg(test)]

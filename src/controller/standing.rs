@@ -119,12 +119,16 @@ impl Standing {
         self.automatic.iter().filter_map(|(_, found)| found.as_ref()).map(|(mapping, _)| mapping)
     }
 
-    /// All that it asks for, as people read it.
-    pub fn shown(&self) -> Vec<String> {
-        let found = |(port, found): &(AutomaticPort, Option<Granted>)| {
-            found.as_ref().map_or_else(|| port.to_string(), |(mapping, _)| mapping.to_string())
+    /// All that it asks for, as people read it: what the outside connects to.
+    pub fn shown(&self, index: &Index) -> Vec<String> {
+        let outside = |mapping: &Mapping| match mapping.address() {
+            Address::Fixed(address) => mapping.at(index.advertised(address).unwrap_or(address)).to_string(),
+            Address::Node => mapping.to_string(),
         };
-        self.wanted.iter().map(ToString::to_string).chain(self.automatic.iter().map(found)).collect()
+        let found = |(port, found): &(AutomaticPort, Option<Granted>)| {
+            found.as_ref().map_or_else(|| port.to_string(), |(mapping, _)| outside(mapping))
+        };
+        self.wanted.iter().map(outside).chain(self.automatic.iter().map(found)).collect()
     }
 
     /// The pod's ports behind the first of that.

@@ -205,7 +205,7 @@ impl Scene<'_> {
         let releasing = releasing::releasing(stored, &endpoints, &serving.nodes, patience);
         let status = PinholeStatus {
             observed_generation: generation,
-            external: in_short(&standing.shown()),
+            external: in_short(&standing.shown(self.index)),
             target: leads_to(spec),
             node: releasing::shown(&serving.nodes),
             holder: standing.shown_holder().in_short(),
@@ -252,7 +252,7 @@ impl Scene<'_> {
             let (mapping, _) = granted;
             let is_it = |forward: &&Forward| forward.located.mapping == *mapping;
             let position = forwards.iter().find(is_it)?.port;
-            let endpoint = endpoint(granted)?;
+            let endpoint = endpoint(granted, self.index)?;
             let target_port = match resolved.ports.get(&position) {
                 Some(port) => *port,
                 None if has_target => return None,

@@ -30,6 +30,7 @@ use std::time::Instant;
 use futures::StreamExt;
 use futures::TryStreamExt;
 use futures::stream;
+use json_patch::Patch;
 use thiserror::Error;
 
 use crate::admission;
@@ -37,6 +38,7 @@ use crate::admission::Decision;
 use crate::admission::Request;
 use crate::admission::World;
 use crate::admission::conflict::Evidence;
+use crate::admission::effective;
 use crate::admission::index::Index;
 use crate::admission::index::ObjectKey;
 use crate::admission::index::occupants::Source;
@@ -187,9 +189,9 @@ impl Decider {
         Self { claims: Some(claims), ..self }
     }
 
-    /// The operator's settings.
-    pub(crate) fn policy(&self) -> &Policy {
-        &self.policy
+    /// What is written into an object, as far as the cluster is known; `None` when it is as it should be.
+    pub(crate) fn mutate(&self, request: &Request) -> Option<Patch> {
+        effective::mutate(request, &World { policy: &self.policy, index: &self.read_index() })
     }
 
     /// Waits until the first lists have arrived.

@@ -21,7 +21,6 @@ use tracing::warn;
 use crate::admission::Decision;
 use crate::admission::Operation;
 use crate::admission::Request;
-use crate::admission::effective;
 use crate::admission::violation;
 use crate::admission::violation::Rule;
 use crate::admission::violation::Violation;
@@ -177,7 +176,7 @@ impl Desk {
 
     fn mutate(&self, review: Review) -> Answer {
         let (uid, request) = split(review);
-        let Some(patch) = effective::mutate(&request, self.decider.policy()) else {
+        let Some(patch) = self.decider.mutate(&request) else {
             return Answer::reply("allowed", &Reply::allowed(uid, Vec::new()));
         };
         match Reply::patched(uid, &patch) {

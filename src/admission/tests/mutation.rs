@@ -3,7 +3,6 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::admission::effective::mutate;
 
 /// The object after the patch, applied as RFC 6902 says by an implementation that is not ours.
 pub(super) fn mutated(operation: Operation, object: &Value) -> Value {
@@ -90,6 +89,22 @@ fn a_new_pod_is_told_its_ports_of_fixed_addresses_where_they_are_claimed() {
     let unclaimed = Policy { finds_ports: false, ..Policy::default() };
     let object = exposing("web", "203.0.113.7:25");
     assert_eq!(told(&unclaimed, Operation::Create, &object), None, "nobody has granted anything");
+}
+
+#[test]
+fn a_new_pod_is_told_the_address_that_the_outside_connects_to() {
+    let mut cluster = Cluster::new();
+    cluster.set_pool(json!({
+        "addresses": ["203.0.113.7"], "advertisedAddresses": [{"address": "203.0.113.7", "advertised": "198.51.100.7"}],
+    }));
+    let mut object = exposing("web", "203.0.113.7:25");
+    let patch = cluster.mutate(&request(Operation::Create, Some(object.clone()), None)).unwrap();
+    json_patch::patch(&mut object, &patch).unwrap();
+    let expected = concat!(
+        r#"[{"address":"203.0.113.7","advertisedAddress":"198.51.100.7","protocol":"TCP","port":25,"#,
+        r#""targetPort":25}]"#
+    );
+    assert_eq!(object["metadata"]["annotations"]["pinhole.dev/endpoints"], expected);
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! Pods that are kept on different nodes because they want the same port there.
 
 use super::*;
-use crate::admission::effective::mutate;
 
 const TERMS: &str = "/spec/affinity/podAntiAffinity/requiredDuringSchedulingIgnoredDuringExecution";
 
@@ -40,6 +39,47 @@ fn a_pod_that_asks_to_be_spread_is_kept_off_the_nodes_of_other_holders_of_each_o
     let ports = ["tcp-7000", "tcp-7001", "tcp-80", "udp-53"];
     assert_eq!(created(&pod).pointer(TERMS).unwrap(), &json!(ports.map(|port| term(port, &holder))));
     assert_eq!(created(&exposing("web", "80")).pointer(TERMS), None, "who does not ask is only labelled");
+}
+
+#[test]
+fn a_pool_of_nodes_own_addresses_spreads_the_pods_that_do_not_say_otherwise() {
+    let spreading =
+        json!({"addresses": [], "nodeAddresses": true, "spread": true, "namespaces": {"all": true}});
+    let is_spread = |pool: Value, object: &Value| {
+        let mut cluster = Cluster::new();
+        cluster.set_pool(pool);
+        let mut patched = object.clone();
+        let patch = cluster.mutate(&request(Operation::Create, Some(object.clone()), None)).unwrap();
+        json_patch::patch(&mut patched, &patch).unwrap();
+        patched.pointer(TERMS).is_some()
+    };
+    let plain = exposing("web", "80");
+    let kept = pod("web", json!({"pinhole.dev/expose": "80", "pinhole.dev/spread": "false"}));
+    let changed = |change: Value| {
+        let mut pool = spreading.clone();
+        json_patch::merge(&mut pool, &change);
+        pool
+    };
+    for (pool, object, expected, what) in [
+        (spreading.clone(), &plain, true, "the pool says so"),
+        (spreading.clone(), &kept, false, "the pod says otherwise"),
+        (spreading.clone(), &exposing("web", "203.0.113.7:80"), false, "it asks for none of its node's own"),
+        (changed(json!({"spread": false})), &plain, false, "the pool does not say so"),
+        (
+            changed(json!({"namespaces": {"all": false, "names": ["mail"]}})),
+            &plain,
+            false,
+            "the pool is not for it",
+        ),
+        (
+            changed(json!({"nodeAddresses": false, "addresses": ["203.0.113.7"]})),
+            &plain,
+            false,
+            "the pool has no node's own addresses",
+        ),
+    ] {
+        assert_eq!(is_spread(pool, object), expected, "{what}");
+    }
 }
 
 #[test]

@@ -472,13 +472,13 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// A mapping at an address.
-    pub fn of(mapping: &Mapping, address: ExternalAddress) -> Self {
+    /// A mapping at an address, and what the outside connects to instead.
+    pub fn of(mapping: &Mapping, address: ExternalAddress, advertised: Option<ExternalAddress>) -> Self {
         let external = mapping.external();
         Self {
             name: None,
             address: address.to_string(),
-            advertised_address: None,
+            advertised_address: advertised.map(|advertised| advertised.to_string()),
             protocol: mapping.protocol().into(),
             port: external.first().get(),
             port_end: (!external.is_single()).then(|| external.last().get()),

@@ -103,6 +103,23 @@ fn endpoints(patch: &Value) -> Value {
 }
 
 #[test]
+fn a_pod_is_told_and_its_pinhole_shows_what_the_outside_connects_to() {
+    let mut pool = open();
+    pool["addresses"] = json!(["192.0.2.1"]);
+    pool["advertisedAddresses"] = json!([{"address": "192.0.2.1", "advertised": "198.51.100.1"}]);
+    let mut scene = scene(pool);
+    let pod = pod("lobby", "auto:53", json!({}));
+    scene.claim(&pod);
+    let told = endpoints(&scene.announced(&pod).unwrap());
+    assert_eq!(
+        (&told[0]["address"], &told[0]["advertisedAddress"]),
+        (&json!("192.0.2.1"), &json!("198.51.100.1"))
+    );
+    let shown = scene.standing(&pod).shown(&scene.index);
+    assert_eq!(shown, [format!("198.51.100.1:{}/tcp", told[0]["port"])]);
+}
+
+#[test]
 fn a_pod_is_told_its_ports_and_let_go_in_one_write_that_names_its_version() {
     let mut scene = scene(open());
     let pod = pod("lobby", "auto:53,auto:53/udp,auto:9000/udp", json!({}));
