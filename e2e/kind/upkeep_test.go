@@ -127,15 +127,21 @@ func TestARestartOfAllNodesBringsEveryPortBack(t *testing.T) {
 	eventually(t, 120*time.Second, "all of Pinhole is ready", func() error {
 		return installed()
 	})
-	// It refuses and removes as before; the API server finds the way to it a little later.
-	eventually(t, 60*time.Second, "a restricted port is refused", func() error {
+	// It refuses and removes as before.
+	s.refusesRestrictedPorts()
+	s.kubectl("delete", "deployment", "web", "--cascade=foreground")
+	unreachable(t, address, 8049)
+}
+
+// refusesRestrictedPorts waits until the webhook says so: the API server finds the way to replicas that are ready a little later.
+func (s scene) refusesRestrictedPorts() {
+	s.t.Helper()
+	eventually(s.t, 60*time.Second, "a restricted port is refused", func() error {
 		if said := s.refused(webPod("ssh", "pinhole.dev/expose", "22")); !strings.Contains(said, "is restricted in this cluster") {
 			return fmt.Errorf("the user reads\n%s", said)
 		}
 		return nil
 	})
-	s.kubectl("delete", "deployment", "web", "--cascade=foreground")
-	unreachable(t, address, 8049)
 }
 
 // installed tells what of Pinhole is not ready, or has still to end: a replica from before answers what comes over its
