@@ -27,6 +27,7 @@ func install(t *testing.T, settings ...string) {
 		settings = append(settings, "--set", "claims.enabled=true")
 	}
 	helm(t, append([]string{"upgrade", "--install", "pinhole", chart, "--wait", "--timeout", "180s"}, settings...)...)
+	refusesRestrictedPorts(t)
 }
 
 // withoutPinhole takes the suite's installation away until the end of a scenario.
@@ -60,7 +61,7 @@ func putBackAtTheEnd(t *testing.T) {
 func doesTheMainJob(t *testing.T, namespace string, port int) {
 	t.Helper()
 	s := newScene(t, namespace)
-	s.refusesRestrictedPorts()
+	refusesRestrictedPorts(t)
 	address := s.serves(port)
 	if effective := s.onlyPod("app=web").Metadata.Annotations["pinhole.dev/effective"]; effective == "" {
 		t.Error("the defaults were not written: the mutating webhook was not called")
