@@ -95,8 +95,7 @@ impl Written {
         let mapping = |(mapping, behind): &(Mapping, Option<Port>)| {
             let programmed = || Some(programmed.entry(&key(mapping)?)?.target?.first);
             let Some(first) = behind.or_else(programmed) else { return Some(mapping.clone()) };
-            let led = Mapping::new(mapping.address(), mapping.protocol(), mapping.external(), first)?;
-            Some(led.with_allowed_sources(mapping.allowed_sources().to_vec()))
+            mapping.leading_to(first)
         };
         Ok(Candidate {
             pod: self.itself.name.clone(),
@@ -129,4 +128,31 @@ fn is_of_a_pod(ip: IpAddr, node: &NodeFacts) -> bool {
     let mut networks = node.pod_cidrs.iter().chain(&node.cluster_cidrs);
     let is_open = || node.cluster_cidrs.is_empty() && ExternalAddress::new(ip).is_ok();
     node.pods.contains(&ip) || networks.any(|network| network.contains(&ip)) || is_open()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::ruleset::fixtures;
+
+    #[test]
+    fn what_a_user_says_of_a_port_holds_wherever_its_service_leads_it() {
+        let stored = json!({
+            "apiVersion": "pinhole.dev/v1alpha1", "kind": "Pinhole",
+            "metadata": {"namespace": "shop", "name": "web", "uid": "pinhole-1"},
+            "spec": {"target": {"service": "web"}, "addresses": ["203.0.113.7"], "ports": [{
+                "port": 443, "targetPort": "https", "allowedSources": ["198.51.100.0/24"], "terminateExisting": true,
+            }]},
+            "status": {"endpoints": [{"address": "203.0.113.7", "protocol": "TCP", "port": 443, "targetPort": 8443}]},
+        });
+        let stored = serde_json::from_value(stored).unwrap();
+        let written = Written::of(&ObjectName::new("shop", "web"), &stored).unwrap();
+        let candidate = written.candidate(&fixtures::node(), &Ruleset::default()).unwrap();
+        let [mapping] = candidate.mappings.as_slice() else { panic!("{candidate:?}") };
+        assert_eq!(mapping.target().to_string(), "8443");
+        assert_eq!(mapping.allowed_sources(), [fixtures::net("198.51.100.0/24")]);
+        assert!(mapping.terminates_existing());
+    }
 }

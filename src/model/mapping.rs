@@ -48,8 +48,7 @@ impl Mapping {
         external: PortRange,
         first_target: Port,
     ) -> Option<Self> {
-        let last_target = first_target.checked_add(external.span())?;
-        let target = PortRange::new(first_target, last_target)?;
+        let target = external.moved_to(first_target)?;
         Some(Self {
             address,
             protocol,
@@ -76,8 +75,12 @@ impl Mapping {
 
     /// The same mapping with its external ports from another one on; `None` when they would pass 65535.
     pub fn moved_to(&self, first: Port) -> Option<Self> {
-        let external = PortRange::new(first, first.checked_add(self.external.span())?)?;
-        Some(Self { external, ..self.clone() })
+        Some(Self { external: self.external.moved_to(first)?, ..self.clone() })
+    }
+
+    /// The same mapping to other ports of the pod, from this one on; `None` when they would pass 65535.
+    pub fn leading_to(&self, first: Port) -> Option<Self> {
+        Some(Self { target: self.external.moved_to(first)?, ..self.clone() })
     }
 
     /// The same mapping at this address.

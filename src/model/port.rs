@@ -93,6 +93,11 @@ impl PortRange {
         u32::from(self.span()) + 1
     }
 
+    /// As many ports from another one on; `None` when they would pass 65535.
+    pub fn moved_to(self, first: Port) -> Option<Self> {
+        Self::new(first, first.checked_add(self.span())?)
+    }
+
     /// Whether the range is one port.
     pub fn is_single(self) -> bool {
         self.first == self.last
