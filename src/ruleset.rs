@@ -142,6 +142,11 @@ impl Ruleset {
         entries.take_while(move |entry| entry.key.external == external)
     }
 
+    /// The entries of one owner, ordered by key.
+    pub fn entries_owned_by(&self, owner: &Owner) -> impl Iterator<Item = &Entry> {
+        self.entries().filter(move |entry| entry.owner == *owner)
+    }
+
     /// An entry that holds some of these ports.
     pub fn overlapping(&self, key: &Key) -> Option<&Entry> {
         // Entries never overlap, so only the one with the highest first port can reach into the range.

@@ -157,7 +157,7 @@ impl Grants {
         let grant = self.by_pod.get(uid);
         let mut known: BTreeMap<Key, Port> = grant.map(|grant| grant.targets.clone()).unwrap_or_default();
         if !automatic.is_empty() && !self.is_decided(uid) {
-            let entries = programmed.entries().filter(|entry| entry.owner == *owner);
+            let entries = programmed.entries_owned_by(owner);
             known.extend(entries.filter_map(|entry| Some((entry.key, entry.target?.first))));
         }
         let named: BTreeSet<_> = named.iter().flat_map(|mapping| keys(mapping, &[], node)).collect();

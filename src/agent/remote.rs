@@ -57,8 +57,6 @@ impl Remote {
             return None;
         }
         let itself = || Holder::new("Pod", name.clone());
-        let ips =
-            |target: &TargetReport| target.addresses.iter().filter_map(|text| text.parse().ok()).collect();
         let (forwards, _) = pinhole::forwards(spec);
         Some(Self {
             name: name.clone(),
@@ -67,7 +65,7 @@ impl Remote {
             handover: spec.handover.into(),
             named: forwards.into_iter().map(|forward| forward.located.mapping).collect(),
             automatic: spec.ports.iter().filter_map(open).collect(),
-            ips: target.map(ips),
+            ips: target.map(TargetReport::ips),
             state: target.and_then(|target| target.state.clone()),
         })
     }
@@ -100,7 +98,7 @@ impl Remote {
     /// which would be known.
     fn ips(&self, owner: &Owner, node: &NodeFacts, programmed: &Ruleset) -> Vec<IpAddr> {
         let is_here = |ip: &IpAddr| node.pod_cidrs.iter().any(|network| network.contains(ip));
-        let present = programmed.entries().filter(|entry| entry.owner == *owner);
+        let present = programmed.entries_owned_by(owner);
         let present = present.filter_map(|entry| entry.target.map(|target| target.ip));
         self.ips.clone().unwrap_or_else(|| present.filter(|ip| !is_here(ip)).collect())
     }

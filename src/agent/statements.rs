@@ -105,7 +105,7 @@ fn say(
     leftover: &[&Entry],
     seen: &Seen<'_>,
 ) -> Said {
-    let Seen { node_name, plan, applied, grants: _, disclose_holder, is_paused } = *seen;
+    let Seen { node_name, plan, applied, disclose_holder, is_paused, .. } = *seen;
     let is_written = plan.pinholes.contains(uid);
     if !leftover.is_empty() {
         let listed = list(leftover.iter().map(|entry| entry.key));

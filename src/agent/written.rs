@@ -61,7 +61,7 @@ impl Written {
         let pod = |target: &TargetReport| Pod {
             name: ObjectName::new(name.namespace.clone(), target.pod.as_str()),
             uid: target.pod_uid.clone(),
-            ips: target.addresses.iter().filter_map(|text| text.parse().ok()).collect(),
+            ips: target.ips(),
         };
         let active = status.targets.iter().find(|target| target.active && !stored.spec.suspended).map(pod);
         let is_said = !status.conditions.is_empty();
@@ -81,7 +81,7 @@ impl Written {
     /// What it wants of this node; `Err` says why it is led nowhere.
     pub fn candidate(&self, node: &NodeFacts, programmed: &Ruleset) -> Result<Candidate, String> {
         let owner = Owner::new(&self.itself.name, &self.itself.uid);
-        let present = programmed.entries().filter(|entry| entry.owner == owner);
+        let present = programmed.entries_owned_by(&owner);
         // What is programmed stays until the controller has said something.
         let ips = self
             .active

@@ -1,5 +1,7 @@
 //! The loop where claims are on: what the controller says in Pinholes, and what the kernel and the reports then have.
 
+use serde_json::Value;
+
 use super::*;
 use crate::api::crd::pinhole::Pinhole;
 use crate::cluster::pinhole_watch::Pinholes;
@@ -37,7 +39,7 @@ fn pinhole(accepted: &str, ports: &[u16]) -> Pinholes {
     [(ObjectName::new("mail", "pod-1"), object)].into()
 }
 
-fn settings(kernel: Kernel, pinholes: Pinholes) -> Settings {
+pub(super) fn settings(kernel: Kernel, pinholes: Pinholes) -> Settings {
     let known = KnownPinholes::default();
     known.replace(pinholes);
     Settings { kernel, granted: Some(Arc::new(known)), ..Settings::default() }
@@ -68,6 +70,19 @@ impl Bench {
             )
         });
         said.collect::<Vec<_>>().join("; ")
+    }
+
+    /// Fails when an entry goes although the controller has decided nothing about what asks for it; `granted` are the Pinholes with
+    /// a change.
+    pub(super) async fn keeps_while_undecided(&self, entry: &str, granted: impl Fn(Value) -> Pinholes) {
+        let waiting = json!({"status": {"endpoints": [], "conditions": [{
+            "type": "Accepted", "status": "Unknown", "reason": "Waiting", "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+        for undecided in [json!({"status": null}), waiting] {
+            self.granted(granted(undecided));
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            assert_eq!(self.kernel.entries(), [entry]);
+        }
     }
 
     pub(super) async fn until_said(&self, expected: &str) {

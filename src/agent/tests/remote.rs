@@ -57,9 +57,7 @@ fn target(name: &str, ip: &str, (created, ready, terminating): (&str, bool, bool
 }
 
 fn serving(kernel: Kernel, pinholes: Pinholes, pods: Vec<Object>) -> Bench {
-    let known = KnownPinholes::default();
-    known.replace(pinholes);
-    Bench::with_pods(Settings { kernel, granted: Some(Arc::new(known)), ..Settings::default() }, pods)
+    Bench::with_pods(claims::settings(kernel, pinholes), pods)
 }
 
 const ENTRY: &str = "203.0.113.7:25/tcp -> 10.9.9.1:2525";
@@ -120,14 +118,7 @@ async fn an_address_that_this_node_lost_is_said_to_be_missing() {
 async fn what_is_programmed_for_it_stays_until_the_controller_has_decided_again() {
     let bench = serving(Kernel::default(), mx(json!({})), Vec::new());
     bench.until("programmed", |bench| bench.kernel.entries() == [ENTRY]).await;
-    let waiting = json!({"status": {"endpoints": [], "conditions": [{
-        "type": "Accepted", "status": "Unknown", "reason": "Waiting", "message": "",
-        "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
-    for undecided in [json!({"status": null}), waiting] {
-        bench.granted(mx(undecided));
-        tokio::time::sleep(Duration::from_millis(150)).await;
-        assert_eq!(bench.kernel.entries(), [ENTRY]);
-    }
+    bench.keeps_while_undecided(ENTRY, mx).await;
 }
 
 #[tokio::test]

@@ -33,10 +33,7 @@ fn written(changes: Value) -> Pinholes {
 }
 
 fn serving(changes: Value) -> Bench {
-    let known = KnownPinholes::default();
-    known.replace(written(changes));
-    let settings = Settings { granted: Some(Arc::new(known)), ..Settings::default() };
-    Bench::with_pods(settings, Vec::new())
+    Bench::with_pods(claims::settings(Kernel::default(), written(changes)), Vec::new())
 }
 
 const ENTRY: &str = "203.0.113.7:443/tcp -> 10.244.9.1:8443";
@@ -65,12 +62,9 @@ async fn a_pod_of_the_same_name_has_its_own_ports_and_is_not_taken_for_a_leftove
     let mut namesake = pod(80);
     namesake.metadata.namespace = "shop".to_owned();
     namesake.metadata.name = "web".to_owned();
-    let known = KnownPinholes::default();
-    known.replace(written(json!({})));
     // The controller makes no Pinhole in the place of a user's, so that it decides nothing about this pod.
-    let kernel = super::claims::left_without_claims(namesake.clone()).await;
-    let settings = Settings { kernel, granted: Some(Arc::new(known)), ..Settings::default() };
-    let bench = Bench::with_pods(settings, vec![namesake]);
+    let kernel = claims::left_without_claims(namesake.clone()).await;
+    let bench = Bench::with_pods(claims::settings(kernel, written(json!({}))), vec![namesake]);
     bench.until("programmed", |bench| bench.kernel.count() == 2).await;
     bench.until_said("true Programmed Some(3) ").await;
 }
@@ -101,14 +95,7 @@ async fn nothing_is_programmed_that_the_spec_does_not_ask_for_or_the_status_does
 async fn what_is_programmed_stays_until_the_controller_has_decided_again() {
     let bench = serving(json!({}));
     bench.until("programmed", |bench| bench.kernel.entries() == [ENTRY]).await;
-    let waiting = json!({"status": {"endpoints": [], "conditions": [{
-        "type": "Accepted", "status": "Unknown", "reason": "Waiting", "message": "",
-        "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
-    for undecided in [json!({"status": null}), waiting] {
-        bench.granted(written(undecided));
-        tokio::time::sleep(Duration::from_millis(150)).await;
-        assert_eq!(bench.kernel.entries(), [ENTRY]);
-    }
+    bench.keeps_while_undecided(ENTRY, written).await;
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! `Pinhole`: external ports that lead to a Service, to pods by label, or to one pod.
 
+use std::net::IpAddr;
+
 use k8s_openapi::jiff::Timestamp;
 use kube::CustomResource;
 use kube::KubeSchema;
@@ -538,6 +540,13 @@ pub struct TargetReport {
     /// How an annotated pod is, for the nodes that serve it without running it; absent where none does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<TargetState>,
+}
+
+impl TargetReport {
+    /// The pod's addresses, the primary one first.
+    pub fn ips(&self) -> Vec<IpAddr> {
+        self.addresses.iter().filter_map(|text| text.parse().ok()).collect()
+    }
 }
 
 /// What decides which pod of a holder is served, where that is told to a node that does not run it.
