@@ -45,6 +45,7 @@ use crate::api::object::NodeSelectorTerm;
 use crate::api::object::Object;
 use crate::cluster::claim_watch::Claims;
 use crate::controller::pinholes;
+use crate::controller::standing::Granted;
 use crate::controller::standing::Known;
 use crate::controller::standing::Standing;
 use crate::controller::standing::Verdict;
@@ -391,7 +392,7 @@ fn text(standing: &Standing, index: &Index) -> Option<String> {
 /// The required node terms of a pod whose found address lives on certain nodes only; `None` where it may run anywhere.
 fn pinned(pod: &Object, standing: &Standing, index: &Index) -> Option<Vec<NodeSelectorTerm>> {
     let (address, pool) = standing.automatic.iter().find_map(|(_, found)| {
-        let (mapping, pool) = found.as_ref()?;
+        let Granted { mapping, pool, .. } = found.as_ref()?;
         let Address::Fixed(address) = mapping.address() else { return None };
         Some((address, pool.as_deref()?))
     })?;

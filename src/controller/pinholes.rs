@@ -142,10 +142,13 @@ pub(super) fn is_ours(pinhole: &Pinhole) -> bool {
 /// What differs between a stored object and what it should be.
 fn update(stored: &Pinhole, pod: &Object, standing: &Standing, patience: &Patience<'_>) -> Option<Write> {
     let index = patience.index;
-    let nodes = nodes(pod, standing, index);
-    let withdrawals = releasing::withdrawals(stored, &endpoints(pod, standing, index), &nodes);
-    let spec = PinholeSpec { withdrawals, ..wanted(pod, standing, index).spec };
-    write_spec(stored, spec, &nodes).or_else(|| write_status(stored, status(stored, pod, standing, patience)))
+    let (nodes, endpoints) = (nodes(pod, standing, index), endpoints(pod, standing, index));
+    let withdrawals = releasing::withdrawals(stored, &endpoints, &nodes);
+    let spec = PinholeSpec { withdrawals, ..spec(pod, standing) };
+    write_spec(stored, spec, &nodes).or_else(|| {
+        let status = status(stored, pod, standing, endpoints, &nodes, patience);
+        write_status(stored, status)
+    })
 }
 
 /// Makes spec, labels and finalizer of a stored object so, if they are not.
@@ -191,7 +194,14 @@ fn with_metadata(mut pinhole: Pinhole, node_labels: BTreeSet<String>) -> Pinhole
 
 /// The Pinhole of a pod.
 fn wanted(pod: &Object, standing: &Standing, index: &Index) -> Pinhole {
-    let name = &pod.metadata.name;
+    let mut pinhole = Pinhole::new(&pod.metadata.name, spec(pod, standing));
+    pinhole.metadata.namespace = Some(pod.metadata.namespace.clone());
+    let labels = nodes(pod, standing, index).iter().map(|node| keys::node_label(node)).collect();
+    with_metadata(pinhole, labels)
+}
+
+/// What the Pinhole of a pod asks for.
+fn spec(pod: &Object, standing: &Standing) -> PinholeSpec {
     let mut ports: Vec<&Mapping> = Vec::new();
     // One that asks for a port twice is refused; the object shows the first.
     for mapping in &standing.wanted {
@@ -199,9 +209,9 @@ fn wanted(pod: &Object, standing: &Standing, index: &Index) -> Pinhole {
             ports.push(mapping);
         }
     }
-    let spec = PinholeSpec {
+    PinholeSpec {
         target: PinholeTarget {
-            pod: Some(name.clone()),
+            pod: Some(pod.metadata.name.clone()),
             pod_uid: Some(pod.metadata.uid.clone()),
             ..PinholeTarget::default()
         },
@@ -215,11 +225,7 @@ fn wanted(pod: &Object, standing: &Standing, index: &Index) -> Pinhole {
         handover: handover::of(&pod.metadata.annotations).into(),
         sharing: sharing::of(&pod.metadata.annotations).unwrap_or_default(),
         ..PinholeSpec::default()
-    };
-    let mut pinhole = Pinhole::new(name, spec);
-    pinhole.metadata.namespace = Some(pod.metadata.namespace.clone());
-    let labels = nodes(pod, standing, index).iter().map(|node| keys::node_label(node)).collect();
-    with_metadata(pinhole, labels)
+    }
 }
 
 fn port(mapping: &Mapping) -> PinholePort {
@@ -261,23 +267,24 @@ fn nodes(pod: &Object, standing: &Standing, index: &Index) -> BTreeSet<String> {
 /// What was granted, each with the nodes that serve it.
 fn endpoints(pod: &Object, standing: &Standing, index: &Index) -> Vec<Endpoint> {
     let own = pod.spec.node_name.as_deref();
-    // What names no address is granted at the own ones of its node, which serves it whoever else has them.
-    let asked = |granted: &Granted| {
-        let mut named = standing.wanted.iter().chain(standing.found());
-        if named.any(|mapping| *mapping == granted.0) { granted.0.address() } else { Address::Node }
-    };
     let of = |granted: &Granted| {
-        let nodes = own.map(|own| serving::at(asked(granted), Some(own), index)).unwrap_or_default();
+        // The own address of a node is served by that node, whoever else has it.
+        let nodes = own.map(|own| serving::at(granted.asked, Some(own), index)).unwrap_or_default();
         Some(Endpoint { nodes: nodes.into_iter().collect(), ..endpoint(granted, index)? })
     };
     standing.granted.iter().filter_map(of).collect()
 }
 
 /// What became of a pod's wishes.
-fn status(stored: &Pinhole, pod: &Object, standing: &Standing, patience: &Patience<'_>) -> PinholeStatus {
-    let endpoints = endpoints(pod, standing, patience.index);
-    let nodes = nodes(pod, standing, patience.index);
-    let releasing = releasing::releasing(stored, &endpoints, &nodes, patience);
+fn status(
+    stored: &Pinhole,
+    pod: &Object,
+    standing: &Standing,
+    endpoints: Vec<Endpoint>,
+    nodes: &BTreeSet<String>,
+    patience: &Patience<'_>,
+) -> PinholeStatus {
+    let releasing = releasing::releasing(stored, &endpoints, nodes, patience);
     let generation = stored.metadata.generation;
     let known = stored.status.clone().unwrap_or_default();
     let node = pod.spec.node_name.as_deref();
@@ -286,7 +293,7 @@ fn status(stored: &Pinhole, pod: &Object, standing: &Standing, patience: &Patien
         (Verdict::Granted, None) => {
             Said::new(ConditionStatus::False, "Unscheduled", "the pod runs on no node yet")
         }
-        (Verdict::Granted, Some(_)) => programmed(&known.nodes, &nodes, generation),
+        (Verdict::Granted, Some(_)) => programmed(&known.nodes, nodes, generation),
         _ => Said { status: ConditionStatus::False, ..accepted.clone() },
     };
     let is_active = programmed.status == ConditionStatus::True;
@@ -315,7 +322,7 @@ fn status(stored: &Pinhole, pod: &Object, standing: &Standing, patience: &Patien
             || format!("Pod {}", pod.metadata.name),
             |address| standing.first_target().map_or_else(String::new, |ports| leads_to(address, ports)),
         ),
-        node: releasing::shown(&nodes),
+        node: releasing::shown(nodes),
         holder: standing.shown_holder().in_short(),
         endpoints,
         own_addresses: standing.own_addresses.iter().map(ToString::to_string).collect(),
@@ -427,7 +434,8 @@ fn leads_to(address: &str, ports: PortRange) -> String {
 }
 
 /// What was granted, if its address is known.
-pub(super) fn endpoint((mapping, pool): &Granted, index: &Index) -> Option<Endpoint> {
+pub(super) fn endpoint(granted: &Granted, index: &Index) -> Option<Endpoint> {
+    let Granted { mapping, pool, .. } = granted;
     let Address::Fixed(address) = mapping.address() else { return None };
     Some(Endpoint { pool: pool.clone(), ..Endpoint::of(mapping, address, index.advertised(address)) })
 }

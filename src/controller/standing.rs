@@ -66,8 +66,16 @@ pub type Waiting = BTreeMap<String, String>;
 /// The claims of which a pod of the new holder is ready, so that whoever handed them over serves them no more.
 pub type HandedOver = BTreeSet<ClaimKey>;
 
-/// What was granted, and by which pool.
-pub type Granted = (Mapping, Option<String>);
+/// What was granted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Granted {
+    /// The ports, at their address.
+    pub mapping: Mapping,
+    /// The pool that granted them.
+    pub pool: Option<String>,
+    /// The address that was asked for: that one, or the node's own, whichever it is.
+    pub asked: Address,
+}
 
 /// How a pod stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +88,7 @@ pub struct Standing {
     pub wanted: Vec<Mapping>,
     /// What it leaves to a pool, and what was found. With what is wanted by name never empty.
     pub automatic: Vec<(AutomaticPort, Option<Granted>)>,
-    /// What of all that is claimed, each at its address, and the pool that granted it.
+    /// What of all that is claimed.
     pub granted: Vec<Granted>,
     /// The own addresses of the pod's node at which what names no address was looked for among the claims.
     pub own_addresses: Vec<ExternalAddress>,
@@ -116,7 +124,7 @@ impl Standing {
 
     /// What was found.
     pub fn found(&self) -> impl Iterator<Item = &Mapping> {
-        self.automatic.iter().filter_map(|(_, found)| found.as_ref()).map(|(mapping, _)| mapping)
+        self.automatic.iter().filter_map(|(_, found)| found.as_ref()).map(|found| &found.mapping)
     }
 
     /// All that it asks for, as people read it: what the outside connects to.
@@ -126,7 +134,7 @@ impl Standing {
             Address::Node => mapping.to_string(),
         };
         let found = |(port, found): &(AutomaticPort, Option<Granted>)| {
-            found.as_ref().map_or_else(|| port.to_string(), |(mapping, _)| outside(mapping))
+            found.as_ref().map_or_else(|| port.to_string(), |found| outside(&found.mapping))
         };
         self.wanted.iter().map(outside).chain(self.automatic.iter().map(found)).collect()
     }
@@ -176,7 +184,6 @@ pub fn stand(pod: &Object, known: &Known<'_>) -> Option<Standing> {
         return Some(Standing { holder, serves_for, wanted, automatic, granted, own_addresses, verdict });
     }
     let mut granted = Vec::new();
-    let mut granted_on_node = Vec::new();
     let mut taken = Vec::new();
     let mut missing = Vec::new();
     let mut serves_for = None;
@@ -194,9 +201,9 @@ pub fn stand(pod: &Object, known: &Known<'_>) -> Option<Standing> {
                 keys.first().and_then(|key| claims.get(key)).and_then(|found| found.claim.pool.clone());
             let lender = keys.iter().find_map(lent).map(|stored| stored.claim.holder.clone());
             serves_for = serves_for.or(lender);
-            let granted =
-                if mapping.address() == Address::Node { &mut granted_on_node } else { &mut granted };
-            granted.extend(places.into_iter().map(|place| (mapping.at(place), pool.clone())));
+            let asked = mapping.address();
+            let at = |place| Granted { mapping: mapping.at(place), pool: pool.clone(), asked };
+            granted.extend(places.into_iter().map(at));
         } else if let Some((key, by)) = others(claims, &unclaimed, &holder) {
             taken.push(if by.claim.is_lent_to(&holder) {
                 reservation::handed_over(&request, policy, key, by)
@@ -209,13 +216,16 @@ pub fn stand(pod: &Object, known: &Known<'_>) -> Option<Standing> {
     }
     let claimed_for = |port: AutomaticPort| {
         let stored = found.usable(&holder, &automatic::slot(&pod.metadata, &port));
-        let found =
-            stored.and_then(|stored| Some((automatic::mapping(&port, stored)?, stored.claim.pool.clone())));
+        let found = stored.and_then(|stored| {
+            let mapping = automatic::mapping(&port, stored)?;
+            Some(Granted { asked: mapping.address(), pool: stored.claim.pool.clone(), mapping })
+        });
         (port, found)
     };
     let automatic: Vec<_> = decision.automatic.into_iter().map(claimed_for).collect();
     granted.extend(automatic.iter().filter_map(|(_, found)| found.clone()));
-    granted.extend(granted_on_node);
+    // What a pod is told at its first start comes before what it hears of on its node.
+    granted.sort_by_key(|granted| granted.asked == Address::Node);
     let open = automatic.iter().filter(|(_, found)| found.is_none());
     missing.extend(open.map(|(port, _)| port.to_string()));
     let verdict = if !taken.is_empty() {

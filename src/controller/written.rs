@@ -42,6 +42,7 @@ use crate::controller::releasing;
 use crate::controller::releasing::Patience;
 use crate::controller::serving;
 use crate::controller::standing;
+use crate::controller::standing::Granted;
 use crate::controller::standing::Known;
 use crate::controller::standing::Standing;
 use crate::controller::standing::Verdict;
@@ -159,7 +160,7 @@ impl Scene<'_> {
         let wanted = match self.standing.verdict {
             Verdict::Granted | Verdict::Waiting(_) => self.standing.wanted.iter().collect(),
             Verdict::Refused(_) | Verdict::Taken(_) | Verdict::Full(_) => {
-                self.standing.granted.iter().map(|(mapping, _)| mapping).collect::<Vec<_>>()
+                self.standing.granted.iter().map(|granted| &granted.mapping).collect::<Vec<_>>()
             }
         };
         let mut serving = Serving::default();
@@ -248,8 +249,8 @@ impl Scene<'_> {
         let spec = &self.stored.spec;
         let (forwards, _) = pinhole::forwards(spec);
         let has_target = resolved.targets.first().is_some_and(|target| target.active);
-        let of = |granted: &(_, Option<String>)| {
-            let (mapping, _) = granted;
+        let of = |granted: &Granted| {
+            let mapping = &granted.mapping;
             let is_it = |forward: &&Forward| forward.located.mapping == *mapping;
             let position = forwards.iter().find(is_it)?.port;
             let endpoint = endpoint(granted, self.index)?;
