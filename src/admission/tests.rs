@@ -34,11 +34,6 @@ use crate::admission::violation::summary;
 use crate::allocation::pool::Pool;
 use crate::api::object::Object;
 
-/// What a new object is given in a cluster of which nothing is known.
-fn mutate(request: &Request, policy: &Policy) -> Option<Patch> {
-    Cluster::with_policy(policy.clone()).mutate(request)
-}
-
 /// A cluster with a policy, to which objects are applied as an API server would.
 struct Cluster {
     policy: Arc<Policy>,
@@ -66,6 +61,15 @@ impl Cluster {
 
     fn mutate(&self, request: &Request) -> Option<Patch> {
         effective::mutate(request, &World { policy: &self.policy, index: &self.index })
+    }
+
+    /// The object after the patch, applied as RFC 6902 says by an implementation that is not ours.
+    fn mutated(&self, operation: Operation, object: &Value) -> Value {
+        let mut patched = object.clone();
+        if let Some(patch) = self.mutate(&request(operation, Some(object.clone()), None)) {
+            json_patch::patch(&mut patched, &patch).unwrap();
+        }
+        patched
     }
 
     fn create(&self, object: Value) -> Decision {

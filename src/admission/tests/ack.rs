@@ -3,7 +3,6 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::admission::tests::mutation::mutated_by;
 
 const ON: &str = "k8s.aliyun.com/pod-dnat";
 
@@ -182,7 +181,7 @@ fn where_nobody_reads_them_they_ask_for_nothing() {
 #[test]
 fn a_pod_waits_at_the_gate_and_keeps_its_annotations_as_they_are() {
     let asking = dnat(&[("", "true"), ("-expose-port", "80,443"), ("-fixed", "true")]);
-    let once = mutated_by(&policy(), Operation::Create, &asking);
+    let once = Cluster::with_policy(policy()).mutated(Operation::Create, &asking);
     assert_eq!(once["spec"]["schedulingGates"], json!([{"name": "pinhole.dev/endpoints"}]));
     let annotations = &once["metadata"]["annotations"];
     assert_eq!(
@@ -190,7 +189,7 @@ fn a_pod_waits_at_the_gate_and_keeps_its_annotations_as_they_are() {
         r#"{"entries":[{"ifaceAuto":false,"srcPort":"fixed","dstPort":80,"proto":"tcp"},{"ifaceAuto":false,"srcPort":"fixed","dstPort":443,"proto":"tcp"}]}"#
     );
     assert_eq!(annotations["k8s.aliyun.com/pod-dnat-expose-port"], "80,443");
-    assert_eq!(mutated_by(&policy(), Operation::Create, &once), once);
+    assert_eq!(Cluster::with_policy(policy()).mutated(Operation::Create, &once), once);
 }
 
 #[test]

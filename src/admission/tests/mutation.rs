@@ -4,18 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The object after the patch, applied as RFC 6902 says by an implementation that is not ours.
+/// An object as it is after the patch, in a cluster of which nothing is known.
 pub(super) fn mutated(operation: Operation, object: &Value) -> Value {
-    mutated_by(&Policy::default(), operation, object)
-}
-
-/// The same under another policy.
-pub(super) fn mutated_by(policy: &Policy, operation: Operation, object: &Value) -> Value {
-    let mut patched = object.clone();
-    if let Some(patch) = mutate(&request(operation, Some(object.clone()), None), policy) {
-        json_patch::patch(&mut patched, &patch).unwrap();
-    }
-    patched
+    Cluster::new().mutated(operation, object)
 }
 
 #[test]
@@ -70,10 +61,7 @@ fn output_keys_that_a_user_sends_are_replaced_or_dropped() {
 #[test]
 fn a_new_pod_is_told_its_ports_of_fixed_addresses_where_they_are_claimed() {
     let told = |policy: &Policy, operation, object: &Value| {
-        let mut patched = object.clone();
-        if let Some(patch) = mutate(&request(operation, Some(object.clone()), None), policy) {
-            json_patch::patch(&mut patched, &patch).unwrap();
-        }
+        let patched = Cluster::with_policy(policy.clone()).mutated(operation, object);
         patched["metadata"]["annotations"].get("pinhole.dev/endpoints").cloned()
     };
     let claims = Policy::default();
@@ -97,9 +85,7 @@ fn a_new_pod_is_told_the_address_that_the_outside_connects_to() {
     cluster.set_pool(json!({
         "addresses": ["203.0.113.7"], "advertisedAddresses": [{"address": "203.0.113.7", "advertised": "198.51.100.7"}],
     }));
-    let mut object = exposing("web", "203.0.113.7:25");
-    let patch = cluster.mutate(&request(Operation::Create, Some(object.clone()), None)).unwrap();
-    json_patch::patch(&mut object, &patch).unwrap();
+    let object = cluster.mutated(Operation::Create, &exposing("web", "203.0.113.7:25"));
     let expected = concat!(
         r#"[{"address":"203.0.113.7","advertisedAddress":"198.51.100.7","protocol":"TCP","port":25,"#,
         r#""targetPort":25}]"#
@@ -125,7 +111,7 @@ fn workloads_plain_pods_and_deletes_are_left_alone() {
         request(Operation::Other, None, Some(exposing("web", "80"))),
     ];
     for request in cases {
-        assert_eq!(mutate(&request, &Policy::default()), None);
+        assert_eq!(Cluster::new().mutate(&request), None);
     }
 }
 
@@ -148,6 +134,6 @@ proptest! {
         let operation = if create { Operation::Create } else { Operation::Update };
         let once = mutated(operation, &object);
         let again = request(operation, Some(once), None);
-        prop_assert_eq!(mutate(&again, &Policy::default()), None);
+        prop_assert_eq!(Cluster::new().mutate(&again), None);
     }
 }

@@ -5,11 +5,7 @@ use super::*;
 const TERMS: &str = "/spec/affinity/podAntiAffinity/requiredDuringSchedulingIgnoredDuringExecution";
 
 fn created(object: &Value) -> Value {
-    let mut patched = object.clone();
-    if let Some(patch) = mutate(&request(Operation::Create, Some(object.clone()), None), &Policy::default()) {
-        json_patch::patch(&mut patched, &patch).unwrap();
-    }
-    patched
+    Cluster::new().mutated(Operation::Create, object)
 }
 
 fn spread(name: &str, ports: &str) -> Value {
@@ -48,10 +44,7 @@ fn a_pool_of_nodes_own_addresses_spreads_the_pods_that_do_not_say_otherwise() {
     let is_spread = |pool: Value, object: &Value| {
         let mut cluster = Cluster::new();
         cluster.set_pool(pool);
-        let mut patched = object.clone();
-        let patch = cluster.mutate(&request(Operation::Create, Some(object.clone()), None)).unwrap();
-        json_patch::patch(&mut patched, &patch).unwrap();
-        patched.pointer(TERMS).is_some()
+        cluster.mutated(Operation::Create, object).pointer(TERMS).is_some()
     };
     let plain = exposing("web", "80");
     let kept = pod("web", json!({"pinhole.dev/expose": "80", "pinhole.dev/spread": "false"}));
