@@ -87,7 +87,7 @@ impl Judge<'_> {
     ) -> Option<(Violation, Vec<Evidence>)> {
         // What a template keeps for the pods of a set keeps nobody from going on, and where it was claimed the claim tells.
         let goes_on = self.is_claimed(scope) || held.iter().any(|held| self.is_its_own(&entry.mapping, held));
-        let counts = |held: &&Arc<Holding>| !(held.is_only_kept() && goes_on);
+        let counts = |held: &&Arc<Holding>| !(held.is_only_kept && goes_on);
         let others = held.iter().filter(counts).filter(|held| self.is_of_another(&entry.mapping, held));
         let mut others: Vec<_> = others.collect();
         others.sort_by_key(|held| (held.since.clone(), held.object.clone()));

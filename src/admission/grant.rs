@@ -144,7 +144,7 @@ pub(crate) fn has_already(world: &World<'_>, holder: &Holder, mapping: &Mapping)
         root.is_some_and(|root| world.index.asks_already(&root, mapping.address(), protocol, ports));
     let is_its = |held: &Holding| {
         let of = world.index.holder(&held.object, held.controller.as_deref());
-        let has_all = held.ports.intersection(ports) == Some(ports) && !held.is_only_kept();
+        let has_all = held.ports.intersection(ports) == Some(ports) && !held.is_only_kept;
         has_all && of.is_ok_and(|of| of == *holder)
     };
     let held = || match mapping.address() {

@@ -99,17 +99,12 @@ pub struct Holding {
     pub since: Arc<str>,
     /// Whether the object is being deleted.
     pub terminating: bool,
-    /// Whether they are those of one pod of a set, by its ordinal.
-    pub is_by_ordinal: bool,
+    /// Whether a template keeps them for a pod by its ordinal. A set can be scaled without anybody being asked, so this alone is
+    /// no sign that they were ever granted.
+    pub is_only_kept: bool,
 }
 
 impl Holding {
-    /// Whether a template keeps them for a pod by its ordinal. A set can be scaled without anybody being asked, so this alone is
-    /// no sign that they were ever granted.
-    pub fn is_only_kept(&self) -> bool {
-        self.is_by_ordinal && self.object.kind != Kind::Pod
-    }
-
     /// Whether two objects hold the very same ports.
     fn is_same_port(&self, other: &Self) -> bool {
         self.scope == other.scope && self.protocol == other.protocol && self.ports == other.ports
@@ -244,7 +239,7 @@ impl Index {
             };
             let is_held = |held: &Arc<Holding>| {
                 let is_it = is_there(&held.scope) && held.protocol == protocol && covers(held.ports);
-                is_it && !held.is_only_kept()
+                is_it && !held.is_only_kept
             };
             let is_unplaced = || {
                 address == Address::Node
@@ -514,8 +509,7 @@ impl Index {
         let is_open = subject.pinned_node().is_none();
         let entries = wanted.iter().flat_map(|wanted| &wanted.entries);
         let is_unplaced = |entry: &&Located| {
-            let is_only_kept = entry.ordinal.is_some() && subject.kind != Kind::Pod;
-            is_open && entry.mapping.address() == Address::Node && !is_only_kept
+            is_open && entry.mapping.address() == Address::Node && !entry.is_only_kept(subject.kind)
         };
         let unplaced = entries.filter(is_unplaced).map(|entry| &entry.mapping);
         let unplaced = unplaced.map(|mapping| (mapping.protocol(), mapping.external())).collect();
@@ -545,7 +539,7 @@ impl Index {
                 families,
                 since: since.clone(),
                 terminating: object.metadata.deletion_timestamp.is_some(),
-                is_by_ordinal: entry.ordinal.is_some(),
+                is_only_kept: entry.is_only_kept(key.kind),
             }))
         };
         wanted.entries.iter().filter_map(holding).collect()

@@ -16,6 +16,7 @@ use crate::admission::subject::Subject;
 use crate::admission::violation::Rule;
 use crate::admission::violation::Violation;
 use crate::api::keys;
+use crate::api::object::Kind;
 use crate::model::automatic::AutomaticPort;
 use crate::model::mapping::ExternalPorts;
 use crate::model::mapping::Mapping;
@@ -32,6 +33,13 @@ pub struct Located {
     pub address_field: String,
     /// The ordinal of the pod that it is for, where the external port goes by that.
     pub ordinal: Option<u64>,
+}
+
+impl Located {
+    /// Whether an object of this kind only keeps it, for a pod by its ordinal.
+    pub fn is_only_kept(&self, kind: Kind) -> bool {
+        self.ordinal.is_some() && kind != Kind::Pod
+    }
 }
 
 /// A port that a pool is to find, and where it was written.

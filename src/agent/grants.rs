@@ -21,6 +21,7 @@ use crate::api::crd::pinhole::PinholeStatus;
 use crate::api::object::Object;
 use crate::cluster::pinhole_watch::Pinholes;
 use crate::model::address::ExternalAddress;
+use crate::model::address::Families;
 use crate::model::address::Family;
 use crate::model::automatic::AutomaticPort;
 use crate::model::holder::Holder;
@@ -223,10 +224,9 @@ fn grant(pinhole: &Pinhole, node_name: &str) -> Grant {
 /// family that the pod has; both while it has none.
 fn keys(mapping: &Mapping, ips: &[IpAddr], node: &NodeFacts) -> impl Iterator<Item = Key> {
     let (protocol, ports) = (mapping.protocol(), mapping.external());
-    let is_served =
-        |external: IpAddr| ips.is_empty() || ips.iter().any(|ip| Family::of(*ip) == Family::of(external));
+    let families: Families = ips.iter().copied().collect();
     let own = node.own_addresses().filter(move |_| mapping.address() == Address::Node);
-    let own = own.filter(move |external| is_served(*external));
+    let own = own.filter(move |external| families.admit(Family::of(*external)));
     key(mapping).into_iter().chain(own.map(move |external| Key { external, protocol, ports }))
 }
 

@@ -287,7 +287,7 @@ fn missing(
     let pools = index.pools().map_or(&[][..], |pools| pools);
     let mut objects = BTreeMap::new();
     // What a set only keeps was claimed when its template was admitted; where it was scaled since, each pod claims its own.
-    for held in index.stored_holdings().filter(|held| !held.is_only_kept()) {
+    for held in index.stored_holdings().filter(|held| !held.is_only_kept) {
         let Ok(holder) = index.holder(&held.object, held.controller.as_deref()) else { continue };
         let is_its = |key: &ClaimKey| {
             // What it has handed over it does not ask for again, unless that is handed back to it.

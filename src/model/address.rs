@@ -39,12 +39,13 @@ impl Families {
         !self.v4 && !self.v6
     }
 
-    /// Whether this family is among them.
-    pub const fn has(self, family: Family) -> bool {
-        match family {
+    /// Whether something of this family can be meant: it is among them, or nothing is known of them.
+    pub const fn admit(self, family: Family) -> bool {
+        let is_among_them = match family {
             Family::V4 => self.v4,
             Family::V6 => self.v6,
-        }
+        };
+        is_among_them || self.is_empty()
     }
 }
 

@@ -237,6 +237,9 @@ impl Decider {
         }
         let Ok(wishes) = self.wishes(request, decision).await else { return Ok(false) };
         let is_of_workload = |wish: &Claim| &*wish.holder.kind != Kind::Pod.name();
+        if !wishes.first().is_some_and(is_of_workload) {
+            return Ok(false);
+        }
         for wish in &wishes {
             match store.perform(Operation::Get(wish.key)).await {
                 Outcome::Found(Some(stored)) if stored.claim.is_relied_on_by(&wish.holder) => {}
@@ -244,7 +247,7 @@ impl Decider {
                 _ => return Ok(false),
             }
         }
-        Ok(wishes.first().is_some_and(is_of_workload))
+        Ok(true)
     }
 
     /// Claims what a decision grants, all of it or nothing.

@@ -18,7 +18,7 @@ impl Index {
     pub fn own_addresses(&self, node_name: &str, families: Families) -> Option<Vec<ExternalAddress>> {
         let own = self.occupants.own_addresses(node_name);
         let families = if families.is_empty() { self.facts.pod_families(node_name) } else { families };
-        let serves = |address: &IpAddr| families.is_empty() || families.has(Family::of(*address));
+        let serves = |address: &IpAddr| families.admit(Family::of(*address));
         let external = |address| ExternalAddress::new(address).ok();
         (!own.is_empty()).then(|| own.into_iter().filter(serves).filter_map(external).collect())
     }
