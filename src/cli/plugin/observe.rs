@@ -232,21 +232,27 @@ fn addresses_of(node: &NatNode) -> Option<(String, BTreeSet<IpAddr>)> {
 
 /// The claims that have a port; none in a cluster without the resource.
 pub(crate) async fn claims_on(reader: &Reader, port: &PortReference) -> Result<Vec<StoredClaim>, ReadError> {
-    let listed =
-        match reader.list(&format!("{API}/portclaims?fieldSelector=spec.address%3D{}", port.address)).await {
-            Err(ReadError::Absent) => Vec::new(),
-            listed => listed?,
-        };
-    let mut claims = Vec::new();
-    for object in listed {
-        let failed = |reason: String| ReadError::Failed(format!("a PortClaim cannot be read: {reason}"));
-        let object: PortClaim = serde_json::from_value(object).map_err(|error| failed(error.to_string()))?;
-        let stored = StoredClaim::read(&object).map_err(|error| failed(error.to_string()))?;
-        if port.key().is_some_and(|key| stored.claim.key.overlaps(key)) {
-            claims.push(stored);
-        }
-    }
+    let mut claims = match claims_with(reader, "spec.address", &port.address.to_string()).await {
+        Err(ReadError::Absent) => Vec::new(),
+        claims => claims?,
+    };
+    claims.retain(|stored| port.key().is_some_and(|key| stored.claim.key.overlaps(key)));
     Ok(claims)
+}
+
+/// The claims that have a value in a field by which the API server selects them.
+pub(crate) async fn claims_with(
+    reader: &Reader,
+    field: &str,
+    value: &str,
+) -> Result<Vec<StoredClaim>, ReadError> {
+    let listed = reader.list(&format!("{API}/portclaims?fieldSelector={field}%3D{value}")).await?;
+    let failed = |reason: String| ReadError::Failed(format!("a PortClaim cannot be read: {reason}"));
+    let read = |object| {
+        let object: PortClaim = serde_json::from_value(object).map_err(|error| failed(error.to_string()))?;
+        StoredClaim::read(&object).map_err(|error| failed(error.to_string()))
+    };
+    listed.into_iter().map(read).collect()
 }
 
 /// A claim, and how long its pool keeps its port from others.

@@ -17,15 +17,12 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
-use serde_json::Value;
 
-use crate::allocation::claim::Claim;
 use crate::allocation::claim::StoredClaim;
 use crate::allocation::history;
 use crate::allocation::operation::Operation;
 use crate::allocation::operation::Outcome;
 use crate::api::crd::nat_node::NatNode;
-use crate::api::crd::port_claim::PortClaim;
 use crate::api::object::Kind;
 use crate::api::object::Object;
 use crate::cli::plugin::API;
@@ -179,14 +176,9 @@ impl Transfer {
             ));
         };
         let to = holder_of(&to, to_namespace.as_deref().unwrap_or(&from.object.namespace));
-        let claims = match reader
-            .list(&format!(
-                "{API}/portclaims?fieldSelector=spec.holder.namespace%3D{}",
-                from.object.namespace
-            ))
-            .await
-        {
-            Ok(listed) => claims(listed)?,
+        let claims = observe::claims_with(&reader, "spec.holder.namespace", &from.object.namespace).await;
+        let claims: Vec<_> = match claims {
+            Ok(claims) => claims.into_iter().map(|stored| stored.claim).collect(),
             Err(ReadError::Absent) => {
                 return mistake(
                     "ports are not claimed in this cluster, so none can be handed over".to_owned(),
@@ -243,14 +235,6 @@ async fn stored_at(reader: &Reader, path: &str) -> anyhow::Result<Option<Object>
         Err(ReadError::Absent) => Ok(None),
         Err(error) => anyhow::bail!("{path} cannot be read: {error}"),
     }
-}
-
-fn claims(listed: Vec<Value>) -> anyhow::Result<Vec<Claim>> {
-    let read = |object| {
-        let object: PortClaim = serde_json::from_value(object).context("a PortClaim cannot be read")?;
-        Ok(StoredClaim::read(&object)?.claim)
-    };
-    listed.into_iter().map(read).collect()
 }
 
 impl History {
