@@ -306,19 +306,9 @@ pub(super) fn released(old: &Releasing) -> Option<Key> {
 fn standing(asker: Asker, pinhole: &Pinhole, external: String, state: State) -> Standing {
     let metadata = &pinhole.metadata;
     Standing {
-        external,
-        key: None,
-        mapping: None,
-        target: None,
-        node: None,
-        holder: None,
-        asker,
-        pod: None,
         labels: metadata.labels.clone().unwrap_or_default(),
         created: metadata.creation_timestamp.as_ref().map(|time| time.0.to_string()).unwrap_or_default(),
-        state,
-        packets: None,
-        problem: None,
+        ..Standing::new(asker, external, state)
     }
 }
 

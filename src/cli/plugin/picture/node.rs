@@ -342,27 +342,24 @@ impl<'a> OneNode<'a> {
 
     fn leftover(&self, line: &Line) -> Standing {
         let (namespace, name) = line.pod.split_once('/').unwrap_or(("", line.pod.as_str()));
+        let pod = ObjectName::new(namespace, name);
         let target = line.target.as_ref().zip(line.target_ports.as_ref());
+        let key = key_of(line);
+        let external = key.map_or_else(
+            || format!("{}:{}/{}", line.address, line.ports, line.protocol),
+            |key| key.to_string(),
+        );
         Standing {
-            external: key_of(line).map_or_else(
-                || format!("{}:{}/{}", line.address, line.ports, line.protocol),
-                |key| key.to_string(),
-            ),
-            key: key_of(line),
-            mapping: None,
+            key,
             target: target.map(|(ip, ports)| socket(ip.parse().ok(), ip, ports)),
             node: self.name.map(str::to_owned),
-            holder: None,
-            asker: Asker::Pod(ObjectName::new(namespace, name)),
-            pod: Some(ObjectName::new(namespace, name)),
-            labels: BTreeMap::new(),
-            created: String::new(),
-            state: State::Leftover,
+            pod: Some(pod.clone()),
             packets: Some(line.packets),
             problem: Some(
                 "no pod of the node asks for it any more; the agent removes it within a second, unless its brake holds back a mass removal"
                     .to_owned(),
             ),
+            ..Standing::new(Asker::Pod(pod), external, State::Leftover)
         }
     }
 
@@ -377,19 +374,13 @@ impl<'a> OneNode<'a> {
             .zip(mapping)
             .map(|(ip, mapping)| socket(ip.parse().ok(), ip, &mapping.target().to_string()));
         Standing {
-            external,
-            key: None,
-            mapping: None,
             target,
             node: self.name.map(str::to_owned),
             holder: Some(holder),
-            asker: Asker::Pod(name.clone()),
-            pod: Some(name),
+            pod: Some(name.clone()),
             labels: pod.metadata.labels.clone(),
             created: pod.metadata.creation_timestamp.clone(),
-            state: State::Waiting,
-            packets: None,
-            problem: None,
+            ..Standing::new(Asker::Pod(name), external, State::Waiting)
         }
     }
 }

@@ -145,3 +145,24 @@ pub(crate) struct Standing {
     /// Why, in the words of whoever refuses; with what to do after the last semicolon.
     pub(crate) problem: Option<String>,
 }
+
+impl Standing {
+    /// One of which nothing more is known.
+    pub(super) const fn new(asker: Asker, external: String, state: State) -> Self {
+        Self {
+            external,
+            key: None,
+            mapping: None,
+            target: None,
+            node: None,
+            holder: None,
+            asker,
+            pod: None,
+            labels: BTreeMap::new(),
+            created: String::new(),
+            state,
+            packets: None,
+            problem: None,
+        }
+    }
+}
