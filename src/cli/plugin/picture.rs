@@ -23,6 +23,7 @@ use crate::api::crd::pinhole::Pinhole;
 use crate::api::object::Kind;
 use crate::api::object::Object;
 use crate::cli::plugin::picture::kernel::Kernel;
+use crate::cli::plugin::picture::kernel::facts;
 use crate::cli::plugin::picture::node::OneNode;
 use crate::cli::plugin::picture::standing::Standing;
 use crate::cli::plugin::picture::standing::State;
@@ -133,7 +134,8 @@ impl Picture {
     /// Facts about a node, as far as the API server and the kernel's entries tell them.
     pub(crate) fn node_facts(&self, node: &str) -> NodeFacts {
         let pods: Vec<_> = self.asking_pods().filter(|pod| node_of(pod) == Some(node)).collect();
-        OneNode::new(self, Some(node), &pods).facts
+        let lines = self.kernels.get(node).map(Kernel::lines).unwrap_or_default();
+        facts(self.object("Node", "", node), lines, &pods, self)
     }
 }
 

@@ -50,7 +50,7 @@ pub(super) struct OneNode<'a> {
     name: Option<&'a str>,
     pods: BTreeMap<ObjectName, Object>,
     index: Index,
-    pub(super) facts: NodeFacts,
+    facts: NodeFacts,
     kernel: Option<&'a Kernel>,
     pinholes: Option<Pinholes>,
     grants: Option<Grants>,
