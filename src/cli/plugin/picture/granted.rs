@@ -33,6 +33,9 @@ use crate::model::port::Port;
 use crate::model::port::PortRange;
 use crate::ruleset::entry::Key;
 
+/// Why something is neither granted nor refused.
+const UNDECIDED: &str = "the controller has not decided about it yet";
+
 /// Whether somebody's own hand wrote it: one of a pod is the controller's.
 pub(super) fn is_written(pinhole: &Pinhole) -> bool {
     pinhole.spec.target.pod.is_none()
@@ -48,6 +51,11 @@ pub(super) fn nodes(pinhole: &Pinhole) -> impl Iterator<Item = &str> {
 fn of_pod<'a>(pinholes: &'a Pinholes, pod: &Object) -> Option<&'a Pinhole> {
     let found = pinholes.get(&name_of(pod));
     found.filter(|found| found.spec.target.pod_uid.as_deref() == Some(pod.metadata.uid.as_str()))
+}
+
+/// What a pod has been granted, as far as its Pinhole tells.
+fn endpoints<'a>(pinholes: &'a Pinholes, pod: &Object) -> &'a [Endpoint] {
+    of_pod(pinholes, pod).and_then(current).map_or(&[], |status| &status.endpoints)
 }
 
 /// Those that a node serves, and those of pods that are on it already.
@@ -68,10 +76,8 @@ pub(super) fn withheld(
     pod: &Object,
     mapping: Option<&Mapping>,
 ) -> Option<(State, String)> {
-    let pinhole = of_pod(pinholes, pod);
     if let Some(mapping) = mapping {
-        let endpoints = pinhole.and_then(current).map_or(&[][..], |status| &status.endpoints);
-        let mut granted = endpoints.iter().filter_map(grants::granted);
+        let mut granted = endpoints(pinholes, pod).iter().filter_map(grants::granted);
         let is_granted = match grants::key(mapping) {
             Some(wanted) => granted.any(|key| key == wanted),
             // Of which node is known once there is one.
@@ -83,14 +89,15 @@ pub(super) fn withheld(
         }
     }
     let name = name_of(pod);
-    let (state, why) = match pinhole.and_then(|pinhole| condition(pinhole, "Accepted")) {
+    let accepted = of_pod(pinholes, pod).and_then(|pinhole| condition(pinhole, "Accepted"));
+    let (state, why) = match accepted {
         Some(said) => because(said),
         None if pinholes.get(&name).is_some_and(is_written) => (
             State::Pending,
             "a Pinhole that a user wrote has the pod's name, so the pod has none; rename one of the two"
                 .to_owned(),
         ),
-        None => (State::Pending, "the controller has not decided about it yet".to_owned()),
+        None => (State::Pending, UNDECIDED.to_owned()),
     };
     let is_gated = pod.spec.scheduling_gates.iter().any(|gate| gate.name == keys::ENDPOINTS_GATE);
     let gate = format!("the pod waits at its scheduling gate {}: ", keys::ENDPOINTS_GATE);
@@ -109,10 +116,9 @@ pub(super) fn wherever(pinholes: &Pinholes, pod: &Object) -> Pinholes {
 
 /// Whether a port that is granted to a pod is served by other nodes than its own.
 pub(super) fn is_elsewhere(pinholes: &Pinholes, pod: &Object, mapping: &Mapping) -> bool {
-    let endpoints = of_pod(pinholes, pod).and_then(current).map_or(&[][..], |status| &status.endpoints);
     let is_it = |endpoint: &&Endpoint| grants::granted(endpoint) == grants::key(mapping);
-    let own = node_of(pod);
-    own.is_some_and(|own| endpoints.iter().find(is_it).is_some_and(|found| is_away(found, own)))
+    let found = endpoints(pinholes, pod).iter().find(is_it);
+    found.zip(node_of(pod)).is_some_and(|(found, own)| is_away(found, own))
 }
 
 fn is_away(endpoint: &Endpoint, own: &str) -> bool {
@@ -138,7 +144,7 @@ pub(super) fn elsewhere(picture: &Picture, name: &ObjectName, pinhole: &Pinhole)
             pod: Some(name.clone()),
             labels: pod.metadata.labels.clone(),
             created: pod.metadata.creation_timestamp.clone(),
-            problem: Some(why.clone()).filter(|why| !why.is_empty()),
+            problem: why.clone(),
             ..standing(Asker::Pod(name.clone()), pinhole, key.to_string(), state)
         })
     };
@@ -195,8 +201,8 @@ pub(super) fn told(pinholes: &Pinholes, has: impl Fn(&str, IpAddr) -> Option<boo
 fn line(name: &ObjectName, status: &PinholeStatus, endpoint: &Endpoint) -> Option<Line> {
     let key = grants::granted(endpoint)?;
     let served = status.targets.iter().find(|target| target.active)?;
-    let addresses = served.addresses.iter().filter_map(|text| text.parse::<IpAddr>().ok());
-    let ip = { addresses }.find(|ip| ip.is_ipv4() == key.external.is_ipv4())?;
+    let mut addresses = served.addresses.iter().filter_map(|text| text.parse::<IpAddr>().ok());
+    let ip = addresses.find(|ip| ip.is_ipv4() == key.external.is_ipv4())?;
     let first = Port::new(endpoint.target_port)?;
     Some(Line {
         address: key.external.to_string(),
@@ -231,26 +237,28 @@ pub(super) fn written(name: &ObjectName, pinhole: &Pinhole) -> Vec<Standing> {
             target: Some(format!("{}{port}", pinhole.spec.target.in_short())),
             holder: Some(Holder::new("Pinhole", name.clone())),
             pod: served.map(|target| ObjectName::new(name.namespace.clone(), target.pod.as_str())),
-            problem: Some(why).filter(|why| !why.is_empty()),
+            problem: why,
             ..standing(Asker::Pinhole(name.clone()), pinhole, mapping.to_string(), state)
         }
     };
     forwards.into_iter().map(standing).collect()
 }
 
-/// How what a Pinhole is granted stands by its conditions, and why.
-fn how(pinhole: &Pinhole) -> (State, String) {
-    match condition(pinhole, "Accepted") {
-        None => (State::Pending, "the controller has not decided about it yet".to_owned()),
-        Some(accepted) if accepted.status != ConditionStatus::True => because(accepted),
-        Some(_) => match condition(pinhole, "Programmed") {
-            Some(said) if said.status == ConditionStatus::True => (State::Reported, String::new()),
-            Some(said) if said.reason == STANDBY || said.reason == "NotReady" => {
-                (State::Waiting, told_by(said))
-            }
-            Some(said) => (State::Unserved, told_by(said)),
-            None => (State::Unserved, String::new()),
-        },
+/// How what a Pinhole is granted stands by its conditions, and why, where there is more to say.
+fn how(pinhole: &Pinhole) -> (State, Option<String>) {
+    let Some(accepted) = condition(pinhole, "Accepted") else {
+        return (State::Pending, Some(UNDECIDED.to_owned()));
+    };
+    if accepted.status != ConditionStatus::True {
+        let (state, why) = because(accepted);
+        return (state, Some(why));
+    }
+    match condition(pinhole, "Programmed") {
+        Some(said) if said.status == ConditionStatus::True => (State::Reported, None),
+        Some(said) if said.reason == STANDBY || said.reason == "NotReady" => {
+            (State::Waiting, Some(told_by(said)))
+        }
+        said => (State::Unserved, said.map(told_by)),
     }
 }
 
@@ -284,7 +292,7 @@ pub(super) fn releasing(name: &ObjectName, pinhole: &Pinhole) -> Vec<Standing> {
 }
 
 /// What is waited for, before somebody else can have it.
-pub(super) fn still_there(old: &Releasing) -> String {
+fn still_there(old: &Releasing) -> String {
     let Releasing { node, since, .. } = old;
     format!(
         "the agent of {node} has not said since {since} that the node's kernel has it no more; kubectl describe natnode {node} shows \
@@ -293,7 +301,7 @@ pub(super) fn still_there(old: &Releasing) -> String {
 }
 
 /// The external side of what a node has yet to let go.
-pub(super) fn released(old: &Releasing) -> Option<Key> {
+fn released(old: &Releasing) -> Option<Key> {
     let first = Port::new(old.port)?;
     let last = old.port_end.map_or(Some(first), Port::new)?;
     Some(Key {

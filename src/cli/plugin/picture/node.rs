@@ -200,10 +200,10 @@ impl<'a> OneNode<'a> {
         }
         let owner = Owner::new(name, pinhole.spec.target.pod_uid.as_deref().unwrap_or_default());
         let entries = plan.ruleset.entries().filter(|entry| entry.owner == owner);
+        let elsewhere = granted::elsewhere(self.picture, name, pinhole);
         let standing = |entry: &Entry| {
-            let of_key = |one: &Standing| one.key == Some(entry.key);
-            let elsewhere = granted::elsewhere(self.picture, name, pinhole).into_iter().find(of_key)?;
-            let here = Standing { node: self.name.map(str::to_owned), problem: None, ..elsewhere };
+            let told = elsewhere.iter().find(|one| one.key == Some(entry.key))?;
+            let here = Standing { node: self.name.map(str::to_owned), problem: None, ..told.clone() };
             Some(self.of_entry(entry, here))
         };
         entries.filter_map(standing).collect()
@@ -245,15 +245,14 @@ impl<'a> OneNode<'a> {
             .entries()
             .filter(|entry| entry.owner == owner && is_for(&entry.key, mapping))
             .collect();
-        let withheld = self.pinholes.as_ref().filter(|_| entries.is_empty());
-        let withheld = withheld.and_then(|pinholes| granted::withheld(pinholes, pod, Some(mapping)));
-        if let Some((state, problem)) = withheld {
-            return vec![Standing { state, problem: Some(problem), ..standing() }];
-        }
-        let pinholes = self.pinholes.as_ref().filter(|_| entries.is_empty());
-        if pinholes.is_some_and(|pinholes| granted::is_elsewhere(pinholes, pod, mapping)) {
-            // The nodes that serve it tell, or the Pinhole itself.
-            return Vec::new();
+        if let Some(pinholes) = self.pinholes.as_ref().filter(|_| entries.is_empty()) {
+            if let Some((state, problem)) = granted::withheld(pinholes, pod, Some(mapping)) {
+                return vec![Standing { state, problem: Some(problem), ..standing() }];
+            }
+            if granted::is_elsewhere(pinholes, pod, mapping) {
+                // The nodes that serve it tell, or the Pinhole itself.
+                return Vec::new();
+            }
         }
         if self.name.is_none() {
             return vec![Standing { state: State::Unscheduled, ..standing() }];
