@@ -2,6 +2,8 @@
 
 pub(crate) mod port;
 
+use std::iter;
+
 use crate::admission;
 use crate::admission::Operation;
 use crate::admission::Request;
@@ -59,10 +61,7 @@ pub(crate) fn object(
             lines.push(field("pods", "none that asks for ports", palette));
         }
     }
-    for standing in &standings {
-        lines.push(String::new());
-        lines.extend(paragraph(standing, palette));
-    }
+    lines.extend(paragraphs(&standings, palette));
     Some(ended(&lines))
 }
 
@@ -132,10 +131,7 @@ fn pinhole(picture: &Picture, name: &ObjectName, palette: Palette) -> Option<Str
     if standings.is_empty() {
         lines.push(field("ports", "none that anybody serves or is to serve", palette));
     }
-    for standing in &standings {
-        lines.push(String::new());
-        lines.extend(paragraph(standing, palette));
-    }
+    lines.extend(paragraphs(&standings, palette));
     Some(ended(&lines))
 }
 
@@ -149,12 +145,15 @@ fn judge(picture: &Picture, object: Object, namespace: &str, index: &Index) -> V
     admission::decide(&request, &World { policy: &picture.policy, index }).violations
 }
 
+/// Every request for a port, below an empty line.
+fn paragraphs<'s>(standings: impl IntoIterator<Item = &'s Standing>, palette: Palette) -> Vec<String> {
+    let told = |standing| iter::once(String::new()).chain(paragraph(standing, palette));
+    standings.into_iter().flat_map(told).collect()
+}
+
 /// One request for a port: its line, why, and what to do next.
 fn paragraph(standing: &Standing, palette: Palette) -> Vec<String> {
-    let target = match (&standing.target, standing.state) {
-        (Some(target), _) => format!(" -> {target}"),
-        (None, _) => String::new(),
-    };
+    let target = standing.target.as_ref().map_or_else(String::new, |target| format!(" -> {target}"));
     let state = standing.state.tone().paint(palette, standing.state.name());
     let mut lines = vec![format!("{}{target}  {state}", palette.name(&standing.external))];
     lines.push(indented("for", &who_asks(standing), palette));
@@ -180,7 +179,7 @@ fn who_asks(standing: &Standing) -> String {
     let asker = standing.asker.to_string();
     let asker = match &standing.holder {
         Some(holder) if holder.object != *standing.asker.name() => {
-            format!("{asker} of {} {}", holder.kind, holder.object.name)
+            format!("{asker} of {}", holder.in_short())
         }
         _ => asker,
     };

@@ -154,7 +154,8 @@ fn is_for(key: &Key, mapping: &Mapping) -> bool {
     key.ports == mapping.external() && overlaps(key, mapping)
 }
 
-fn overlaps(key: &Key, mapping: &Mapping) -> bool {
+/// Whether an entry and a mapping have a port in common, if the node's own address is that of the entry.
+pub(crate) fn overlaps(key: &Key, mapping: &Mapping) -> bool {
     let is_there = match mapping.address() {
         Address::Node => true,
         Address::Fixed(address) => address.ip() == key.external,

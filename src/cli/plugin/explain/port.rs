@@ -14,9 +14,10 @@ use crate::api::object::Object;
 use crate::cli::plugin::explain::ended;
 use crate::cli::plugin::explain::field;
 use crate::cli::plugin::explain::judge;
-use crate::cli::plugin::explain::paragraph;
+use crate::cli::plugin::explain::paragraphs;
 use crate::cli::plugin::explain::split;
 use crate::cli::plugin::picture::Picture;
+use crate::cli::plugin::picture::overlaps;
 use crate::cli::plugin::picture::standing::Standing;
 use crate::cli::plugin::picture::standing::State;
 use crate::cli::plugin::reference::PortReference;
@@ -69,10 +70,7 @@ pub(crate) fn port(
         (None, []) => "nobody, although it is asked for".to_owned(),
     };
     lines.push(field("holder", &said, palette));
-    for standing in &concerned {
-        lines.push(String::new());
-        lines.extend(paragraph(standing, palette));
-    }
+    lines.extend(paragraphs(concerned.iter().copied(), palette));
     if holder.is_none() && claims.is_empty() {
         lines.push(String::new());
         lines.extend(for_a_new_pod(picture, namespace, wanted, &nodes, palette));
@@ -130,11 +128,8 @@ fn concerns(standing: &Standing, key: &Key, nodes: &BTreeSet<String>) -> bool {
         return found.overlaps(key);
     }
     let Some(mapping) = &standing.mapping else { return false };
-    let is_there = match mapping.address() {
-        Address::Fixed(address) => address.ip() == key.external,
-        Address::Node => standing.node.as_ref().is_some_and(|node| nodes.contains(node)),
-    };
-    is_there && mapping.protocol() == key.protocol && mapping.external().intersection(key.ports).is_some()
+    let is_there = || standing.node.as_ref().is_some_and(|node| nodes.contains(node));
+    overlaps(key, mapping) && (mapping.address() != Address::Node || is_there())
 }
 
 /// What a new pod that asked for the port would be told.
