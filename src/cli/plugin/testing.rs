@@ -141,8 +141,10 @@ fn harbour_pinholes() -> Vec<Pinhole> {
     let endpoint = |port: u16, target: u16| json!({"address": "198.51.100.4", "protocol": "TCP", "port": port, "targetPort": target, "pool": "edge"});
     let says =
         json!([{"name": "node-1", "programmed": true, "reason": "Programmed", "observedGeneration": 2}]);
-    let full = "auto:80/tcp: NatPool edge has no free port; ask whoever runs the cluster for a larger one";
-    let waits = "auto:80/tcp is about to be claimed";
+    let not_granted = |pod: &str, accepted: &str, reason: &str, why: &str| {
+        let said = conditions((accepted, reason, why), ("False", reason, why));
+        pinhole("games", pod, "", json!({"spec": {"target": of_pod(pod)}, "status": {"conditions": said}}))
+    };
     let ports = json!([{"port": 443, "targetPort": "https"}]);
     let behind =
         |pod: &str| json!([{"pod": pod, "podUID": "u", "addresses": ["10.244.1.40"], "active": true}]);
@@ -163,23 +165,12 @@ fn harbour_pinholes() -> Vec<Pinhole> {
                 },
             }),
         ),
-        pinhole(
-            "games",
-            "gated",
-            "",
-            json!({
-                "spec": {"target": of_pod("gated")},
-                "status": {"conditions": conditions(("Unknown", "Waiting", waits), ("False", "Waiting", waits))},
-            }),
-        ),
-        pinhole(
-            "games",
+        not_granted("gated", "Unknown", "Waiting", "auto:80/tcp is about to be claimed"),
+        not_granted(
             "full",
-            "",
-            json!({
-                "spec": {"target": of_pod("full")},
-                "status": {"conditions": conditions(("False", "NoFreePort", full), ("False", "NoFreePort", full))},
-            }),
+            "False",
+            "NoFreePort",
+            "auto:80/tcp: NatPool edge has no free port; ask whoever runs the cluster for a larger one",
         ),
         pinhole(
             "games",

@@ -20,6 +20,15 @@ fn now() -> Timestamp {
     "2026-03-01T12:00:00Z".parse().unwrap()
 }
 
+/// A command, and what it prints.
+fn explained(picture: &Picture, namespace: &str, what: &str, claims: &[ClaimOnIt]) -> String {
+    let answer = match what.parse().unwrap() {
+        Reference::Object(wanted) => object(picture, namespace, &wanted, PLAIN).unwrap(),
+        Reference::Port(wanted) => port::port(picture, namespace, &wanted, claims, PLAIN),
+    };
+    format!("$ kubectl pinhole explain -n {namespace} {what}\n{answer}\n")
+}
+
 #[test]
 fn the_tables_show_every_state() {
     let standings = town().standings();
@@ -56,11 +65,7 @@ fn objects_and_ports_are_explained_with_why_and_what_next() {
         ("web", "203.0.113.7:8443"),
         ("web", "192.0.2.1:22"),
     ] {
-        let answer = match what.parse().unwrap() {
-            Reference::Object(wanted) => object(&town, namespace, &wanted, PLAIN).unwrap(),
-            Reference::Port(wanted) => port::port(&town, namespace, &wanted, &[], PLAIN),
-        };
-        text.extend(["$ kubectl pinhole explain -n ", namespace, " ", what, "\n", &answer, "\n"]);
+        text.push_str(&explained(&town, namespace, what, &[]));
     }
     golden("explain.txt", &text);
 }
@@ -111,11 +116,7 @@ fn where_claims_are_on_automatic_ports_and_pinholes_of_users_are_told_too() {
         ("web", "198.51.100.4:443", &[]),
         ("web", "198.51.100.4:30009", &[releasing]),
     ] {
-        let answer = match what.parse().unwrap() {
-            Reference::Object(wanted) => object(&harbour, namespace, &wanted, PLAIN).unwrap(),
-            Reference::Port(wanted) => port::port(&harbour, namespace, &wanted, claims, PLAIN),
-        };
-        text.extend(["$ kubectl pinhole explain -n ", namespace, " ", what, "\n", &answer, "\n"]);
+        text.push_str(&explained(&harbour, namespace, what, claims));
     }
     golden("claims-explain.txt", &text);
 }
