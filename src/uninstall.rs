@@ -123,11 +123,12 @@ impl Uninstall {
                 self.clean_nodes().await;
                 self.forget_abandoned_pods().await;
                 self.delete_leftovers().await;
-                self.delete_kinds().await;
+                let gone = self.plan.leftovers.clone();
+                self.delete_kinds(&gone).await;
             }
             // What is left of a controller tells that this has yet to be done, so it goes last.
             Extent::Claims => {
-                self.delete_kinds().await;
+                self.delete_kinds(&[]).await;
                 self.delete_leftovers().await;
             }
         }
@@ -272,12 +273,9 @@ impl Uninstall {
         }
     }
 
-    /// Until nothing has come back for a while: the controller may not have ended yet.
-    async fn delete_kinds(&mut self) {
-        let Plan { mut leftovers, kinds, kept_kinds, lifts_gates, extent, .. } = self.plan.clone();
-        if extent == Extent::Claims {
-            leftovers.clear();
-        }
+    /// Until nothing has come back for a while, of what is `gone` neither: the controller may not have ended yet.
+    async fn delete_kinds(&mut self, gone: &[Target]) {
+        let Plan { kinds, kept_kinds, lifts_gates, .. } = self.plan.clone();
         let mut deleted = vec![0; kinds.len()];
         let mut quiet = 0;
         while quiet < QUIET_LOOKS && (lifts_gates || kinds.len() + kept_kinds.len() != 0) {
@@ -285,7 +283,7 @@ impl Uninstall {
             if lifts_gates {
                 found += self.lift_gates().await;
             }
-            for target in &leftovers {
+            for target in gone {
                 let came_back = self.installation.delete_again(target).await;
                 found += usize::from(self.attempt(came_back).await.unwrap_or(true));
             }

@@ -17,7 +17,7 @@ pub struct ByHand {
     pub arguments: Vec<String>,
 }
 
-/// A pod that waits at our scheduling gate.
+/// A pod that waits at our scheduling gate, and could not be let go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gated {
     /// The pod.
@@ -29,17 +29,18 @@ pub struct Gated {
 }
 
 impl Gated {
-    /// What is merged into the pod, so that it waits for the others alone.
-    pub fn change(&self) -> Value {
-        let others: Vec<_> = self.others.iter().map(|name| json!({"name": name})).collect();
-        json!({"spec": {"schedulingGates": others}})
-    }
-
-    /// The command that does so.
+    /// The command that lets it go.
     fn command(&self) -> String {
         let ObjectName { namespace, name } = &self.pod;
-        format!("kubectl -n {namespace} patch pod {name} --type=merge -p '{}'", self.change())
+        let change = gated_by(&self.others);
+        format!("kubectl -n {namespace} patch pod {name} --type=merge -p '{change}'")
     }
+}
+
+/// What is merged into a pod, so that it waits at these scheduling gates alone.
+pub fn gated_by(gates: &[String]) -> Value {
+    let gates: Vec<_> = gates.iter().map(|name| json!({"name": name})).collect();
+    json!({"spec": {"schedulingGates": gates}})
 }
 
 /// What was done.

@@ -8,23 +8,22 @@ use crate::allocation::pool::PoolError;
 use crate::api::crd::nat_pool::NatPool;
 use crate::cli::manifest;
 use crate::cli::manifest::Manifest;
+use crate::cli::manifest::Manifests;
 use crate::cli::manifest::Place;
 use crate::cli::manifest::Unreadable;
 
 /// The pools in these files and directories. What cannot be read goes to `unreadable`: nobody can say then what is granted.
 pub(super) fn read(paths: &[PathBuf], unreadable: &mut Vec<Unreadable>) -> Vec<Pool> {
-    let mut manifests = manifest::read(paths, "", io::empty());
-    let is_all_read = manifests.unreadable.is_empty();
-    unreadable.append(&mut manifests.unreadable);
-    let is_pool = |manifest: &&Manifest| manifest.object.kind == "NatPool";
-    let has_some = manifests.objects.iter().any(|manifest| is_pool(&manifest));
-    if let Some(first) = paths.first().filter(|_| is_all_read && !has_some) {
+    let Manifests { objects, unreadable: mut unread, .. } = manifest::read(paths, "", io::empty());
+    let found: Vec<_> = objects.iter().filter(|manifest| manifest.object.kind == "NatPool").collect();
+    if let Some(first) = paths.first().filter(|_| found.is_empty() && unread.is_empty()) {
         // Without any everything would be refused, as if that had been meant.
         let place = Place { file: first.display().to_string().into(), line: None };
         unreadable.push(Unreadable { place, message: "--pool names no NatPool".to_owned() });
     }
+    unreadable.append(&mut unread);
     let mut pools = Vec::new();
-    for manifest in manifests.objects.iter().filter(is_pool) {
+    for manifest in found {
         match pool(manifest) {
             Ok(pool) => pools.push(pool),
             Err(trouble) => unreadable.push(trouble),

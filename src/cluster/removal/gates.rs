@@ -13,6 +13,7 @@ use crate::cluster::removal::failed;
 use crate::cluster::trouble::describe;
 use crate::model::holder::ObjectName;
 use crate::removal::report::Gated;
+use crate::removal::report::gated_by;
 
 /// What became of the pods that waited.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,14 +37,13 @@ impl Installation {
             let metadata = pod.metadata;
             let name =
                 ObjectName::new(metadata.namespace.unwrap_or_default(), metadata.name.unwrap_or_default());
-            let gated = |why| Gated { pod: name.clone(), others: others.clone(), why };
-            let mut change = gated(String::new()).change();
+            let mut change = gated_by(&others);
             change["metadata"] = serde_json::json!({"resourceVersion": metadata.resource_version});
             let api: Api<Pod> = Api::namespaced(self.client.clone(), &name.namespace);
             match api.patch(&name.name, &PatchParams::default(), &Patch::Merge(change)).await {
-                Ok(_) => lifted.free.push(name.clone()),
+                Ok(_) => lifted.free.push(name),
                 Err(kube::Error::Api(status)) if status.code == 404 => {}
-                Err(error) => lifted.waiting.push(gated(describe(&error))),
+                Err(error) => lifted.waiting.push(Gated { pod: name, others, why: describe(&error) }),
             }
         }
         Ok(lifted)
