@@ -23,6 +23,7 @@ pub mod releasing;
 pub mod self_test;
 pub mod serving;
 pub mod standing;
+mod turns;
 pub mod waker;
 pub mod waking;
 pub mod written;
@@ -66,6 +67,7 @@ use crate::controller::plan::Dispute;
 use crate::controller::plan::Missing;
 use crate::controller::plan::Planned;
 use crate::controller::plan::Times;
+use crate::controller::turns::Turns;
 use crate::telemetry::metrics::controller::ControllerMetrics;
 use crate::telemetry::startup::Startup;
 
@@ -115,14 +117,10 @@ struct Remembered {
 impl Controller {
     /// Takes turns until it is stopped.
     pub async fn run(self, stop: CancellationToken) {
-        let mut turn = tokio::time::interval(PERIOD);
-        turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut turns = Turns::every(PERIOD, stop);
         let mut remembered = Remembered::default();
-        loop {
-            tokio::select! {
-                _ = turn.tick() => self.turn(claim_store::now(), &mut remembered).await,
-                () = stop.cancelled() => return,
-            }
+        while turns.next().await {
+            self.turn(claim_store::now(), &mut remembered).await;
         }
     }
 

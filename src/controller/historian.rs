@@ -34,6 +34,7 @@ use crate::cluster::claim_watch::Claims;
 use crate::cluster::history_store::HistoryStore;
 use crate::cluster::history_store::StoredPage;
 use crate::cluster::history_store::WriteError;
+use crate::controller::turns::Turns;
 use crate::telemetry::metrics::controller::ControllerMetrics;
 use crate::telemetry::startup::Startup;
 
@@ -79,15 +80,10 @@ struct Book {
 impl Historian {
     /// Takes turns until it is stopped.
     pub async fn run(self, stop: CancellationToken) {
-        let mut turn = tokio::time::interval(PERIOD);
-        turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut turns = Turns::every(PERIOD, stop);
         let mut book = None;
         let mut is_failing = false;
-        loop {
-            tokio::select! {
-                _ = turn.tick() => {}
-                () = stop.cancelled() => return,
-            }
+        while turns.next().await {
             let is_complete = self.startup.is_complete() && self.claims_known.load(Ordering::Acquire);
             if !*self.leading_rx.borrow() || !is_complete {
                 book = None;

@@ -23,6 +23,7 @@ use crate::cluster::claim_store;
 use crate::cluster::every::Known;
 use crate::cluster::masquerade_policies::PolicyWriter;
 use crate::cluster::masquerading_nodes::MasqueradingNode;
+use crate::controller::turns::Turns;
 use crate::telemetry::metrics::controller::ControllerMetrics;
 
 /// How often policies are looked at.
@@ -51,13 +52,9 @@ pub struct PolicyKeeper {
 impl PolicyKeeper {
     /// Looks after policies until it is stopped.
     pub async fn run(self, stop: CancellationToken) {
-        let mut turn = tokio::time::interval(PERIOD);
-        turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                _ = turn.tick() => self.turn(claim_store::now()).await,
-                () = stop.cancelled() => return,
-            }
+        let mut turns = Turns::every(PERIOD, stop);
+        while turns.next().await {
+            self.turn(claim_store::now()).await;
         }
     }
 

@@ -36,6 +36,7 @@ use crate::cluster::claim_watch::Claims;
 use crate::cluster::nat_pools;
 use crate::cluster::nat_pools::NatPools;
 use crate::cluster::nat_pools::PoolWriter;
+use crate::controller::turns::Turns;
 use crate::telemetry::metrics::controller::ControllerMetrics;
 
 /// How often pools are looked at.
@@ -77,13 +78,9 @@ enum Step {
 impl PoolKeeper {
     /// Looks after pools until it is stopped.
     pub async fn run(self, stop: CancellationToken) {
-        let mut turn = tokio::time::interval(PERIOD);
-        turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                _ = turn.tick() => self.turn(claim_store::now()).await,
-                () = stop.cancelled() => return,
-            }
+        let mut turns = Turns::every(PERIOD, stop);
+        while turns.next().await {
+            self.turn(claim_store::now()).await;
         }
     }
 
