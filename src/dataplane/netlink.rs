@@ -1,46 +1,37 @@
-//! A socket to the kernel's addresses, routes and rules, as rtnetlink(7) has them: lists, changes, and what tells of changes.
+//! A socket to the kernel, as netlink(7) has it: requests with their answers, and what the kernel tells by itself.
 //!
-//! One request and its answers take some tens of microseconds and start no program. What a message says is for others to read.
+//! The kernel works while it is asked, so the answers are there when the sending returns: one request takes some tens of
+//! microseconds and starts no program. What a message says is for others to read.
+
+pub(crate) mod message;
+pub(crate) mod route;
 
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::AddressFamily;
+use rustix::net::Protocol;
 use rustix::net::RecvFlags;
 use rustix::net::SendFlags;
 use rustix::net::SocketFlags;
 use rustix::net::SocketType;
-use rustix::net::netdevice;
 use rustix::net::netlink;
 use rustix::net::sockopt;
 
-use crate::dataplane::nftables::message::ACKNOWLEDGE;
-use crate::dataplane::nftables::message::Builder;
-use crate::dataplane::nftables::message::DONE;
-use crate::dataplane::nftables::message::DUMP;
-use crate::dataplane::nftables::message::ERROR;
-use crate::dataplane::nftables::message::INTERRUPTED;
-use crate::dataplane::nftables::message::Message;
-use crate::dataplane::nftables::message::REQUEST;
+use crate::dataplane::netlink::message::ACKNOWLEDGE;
+use crate::dataplane::netlink::message::Builder;
+use crate::dataplane::netlink::message::DONE;
+use crate::dataplane::netlink::message::DUMP;
+use crate::dataplane::netlink::message::ERROR;
+use crate::dataplane::netlink::message::INTERRUPTED;
+use crate::dataplane::netlink::message::Message;
+use crate::dataplane::netlink::message::REQUEST;
 
 const BUFFER: usize = 64 * 1024;
-const ATTEMPTS: usize = 3;
-/// The kernel answers at once; this only keeps a surprise from becoming a hang.
-const PATIENCE: Duration = Duration::from_secs(1);
-
-/// The groups that tell of interfaces, addresses, routes and rules. When an interface goes down or loses an address, the kernel
-/// says no more of the IPv4 routes that go with it.
-const GROUPS: u32 = LINKS | ADDRESSES_V4 | ROUTES_V4 | RULES_V4 | ADDRESSES_V6 | ROUTES_V6 | RULES_V6;
-const LINKS: u32 = 1;
-const ADDRESSES_V4: u32 = 1 << 4;
-const ROUTES_V4: u32 = 1 << 6;
-const RULES_V4: u32 = 1 << 7;
-const ADDRESSES_V6: u32 = 1 << 8;
-const ROUTES_V6: u32 = 1 << 10;
-const RULES_V6: u32 = 1 << 18;
+/// Requests are numbered from here, so that they are not taken for messages of a batch, which are numbered from 1.
+const FIRST_SEQUENCE: u32 = 1 << 31;
 
 /// A socket in the network namespace in which it was opened.
 #[derive(Debug)]
@@ -50,58 +41,33 @@ pub(crate) struct Socket {
     buffer: Vec<u8>,
 }
 
-/// Hears of every change in the network namespace in which it was opened.
-#[derive(Debug)]
-pub(crate) struct Listener {
-    fd: OwnedFd,
-    buffer: Vec<u8>,
-}
-
 impl Socket {
-    /// Opens a socket in the calling thread's network namespace.
-    pub(crate) fn open() -> io::Result<Self> {
-        let fd = socket(0)?;
-        sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(PATIENCE))?;
-        Ok(Self { fd, sequence: 0, buffer: vec![0; BUFFER] })
+    /// Opens a socket in the calling thread's network namespace, to hear what these groups are told.
+    pub(crate) fn open(protocol: Option<Protocol>, groups: u32) -> io::Result<Self> {
+        let fd = rustix::net::socket_with(
+            AddressFamily::NETLINK,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC,
+            protocol,
+        )?;
+        rustix::net::bind(&fd, &netlink::SocketAddrNetlink::new(0, groups))?;
+        Ok(Self { fd, sequence: FIRST_SEQUENCE, buffer: vec![0; BUFFER] })
     }
 
-    /// Everything of a kind that `read` makes something of.
-    pub(crate) fn list<T>(
-        &mut self,
-        kind: u16,
-        header: &[u8],
-        read: impl Fn(&[u8]) -> Option<T>,
-    ) -> io::Result<Vec<T>> {
-        for _ in 0..ATTEMPTS {
-            let mut found = Vec::new();
-            let is_consistent =
-                self.exchange(kind, DUMP, header, |_| {}, |payload| found.extend(read(payload)))?;
-            if is_consistent {
-                return Ok(found);
-            }
-        }
-        Err(io::Error::other("the node's addresses or routes keep changing while they are listed"))
+    /// Waits for an answer no longer than this: the kernel answers at once, and a surprise must not become a hang.
+    pub(crate) fn patient_for(self, patience: Duration) -> io::Result<Self> {
+        sockopt::set_socket_timeout(&self.fd, sockopt::Timeout::Recv, Some(patience))?;
+        Ok(self)
     }
 
-    /// Asks for a change.
+    /// Sends a request and hands on its answers; false when they do not fit together.
     pub(crate) fn ask(
         &mut self,
         kind: u16,
         flags: u16,
         header: &[u8],
         describe: impl FnOnce(&mut Builder<'_>),
-    ) -> io::Result<()> {
-        self.exchange(kind, ACKNOWLEDGE | flags, header, describe, |_| {}).map(drop)
-    }
-
-    /// Sends a request and reads its answers; false when they do not fit together.
-    fn exchange(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        header: &[u8],
-        describe: impl FnOnce(&mut Builder<'_>),
-        mut found: impl FnMut(&[u8]),
+        mut found: impl FnMut(&Message<'_>),
     ) -> io::Result<bool> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut request = Vec::new();
@@ -109,6 +75,7 @@ impl Socket {
         describe(&mut message);
         message.end();
         rustix::net::send(&self.fd, &request, SendFlags::empty())?;
+        let has_one_answer = flags & (DUMP | ACKNOWLEDGE) == 0;
         let mut is_consistent = true;
         loop {
             let (received, _) = rustix::net::recv(&self.fd, &mut self.buffer[..], RecvFlags::empty())?;
@@ -122,75 +89,41 @@ impl Socket {
                     DONE => return Ok(is_consistent),
                     ERROR if message.error() == 0 => return Ok(is_consistent),
                     ERROR => return Err(io::Error::from_raw_os_error(message.error())),
-                    _ => found(message.payload),
+                    _ => found(&message),
+                }
+                if has_one_answer {
+                    return Ok(is_consistent);
                 }
             }
         }
     }
-}
 
-impl Listener {
-    /// Listens in the calling thread's network namespace.
-    pub(crate) fn open() -> io::Result<Self> {
-        Ok(Self { fd: socket(GROUPS)?, buffer: vec![0; BUFFER] })
+    /// Sends messages together.
+    pub(crate) fn send(&self, messages: &[u8]) -> io::Result<()> {
+        // They must be sent at once, whatever their length. Without the right to more, short ones still go through.
+        let _ = sockopt::set_socket_send_buffer_size_force(&self.fd, messages.len().saturating_mul(2));
+        rustix::net::send(&self.fd, messages, SendFlags::empty())?;
+        Ok(())
     }
 
-    /// Whether anything that matters has changed since this was asked last, or may have.
-    pub(crate) fn has_news(&mut self, matters: impl Fn(&Message<'_>) -> bool) -> bool {
-        let mut has_news = false;
+    /// Hands on everything that is there and waits for nothing; false when more came than there was room for.
+    pub(crate) fn hear(&mut self, mut each: impl FnMut(&Message<'_>)) -> io::Result<bool> {
+        let mut is_all = true;
         loop {
             let received = match rustix::net::recv(&self.fd, &mut self.buffer[..], RecvFlags::DONTWAIT) {
                 Ok((received, _)) => received,
-                Err(Errno::AGAIN) => return has_news,
+                Err(Errno::AGAIN) => return Ok(is_all),
                 Err(Errno::INTR) => continue,
-                // More came than there was room for.
                 Err(Errno::NOBUFS) => {
-                    has_news = true;
+                    is_all = false;
                     continue;
                 }
-                Err(_) => return true,
+                Err(error) => return Err(error.into()),
             };
             let mut rest = self.buffer.get(..received).unwrap_or_default();
             while let Some(message) = Message::take(&mut rest) {
-                has_news |= matters(&message);
+                each(&message);
             }
         }
     }
-}
-
-fn socket(groups: u32) -> io::Result<OwnedFd> {
-    // Without a protocol it is NETLINK_ROUTE.
-    let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
-    rustix::net::bind(&fd, &netlink::SocketAddrNetlink::new(0, groups))?;
-    Ok(fd)
-}
-
-/// The number of an interface; `None` when there is none of this name.
-pub(crate) fn interface(name: &str) -> io::Result<Option<u32>> {
-    let socket =
-        rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    match netdevice::name_to_index(&socket, name) {
-        Ok(index) => Ok(Some(index)),
-        Err(rustix::io::Errno::NODEV) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// The name of an interface; `None` when it is gone.
-pub(crate) fn interface_name(number: u32) -> io::Result<Option<String>> {
-    let socket =
-        rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    Ok(netdevice::index_to_name(&socket, number).ok())
-}
-
-/// An address as messages have it.
-pub(crate) fn ip(bytes: &[u8]) -> Option<IpAddr> {
-    let v4 = || <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from);
-    let v6 = || <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from);
-    v4().or_else(v6)
-}
-
-/// A number as messages have it.
-pub(crate) fn native(bytes: &[u8]) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?))
 }

@@ -37,8 +37,8 @@ use crate::dataplane::condition::Condition;
 use crate::dataplane::condition::ConditionKind;
 use crate::dataplane::links::Link;
 use crate::dataplane::links::Links;
-use crate::dataplane::netlink;
-use crate::dataplane::netlink::Socket;
+use crate::dataplane::netlink::route;
+use crate::dataplane::netlink::route::Socket;
 use crate::dataplane::routing::rtnetlink::BY_KERNEL;
 use crate::dataplane::routing::rtnetlink::LOCAL;
 use crate::dataplane::routing::rtnetlink::PROTOCOL;
@@ -227,7 +227,7 @@ fn is_without(error: &io::Error) -> bool {
 /// The links that may serve a family, each with its mark and the number of its interface, if there is one.
 fn numbered(links: &Links, family: Family) -> io::Result<Vec<(u32, &Link, Option<u32>)>> {
     let marked = links.marked(family);
-    marked.map(|(mark, link)| Ok((mark, link, netlink::interface(link.interface.as_str())?))).collect()
+    marked.map(|(mark, link)| Ok((mark, link, route::interface(link.interface.as_str())?))).collect()
 }
 
 fn wanted(

@@ -1,15 +1,11 @@
 //! Asks the kernel for the addresses of all interfaces, as `RTM_GETADDR` of rtnetlink(7) tells them.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::io;
 use std::net::IpAddr;
 
-use crate::dataplane::netlink::Socket;
-use crate::dataplane::netlink::interface_name;
-use crate::dataplane::netlink::ip;
-use crate::dataplane::netlink::native;
-use crate::dataplane::nftables::message::Attributes;
+use crate::dataplane::netlink::message::Attributes;
+use crate::dataplane::netlink::route::Socket;
+use crate::dataplane::netlink::route::interface_names;
 
 /// An address of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,18 +33,12 @@ const FLEETING_V6: u32 = 0x01 | 0x08 | 0x20 | 0x40;
 pub(super) fn addresses() -> io::Result<Vec<InterfaceAddress>> {
     // Of any family.
     let found = Socket::open()?.list(GET_ADDRESS, &[0; HEADER], Found::parse)?;
-    let mut names: HashMap<u32, Option<String>> = HashMap::new();
-    let mut addresses = Vec::with_capacity(found.len());
-    for Found { ip, interface, lasts } in found {
-        let name = match names.entry(interface) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(unknown) => unknown.insert(interface_name(interface)?),
-        };
-        // An interface that is gone by now has taken its addresses with it.
-        let Some(name) = name else { continue };
-        addresses.push(InterfaceAddress { ip, interface: name.clone(), lasts });
-    }
-    Ok(addresses)
+    let names = interface_names(found.iter().map(|found| found.interface).collect())?;
+    // An interface that is gone by now has taken its addresses with it.
+    let with_name = |Found { ip, interface, lasts }| {
+        Some(InterfaceAddress { ip, interface: names.get(&interface)?.clone(), lasts })
+    };
+    Ok(found.into_iter().filter_map(with_name).collect())
 }
 
 /// An address whose interface is known by number only.
@@ -63,9 +53,9 @@ impl Found {
     fn parse(payload: &[u8]) -> Option<Self> {
         let [_, _, flags, _, interface @ ..] = *payload.first_chunk::<HEADER>()?;
         let attributes = Attributes(payload.get(HEADER..)?);
-        let flags = attributes.find(FLAGS).and_then(native).unwrap_or(u32::from(flags));
+        let flags = attributes.native(FLAGS).unwrap_or(u32::from(flags));
         // On a point-to-point link "address" is the peer's.
-        let ip = attributes.find(LOCAL).or_else(|| attributes.find(ADDRESS)).and_then(ip)?;
+        let ip = attributes.ip(LOCAL).or_else(|| attributes.ip(ADDRESS))?;
         let lasts = ip.is_ipv4() || flags & FLEETING_V6 == 0;
         Some(Self { ip, interface: u32::from_ne_bytes(interface), lasts })
     }

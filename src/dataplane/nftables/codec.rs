@@ -11,6 +11,10 @@ use std::net::Ipv6Addr;
 use ipnet::IpNet;
 
 use crate::dataplane::counters::Counters;
+use crate::dataplane::netlink::message::Attributes;
+use crate::dataplane::netlink::message::Builder;
+use crate::dataplane::netlink::message::int;
+use crate::dataplane::netlink::message::text;
 use crate::dataplane::nftables::element::Collection;
 use crate::dataplane::nftables::element::Data;
 use crate::dataplane::nftables::element::ElementKey;
@@ -18,10 +22,6 @@ use crate::dataplane::nftables::element::Field;
 use crate::dataplane::nftables::element::Held;
 use crate::dataplane::nftables::element::Value;
 use crate::dataplane::nftables::lists;
-use crate::dataplane::nftables::message::Attributes;
-use crate::dataplane::nftables::message::Builder;
-use crate::dataplane::nftables::message::int;
-use crate::dataplane::nftables::message::text;
 use crate::dataplane::nftables::plan::Step;
 use crate::model::address::Family;
 use crate::model::interface::InterfaceName;
@@ -342,7 +342,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::dataplane::nftables::message::Message;
+    use crate::dataplane::netlink::message::Message;
 
     fn read_back(family: Family, step: &Step) -> Result<BTreeMap<ElementKey, Held>, String> {
         let mut bytes = Vec::new();

@@ -3,14 +3,14 @@
 
 use std::collections::BTreeMap;
 
+use crate::dataplane::netlink::message::Builder;
+use crate::dataplane::netlink::message::Message;
 use crate::dataplane::nftables::codec::Reader;
 use crate::dataplane::nftables::codec::write;
 use crate::dataplane::nftables::element::Collection;
 use crate::dataplane::nftables::element::ElementKey;
 use crate::dataplane::nftables::element::Held;
 use crate::dataplane::nftables::is_simple;
-use crate::dataplane::nftables::message::Builder;
-use crate::dataplane::nftables::message::Message;
 use crate::dataplane::nftables::plan::Step;
 use crate::model::address::Family;
 

@@ -1,32 +1,23 @@
 //! Talks to the kernel's nf_tables over one netlink socket that stays open.
 //!
-//! The kernel works while it is asked, so every call returns with the answer. A socket belongs to the network
-//! namespace in which it was opened.
+//! A socket belongs to the network namespace in which it was opened.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::io::ErrorKind;
-use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use rustix::io::Errno;
-use rustix::net::AddressFamily;
-use rustix::net::RecvFlags;
-use rustix::net::SendFlags;
-use rustix::net::SocketFlags;
-use rustix::net::SocketType;
-use rustix::net::netlink;
-use rustix::net::sockopt;
+use rustix::net::netlink::NETFILTER;
 
-use crate::dataplane::nftables::message::ACKNOWLEDGE;
-use crate::dataplane::nftables::message::Attributes;
-use crate::dataplane::nftables::message::Builder;
-use crate::dataplane::nftables::message::DONE;
-use crate::dataplane::nftables::message::DUMP;
-use crate::dataplane::nftables::message::ERROR;
-use crate::dataplane::nftables::message::INTERRUPTED;
-use crate::dataplane::nftables::message::Message;
-use crate::dataplane::nftables::message::REQUEST;
+use crate::dataplane::netlink;
+use crate::dataplane::netlink::message::ACKNOWLEDGE;
+use crate::dataplane::netlink::message::Attributes;
+use crate::dataplane::netlink::message::Builder;
+use crate::dataplane::netlink::message::DUMP;
+use crate::dataplane::netlink::message::ERROR;
+use crate::dataplane::netlink::message::Message;
+use crate::dataplane::netlink::message::REQUEST;
+use crate::dataplane::netlink::message::number;
 use crate::model::address::Family;
 
 /// nf_tables among netfilter's message kinds.
@@ -40,28 +31,17 @@ const GENERATION_PROCESS: u16 = 3;
 /// The group of listeners, as a bit.
 const NF_TABLES_CHANGES: u32 = 1 << (7 - 1);
 
-/// The kernel answers at once; this only keeps a surprise from becoming a hang.
 const PATIENCE: Duration = Duration::from_secs(5);
-const BUFFER: usize = 64 * 1024;
-/// Requests are numbered from here, so that they are not taken for messages of a batch, which are numbered from 1.
-const FIRST_SEQUENCE: u32 = 1 << 31;
 /// How often a list is asked for again that changed while it was read.
 const ATTEMPTS: usize = 10;
 
 /// A socket.
 #[derive(Debug)]
-pub(crate) struct Socket {
-    fd: OwnedFd,
-    sequence: u32,
-    buffer: Vec<u8>,
-}
+pub(crate) struct Socket(netlink::Socket);
 
 /// Hears who changes nf_tables.
 #[derive(Debug)]
-pub(crate) struct Listener {
-    fd: OwnedFd,
-    buffer: Vec<u8>,
-}
+pub(crate) struct Listener(netlink::Socket);
 
 /// Changes that the kernel makes together or not at all.
 #[derive(Debug)]
@@ -80,33 +60,16 @@ pub(crate) struct Refusal {
 }
 
 /// netfilter's header: a family, a version, and a resource in network order.
-const fn header(family: Option<Family>, resource: u16) -> [u8; 4] {
-    let family = match family {
-        None => libc::AF_UNSPEC,
-        Some(Family::V4) => libc::AF_INET,
-        Some(Family::V6) => libc::AF_INET6,
-    };
+fn header(family: Option<Family>, resource: u16) -> [u8; 4] {
     let [high, low] = resource.to_be_bytes();
-    #[expect(
-        clippy::cast_sign_loss,
-        clippy::cast_possible_truncation,
-        reason = "the two families fit a byte"
-    )]
-    [family as u8, 0, high, low]
+    // Zero is no family.
+    [family.map_or(0, number), 0, high, low]
 }
 
 impl Socket {
     /// Opens a socket in the calling thread's network namespace.
     pub(crate) fn open() -> io::Result<Self> {
-        let fd = rustix::net::socket_with(
-            AddressFamily::NETLINK,
-            SocketType::RAW,
-            SocketFlags::CLOEXEC,
-            Some(netlink::NETFILTER),
-        )?;
-        rustix::net::bind(&fd, &netlink::SocketAddrNetlink::new(0, 0))?;
-        sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(PATIENCE))?;
-        Ok(Self { fd, sequence: FIRST_SEQUENCE, buffer: vec![0; BUFFER] })
+        open(0)?.patient_for(PATIENCE).map(Self)
     }
 
     /// What the kernel counts up with every change of any table in this namespace.
@@ -161,66 +124,26 @@ impl Socket {
         describe: impl Fn(&mut Builder<'_>),
         mut found: impl FnMut(&Attributes<'_>),
     ) -> io::Result<bool> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let mut request = Vec::new();
-        let kind = NF_TABLES << 8 | kind;
-        let header = header(family, 0);
-        let mut message = Builder::new(&mut request, kind, REQUEST | flags, self.sequence, &header);
-        describe(&mut message);
-        message.end();
-        rustix::net::send(&self.fd, &request, SendFlags::empty())?;
-        let mut is_consistent = true;
-        loop {
-            let (received, _) = rustix::net::recv(&self.fd, &mut self.buffer[..], RecvFlags::empty())?;
-            let mut rest = self.buffer.get(..received).unwrap_or_default();
-            while let Some(message) = Message::take(&mut rest) {
-                if message.sequence != self.sequence {
-                    continue;
-                }
-                is_consistent &= message.flags & INTERRUPTED == 0;
-                match message.kind {
-                    DONE => return Ok(is_consistent),
-                    ERROR if message.error() == 0 => return Ok(is_consistent),
-                    ERROR => return Err(io::Error::from_raw_os_error(message.error())),
-                    _ => found(&message.attributes()),
-                }
-                if flags & DUMP == 0 {
-                    return Ok(is_consistent);
-                }
-            }
-        }
+        let found = |message: &Message<'_>| found(&message.attributes());
+        self.0.ask(NF_TABLES << 8 | kind, flags, &header(family, 0), describe, found)
     }
 
     /// Makes all changes of a batch.
     pub(crate) fn commit(&mut self, batch: Batch) -> io::Result<Result<(), Vec<Refusal>>> {
         let Batch { mut bytes, messages } = batch;
         Builder::new(&mut bytes, BATCH_END, REQUEST, messages + 1, &header(None, NF_TABLES)).end();
-        // A batch must be sent at once, whatever its length. Without the right to more, short ones still go through.
-        let _ = sockopt::set_socket_send_buffer_size_force(&self.fd, bytes.len().saturating_mul(2));
-        rustix::net::send(&self.fd, &bytes, SendFlags::empty())?;
+        self.0.send(&bytes)?;
         let mut refused = Vec::new();
         let mut is_done = false;
-        while !is_done {
-            // Everything that the kernel has to say is there when the sending returns.
-            let received = match rustix::net::recv(&self.fd, &mut self.buffer[..], RecvFlags::DONTWAIT) {
-                Ok((received, _)) => received,
-                Err(Errno::AGAIN) => break,
-                // So many refusals that not all of them could be told.
-                Err(Errno::NOBUFS) => continue,
-                Err(error) => return Err(error.into()),
-            };
-            let mut rest = self.buffer.get(..received).unwrap_or_default();
-            while let Some(message) = Message::take(&mut rest) {
-                match (message.kind, message.error()) {
-                    (ERROR, 0) => is_done |= message.sequence == messages,
-                    (ERROR, code) => {
-                        let index = usize::try_from(message.sequence).unwrap_or_default().saturating_sub(1);
-                        refused.push(Refusal { message: index, code });
-                    }
-                    _ => {}
-                }
+        // There can be so many refusals that not all of them are told.
+        self.0.hear(|message| match (message.kind, message.error()) {
+            (ERROR, 0) => is_done |= message.sequence == messages,
+            (ERROR, code) => {
+                let index = usize::try_from(message.sequence).unwrap_or_default().saturating_sub(1);
+                refused.push(Refusal { message: index, code });
             }
-        }
+            _ => {}
+        })?;
         if !refused.is_empty() {
             return Ok(Err(refused));
         }
@@ -234,34 +157,24 @@ impl Socket {
 impl Listener {
     /// Begins to hear of the changes in the calling thread's network namespace.
     pub(crate) fn open() -> io::Result<Self> {
-        let fd = rustix::net::socket_with(
-            AddressFamily::NETLINK,
-            SocketType::RAW,
-            SocketFlags::CLOEXEC,
-            Some(netlink::NETFILTER),
-        )?;
-        rustix::net::bind(&fd, &netlink::SocketAddrNetlink::new(0, NF_TABLES_CHANGES))?;
-        Ok(Self { fd, buffer: vec![0; BUFFER] })
+        open(NF_TABLES_CHANGES).map(Self)
     }
 
     /// The names of the programs that changed something since this was asked last, as far as they were heard: who
     /// changes much at once may drown the end of it, where the name is.
     pub(crate) fn names(&mut self) -> BTreeSet<String> {
         let mut names = BTreeSet::new();
-        loop {
-            let received = match rustix::net::recv(&self.fd, &mut self.buffer[..], RecvFlags::DONTWAIT) {
-                Ok((received, _)) => received,
-                Err(Errno::NOBUFS | Errno::INTR) => continue,
-                Err(_) => return names,
-            };
-            let mut rest = self.buffer.get(..received).unwrap_or_default();
-            while let Some(message) = Message::take(&mut rest) {
-                if message.kind == NF_TABLES << 8 | NEW_GENERATION {
-                    names.extend(message.attributes().text(GENERATION_PROCESS).map(str::to_owned));
-                }
+        let _ = self.0.hear(|message| {
+            if message.kind == NF_TABLES << 8 | NEW_GENERATION {
+                names.extend(message.attributes().text(GENERATION_PROCESS).map(str::to_owned));
             }
-        }
+        });
+        names
     }
+}
+
+fn open(groups: u32) -> io::Result<netlink::Socket> {
+    netlink::Socket::open(Some(NETFILTER), groups)
 }
 
 impl Batch {

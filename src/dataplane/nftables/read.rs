@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use std::io;
 
 use crate::dataplane::counters::Counters;
+use crate::dataplane::netlink::message::Attributes;
+use crate::dataplane::netlink::message::Builder;
 use crate::dataplane::nftables::codec::COUNTER;
 use crate::dataplane::nftables::codec::EXPRESSION_NAME;
 use crate::dataplane::nftables::codec::Reader;
@@ -17,8 +19,6 @@ use crate::dataplane::nftables::element::Field;
 use crate::dataplane::nftables::element::Held;
 use crate::dataplane::nftables::element::Value;
 use crate::dataplane::nftables::lists;
-use crate::dataplane::nftables::message::Attributes;
-use crate::dataplane::nftables::message::Builder;
 use crate::dataplane::nftables::netlink::Socket;
 use crate::dataplane::nftables::plan::State;
 use crate::dataplane::nftables::plan::Table;

@@ -2,8 +2,8 @@
 //! routes. The kernel tells of every change; only one that could matter is a reason to look.
 
 use crate::dataplane::links::Links;
-use crate::dataplane::netlink::Listener;
-use crate::dataplane::nftables::message::Message;
+use crate::dataplane::netlink::message::Message;
+use crate::dataplane::netlink::route::Listener;
 use crate::dataplane::routing::LOCAL_TABLE;
 use crate::dataplane::routing::MAIN;
 use crate::dataplane::routing::TABLES;

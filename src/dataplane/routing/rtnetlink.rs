@@ -9,13 +9,13 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::dataplane::netlink::Socket;
-use crate::dataplane::netlink::ip;
-use crate::dataplane::netlink::native;
-use crate::dataplane::nftables::message::Attributes;
-use crate::dataplane::nftables::message::Builder;
-use crate::dataplane::nftables::message::CREATE;
-use crate::dataplane::nftables::message::Message;
+use crate::dataplane::netlink::message::Attributes;
+use crate::dataplane::netlink::message::Builder;
+use crate::dataplane::netlink::message::CREATE;
+use crate::dataplane::netlink::message::Message;
+use crate::dataplane::netlink::message::ip;
+use crate::dataplane::netlink::message::number;
+use crate::dataplane::netlink::route::Socket;
 use crate::model::address::Family;
 
 /// Who made a rule or route, in the kernel's words. The numbers of known daemons are in `/etc/iproute2/rt_protos`.
@@ -171,13 +171,13 @@ impl Rule {
         if attributes.find(RULE_PROTOCOL) != Some(&[PROTOCOL][..]) {
             return None;
         }
-        let int = |kind| attributes.find(kind).and_then(native);
+        let int = |kind| attributes.native(kind);
         Some(Self {
             family,
             priority: int(RULE_PRIORITY).unwrap_or_default(),
             mark: int(RULE_MARK).unwrap_or_default(),
             mask: int(RULE_MASK).unwrap_or_default(),
-            source: attributes.find(RULE_SOURCE).and_then(ip),
+            source: attributes.ip(RULE_SOURCE),
             table: int(RULE_TABLE).unwrap_or_default(),
             skips_default: int(RULE_SUPPRESSED_LENGTH) == Some(0),
         })
@@ -216,7 +216,7 @@ impl Route {
     fn read(family: Family, payload: &[u8]) -> Option<Self> {
         let [_, length, _, _, table, protocol, _, kind] = *payload.first_chunk()?;
         let attributes = Attributes(payload.get(HEADER..)?);
-        let int = |kind| attributes.find(kind).and_then(native);
+        let int = |kind| attributes.native(kind);
         let destination = match attributes.find(ROUTE_DESTINATION) {
             Some(address) => Some(IpNet::new(ip(address)?, length).ok()?),
             None => None,
@@ -225,7 +225,7 @@ impl Route {
             family,
             table: int(ROUTE_TABLE).unwrap_or(u32::from(table)),
             destination,
-            gateway: attributes.find(ROUTE_GATEWAY).and_then(ip),
+            gateway: attributes.ip(ROUTE_GATEWAY),
             interface: int(ROUTE_INTERFACE).unwrap_or_default(),
             metric: int(ROUTE_METRIC).unwrap_or_default(),
             protocol,
@@ -284,14 +284,6 @@ impl fmt::Display for Route {
             write!(f, " via {gateway}")?;
         }
         write!(f, " interface {} table {}", self.interface, self.table)
-    }
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "the two families fit a byte")]
-const fn number(family: Family) -> u8 {
-    match family {
-        Family::V4 => libc::AF_INET as u8,
-        Family::V6 => libc::AF_INET6 as u8,
     }
 }
 

@@ -2,6 +2,10 @@
 //!
 //! Whatever is read may be cut or wrong; then there is nothing more to read.
 
+use std::net::IpAddr;
+
+use crate::model::address::Family;
+
 /// A netlink message's header and that of netfilter behind it; rtnetlink has others in its place.
 const HEADER: usize = 16;
 const FAMILY_HEADER: usize = 4;
@@ -136,6 +140,16 @@ impl<'a> Attributes<'a> {
         int(self.find(kind)?)
     }
 
+    /// The number in the first one of a kind, as this machine writes it.
+    pub(crate) fn native(&self, kind: u16) -> Option<u32> {
+        native_int(self.find(kind)?, 0)
+    }
+
+    /// The address in the first one of a kind.
+    pub(crate) fn ip(&self, kind: u16) -> Option<IpAddr> {
+        ip(self.find(kind)?)
+    }
+
     /// The text in the first one of a kind.
     pub(crate) fn text(&self, kind: u16) -> Option<&'a str> {
         text(self.find(kind)?)
@@ -151,6 +165,22 @@ impl<'a> Iterator for Attributes<'a> {
         self.0 = self.0.get(aligned(length)..).unwrap_or_default();
         Some((kind & KIND, value))
     }
+}
+
+/// A family as headers have it.
+#[expect(clippy::cast_possible_truncation, reason = "the two families fit a byte")]
+pub(crate) const fn number(family: Family) -> u8 {
+    match family {
+        Family::V4 => libc::AF_INET as u8,
+        Family::V6 => libc::AF_INET6 as u8,
+    }
+}
+
+/// An address.
+pub(crate) fn ip(value: &[u8]) -> Option<IpAddr> {
+    let v4 = || <[u8; 4]>::try_from(value).ok().map(IpAddr::from);
+    let v6 = || <[u8; 16]>::try_from(value).ok().map(IpAddr::from);
+    v4().or_else(v6)
 }
 
 /// A number in network order.
