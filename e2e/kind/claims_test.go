@@ -216,12 +216,59 @@ func TestWithClaimsAPodWaitsForAPortOfAFullPoolAndKnowsItFromItsFirstStart(t *te
 }
 
 func TestWithClaimsAPortIsKeptForANodeThatDiedUntilItIsDeclaredDead(t *testing.T) {
+	const dead = "node.kubernetes.io/out-of-service"
+	diesAndFreesItsPortWhen(t, "dead", 8123, func() {
+		kubectl(t, "", "taint", "node", otherWorker, dead+"=nodeshutdown:NoExecute")
+	}, func() {
+		_, _ = tryKubectl("", "taint", "node", otherWorker, dead+"-")
+	})
+}
+
+func TestWithClaimsAPortIsKeptForANodeThatDiedUntilItIsDeleted(t *testing.T) {
+	// With the networks of its pods: without them it would be given others.
+	node := kubectl(t, "", "get", "node", otherWorker, "--output=json")
+	diesAndFreesItsPortWhen(t, "deleted", 8124, func() {
+		kubectl(t, "", "delete", "node", otherWorker)
+		eventually(t, 60*time.Second, "nothing tells of its addresses any more", func() error {
+			if left := kubectl(t, "", "get", "natnode", otherWorker, "--ignore-not-found", "--output=name"); left != "" {
+				return fmt.Errorf("%s is there", left)
+			}
+			return nil
+		})
+	}, func() {
+		kubectl(t, withoutIdentity(t, node), "create", "--filename=-")
+	})
+}
+
+// withoutIdentity is an object as somebody would write it who makes it anew.
+func withoutIdentity(t *testing.T, text string) string {
+	t.Helper()
+	var object map[string]any
+	if err := json.Unmarshal([]byte(text), &object); err != nil {
+		t.Fatalf("%v: %s", err, text)
+	}
+	metadata, _ := object["metadata"].(map[string]any)
+	for _, given := range []string{"uid", "resourceVersion", "creationTimestamp", "managedFields"} {
+		delete(metadata, given)
+	}
+	delete(object, "status")
+	written, err := json.Marshal(object)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(written)
+}
+
+// diesAndFreesItsPortWhen lets a node die that serves a port, which is nobody else's until this is declared; and lets it come
+// back at the end, after `comesBack`.
+func diesAndFreesItsPortWhen(t *testing.T, namespace string, port int, declared, comesBack func()) {
+	t.Helper()
 	address := addressesOf(t, otherWorker).v4
-	s, pool := withClaims(t, "dead", address)
-	other := newScene(t, "dead-other")
+	s, pool := withClaims(t, namespace, address)
+	other := newScene(t, namespace+"-other")
 	kubectl(t, `{"spec":{"cooldownSeconds":1}}`, "patch", "natpool", pool, "--type=merge", "--patch-file=/dev/stdin")
 	web := func(node string) string {
-		return webPod("web", "pinhole.dev/expose", address+":8123:8080", atNode(node))
+		return webPod("web", "pinhole.dev/expose", fmt.Sprintf("%s:%d:8080", address, port), atNode(node))
 	}
 	s.apply(web(otherWorker))
 	s.ready("app=web")
@@ -236,11 +283,10 @@ func TestWithClaimsAPortIsKeptForANodeThatDiedUntilItIsDeclaredDead(t *testing.T
 			t.Fatalf("docker %s: %v\n%s", verb, err, output)
 		}
 	}
-	const dead = "node.kubernetes.io/out-of-service"
 	freeze("pause")
 	t.Cleanup(func() {
+		comesBack()
 		freeze("unpause")
-		_, _ = tryKubectl("", "taint", "node", otherWorker, dead+"-")
 		eventually(t, 120*time.Second, "the node is back", func() error {
 			if output, err := tryKubectl("", "wait", "--for=condition=Ready", "node/"+otherWorker, "--timeout=20s"); err != nil {
 				return fmt.Errorf("%w: %s", err, output)
@@ -264,12 +310,12 @@ func TestWithClaimsAPortIsKeptForANodeThatDiedUntilItIsDeclaredDead(t *testing.T
 		if strings.Contains(said, "failed calling webhook") && time.Since(began) < 90*time.Second {
 			continue
 		}
-		if !strings.Contains(said, "Pod dead/web") {
+		if !strings.Contains(said, "Pod "+namespace+"/web") {
 			t.Fatalf("somebody else reads\n%s", said)
 		}
 		answered = true
 	}
-	kubectl(t, "", "taint", "node", otherWorker, dead+"=nodeshutdown:NoExecute")
+	declared()
 	// Not before two minutes after somebody relied on the claim last.
 	eventually(t, 180*time.Second, "the port is somebody else's", func() error {
 		output, err := other.tryApply(web(worker))

@@ -2,6 +2,7 @@ package kind
 
 import (
 	"fmt"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -28,6 +29,48 @@ func TestARollingUpdateLosesNoConnection(t *testing.T) {
 	if len(made.answers) != 3 || made.answers[0] != first || made.answers[2] != last {
 		t.Errorf("answers came from %v, expected three pods in turn, from %s to %s", made.answers, first, last)
 	}
+}
+
+func TestARollingUpdateLeavesAFlowOfUDPWithItsPodWhileThatServes(t *testing.T) {
+	s := newScene(t, "rolling-udp")
+	address := addressesOf(t, worker).v4
+	s.apply(webDeployment("dns", "pinhole.dev/expose", "8035:8081/udp", 1, atNode(worker)))
+	s.ready("app=dns")
+	newFlow := func() net.Conn {
+		flow, err := net.Dial("udp", hostPort(address, 8035))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { flow.Close() })
+		return flow
+	}
+	var flow net.Conn
+	var first string
+	eventually(t, 20*time.Second, "it is reached by UDP", func() (err error) {
+		flow = newFlow()
+		first, err = askByUDP(flow, "hostname")
+		return err
+	})
+
+	s.kubectl("rollout", "restart", "deployment/dns")
+	eventually(t, 60*time.Second, "new flows go to the new pod", func() error {
+		answer, err := askByUDP(newFlow(), "hostname")
+		if still, broke := askByUDP(flow, "hostname"); broke != nil || still != first {
+			t.Fatalf("the flow that was open was answered by %q (%v), expected %s", still, broke, first)
+		}
+		if err == nil && answer == first {
+			err = fmt.Errorf("%s answers", answer)
+		}
+		return err
+	})
+	last := s.lastPod("app=dns")
+	eventually(t, 20*time.Second, "the flow goes to the pod that is left", func() error {
+		answer, err := askByUDP(flow, "hostname")
+		if err == nil && answer != last {
+			err = fmt.Errorf("%s answers", answer)
+		}
+		return err
+	})
 }
 
 func TestAPodThatMovesTakesItsPortsAlong(t *testing.T) {

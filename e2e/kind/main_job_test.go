@@ -107,28 +107,34 @@ func TestUDPIsReachedFromOutsideWithTheClientsAddress(t *testing.T) {
 	// This process is outside the cluster, too.
 	for _, address := range node.served() {
 		eventually(t, 20*time.Second, address+" answers by UDP", func() error {
-			connection, err := net.DialTimeout("udp", hostPort(address, 5353), time.Second)
+			flow, err := net.Dial("udp", hostPort(address, 5353))
 			if err != nil {
 				return err
 			}
-			defer connection.Close()
-			if err := connection.SetDeadline(time.Now().Add(time.Second)); err != nil {
-				return err
-			}
-			if _, err := connection.Write([]byte("clientip")); err != nil {
-				return err
-			}
-			answer := make([]byte, 200)
-			count, err := connection.Read(answer)
+			defer flow.Close()
+			seen, err := askByUDP(flow, "clientip")
 			if err != nil {
 				return err
 			}
-			if seen := strings.TrimSpace(string(answer[:count])); seen != connection.LocalAddr().String() {
-				t.Errorf("the pod saw %s, the client is %s", seen, connection.LocalAddr())
+			if seen != flow.LocalAddr().String() {
+				t.Errorf("the pod saw %s, the client is %s", seen, flow.LocalAddr())
 			}
 			return nil
 		})
 	}
+}
+
+// askByUDP sends a question, and tells what comes back within a second.
+func askByUDP(flow net.Conn, question string) (string, error) {
+	if err := flow.SetDeadline(time.Now().Add(time.Second)); err != nil {
+		return "", err
+	}
+	if _, err := flow.Write([]byte(question)); err != nil {
+		return "", err
+	}
+	answer := make([]byte, 200)
+	count, err := flow.Read(answer)
+	return strings.TrimSpace(string(answer[:count])), err
 }
 
 func TestDefaultsAreVisibleOnThePod(t *testing.T) {

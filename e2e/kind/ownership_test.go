@@ -42,7 +42,7 @@ func TestWithClaimsAPortIsHandedToAnotherDeploymentWithoutALostConnection(t *tes
 	if len(made.failures) != 0 || strings.Join(made.answers, " ") != blue+" "+green {
 		t.Errorf("%d connections failed (%v); answers came from %v, expected %s and then %s", len(made.failures), made.failures, made.answers, blue, green)
 	}
-	if holder := kubectl(t, "", "get", "portclaim", "v4-"+strings.ReplaceAll(address, ".", "-")+"-tcp-8130", "--output", "jsonpath={.spec.holder.name}"); holder != "green" {
+	if holder := kubectl(t, "", "get", claimOf(address, 8130), "--output", "jsonpath={.spec.holder.name}"); holder != "green" {
 		t.Errorf("the claim is held by %q", holder)
 	}
 }
@@ -124,10 +124,67 @@ func TestWithClaimsTurnedOffPodsThatWaitAreLetGoAndNothingKeepsTheirNamespace(t 
 		t.Fatalf("without a port it was scheduled to %s", waiting.Spec.NodeName)
 	}
 
-	t.Cleanup(func() { install(t) })
-	helm(t, "upgrade", "pinhole", chart, "--wait", "--timeout", "180s", "--set", "claims.enabled=false")
+	turnClaimsOff(t)
 	s.ready("app=waiting")
 	s.kubectl("delete", "namespace", s.namespace, "--timeout=60s")
+}
+
+// Nothing is removed before the controller has decided about what runs.
+func TestWithClaimsTurnedOnWhatRunsIsAdoptedWithoutALostConnection(t *testing.T) {
+	address := addressesOf(t, worker).v4
+	s, _ := withClaims(t, "adopted", address)
+	turnClaimsOff(t)
+	// As in a cluster that has never had any.
+	kubectl(t, "", "delete", "pinholes.pinhole.dev,portclaims,natnodes", "--all", "--all-namespaces", "--timeout=60s")
+	s.apply(webPod("web", "pinhole.dev/expose", address+":8137:8080,8138:8080", atNode(worker)))
+	s.ready("app=web")
+	ports := []int{8137, 8138}
+	for _, port := range ports {
+		reaches(t, address, port, "hostname")
+	}
+
+	ofTheNode := keepCalling(address, ports[1])
+	s.keepsFlowing(address, ports[0], func() {
+		install(t)
+		eventually(t, 180*time.Second, "what ran is claimed", func() error {
+			for _, port := range ports {
+				if err := s.claimedAndProgrammed(address, port); err != nil {
+					return err
+				}
+			}
+			return installed()
+		})
+		// Long enough for every agent to have looked again.
+		time.Sleep(15 * time.Second)
+	})
+	if made := ofTheNode.finish(); made.answered == 0 || len(made.failures) != 0 {
+		t.Errorf("on the node's own address %d connections were answered, %d failed: %s", made.answered, len(made.failures), strings.Join(made.failures, "\n"))
+	}
+	if said := newScene(t, "adopted-other").refused(webPod("web", "pinhole.dev/expose", address+":8137:8080")); !strings.Contains(said, "by Pod adopted/web") {
+		t.Errorf("somebody else reads\n%s", said)
+	}
+}
+
+// turnClaimsOff lets nothing decide about claims until the end of a scenario.
+func turnClaimsOff(t *testing.T) {
+	t.Helper()
+	t.Cleanup(func() { install(t) })
+	helm(t, "upgrade", "pinhole", chart, "--wait", "--timeout", "180s", "--reset-then-reuse-values", "--set", "claims.enabled=false")
+}
+
+// claimOf names the claim of a TCP port of an IPv4 address.
+func claimOf(address string, port int) string {
+	return fmt.Sprintf("portclaim/v4-%s-tcp-%d", strings.ReplaceAll(address, ".", "-"), port)
+}
+
+// claimedAndProgrammed tells what is missing until the port of the pod `web` is claimed and its Pinhole programmed.
+func (s scene) claimedAndProgrammed(address string, port int) error {
+	for _, each := range [][2]string{{claimOf(address, port), "jsonpath={.spec.state}=Bound"}, {"ph/web", "condition=Programmed"}} {
+		if output, err := tryKubectl("", "--namespace", s.namespace, "wait", each[0], "--for="+each[1], "--timeout=5s"); err != nil {
+			return fmt.Errorf("%w: %s", err, output)
+		}
+	}
+	return nil
 }
 
 // Somebody deletes the definitions, and with them every claim and every report, finalizers or not; then an upgrade puts them back.
@@ -162,13 +219,7 @@ func TestWithClaimsWhatFlowsGoesOnWhileTheDefinitionsVanishAndComeBack(t *testin
 		putBack()
 		kubectl(t, fmt.Sprintf(openPool, pool, address), "apply", "--filename=-")
 		eventually(t, 180*time.Second, "the port is claimed and reported again", func() error {
-			claim := "portclaim/v4-" + strings.ReplaceAll(address, ".", "-") + "-tcp-8134"
-			for _, each := range [][2]string{{claim, "jsonpath={.spec.state}=Bound"}, {"ph/web", "condition=Programmed"}} {
-				if output, err := tryKubectl("", "--namespace", s.namespace, "wait", each[0], "--for="+each[1], "--timeout=5s"); err != nil {
-					return fmt.Errorf("%w: %s", err, output)
-				}
-			}
-			return nil
+			return s.claimedAndProgrammed(address, 8134)
 		})
 	})
 }

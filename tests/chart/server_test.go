@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -89,6 +90,44 @@ func normalPod(t *testing.T, template map[string]any) string {
 	template["apiVersion"], template["kind"] = "v1", "Pod"
 	template["metadata"].(map[string]any)["name"] = "webhook"
 	return plain(t, template)
+}
+
+// Helm makes nothing of a kind that comes with the same release, unless a hook does.
+func TestTheFirstInstallWithClaimsMakesThePoolThatTheNextUpgradesOwn(t *testing.T) {
+	const manifests = "../../webhook-config/self.yaml"
+	cluster, err := lab.StartCluster(lab.Options{Name: "first", Network: 11, APIServers: 1, Manifests: manifests})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := release{kubelets: &kubelets{t: t, cluster: cluster}, name: "first", kubeconfig: filepath.Join(t.TempDir(), "kubeconfig")}
+	if err := os.WriteFile(r.kubeconfig, []byte(cluster.AdminKubeconfig()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if result := r.kubectl("", "delete", "--filename="+manifests, "--timeout=30s"); !result.Succeeded {
+		t.Fatal(result.Stderr)
+	}
+	const nobodyElses = "1-65535"
+	var uid string
+	for _, step := range []struct {
+		command []string
+		ports   string
+	}{
+		{[]string{"install", "first", chart, "--create-namespace", "--set=claims.enabled=true"}, nobodyElses},
+		{[]string{"upgrade", "first", chart, "--reset-then-reuse-values"}, nobodyElses},
+		{[]string{"upgrade", "first", chart, "--reset-then-reuse-values", "--set=claims.defaultPool.spec.ports[0].first=1024"}, "1024-65535"},
+		{[]string{"uninstall", "first", "--no-hooks"}, "1024-65535"},
+		{[]string{"install", "first", chart, "--set=claims.enabled=true"}, nobodyElses},
+	} {
+		if output, err := r.helm(step.command...); err != nil {
+			t.Fatalf("%v\n%s", err, output)
+		}
+		found := r.kubectl("", "get", "natpool", "node-addresses", "--output=jsonpath={.metadata.uid} {.spec.ports[0].first}-{.spec.ports[0].last}")
+		now, ports, _ := strings.Cut(found.Stdout, " ")
+		if !found.Succeeded || ports != step.ports || (uid != "" && now != uid) {
+			t.Fatalf("after helm %v the pool is %q, expected ports %s of the same object as before\n%s", step.command, found.Stdout, step.ports, found.Stderr)
+		}
+		uid = now
+	}
 }
 
 // What the webhook wrote at run time is not the chart's to take back, and neither way makes anything anew that runs.
