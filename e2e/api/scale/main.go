@@ -29,7 +29,9 @@ const (
 	samples = 200
 	// The one node with an agent, and its address that all Pinholes are on.
 	node, nodeAddress = "node-1", "198.19.0.1"
-	podsPath          = "/api/v1/namespaces/default/pods"
+	// Above what nodes protect.
+	firstPort = 20000
+	podsPath  = "/api/v1/namespaces/default/pods"
 )
 
 var boundClaims = regexp.MustCompile(`(?m)^pinhole_controller_claims\{state="Bound"\} (\d+)$`)
@@ -316,7 +318,7 @@ func (s scene) run(number int) error {
 	spec := podSpec()
 	spec["nodeName"] = node
 	if err := s.post(podsPath, object{
-		"metadata": object{"name": name, "annotations": object{"pinhole.dev/expose": fmt.Sprintf("%s:%d:80", nodeAddress, 10000+number)}},
+		"metadata": object{"name": name, "annotations": object{"pinhole.dev/expose": fmt.Sprintf("%s:%d:80", nodeAddress, firstPort+number)}},
 		"spec":     spec,
 	}); err != nil {
 		return err
