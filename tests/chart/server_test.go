@@ -94,8 +94,7 @@ func normalPod(t *testing.T, template map[string]any) string {
 
 // Helm makes nothing of a kind that comes with the same release, unless a hook does.
 func TestTheFirstInstallWithClaimsMakesThePoolThatTheNextUpgradesOwn(t *testing.T) {
-	const manifests = "../../webhook-config/self.yaml"
-	cluster, err := lab.StartCluster(lab.Options{Name: "first", Network: 11, APIServers: 1, Manifests: manifests})
+	cluster, err := lab.StartCluster(lab.Options{Name: "first", Network: 11, APIServers: 1, Manifests: "../../webhook-config/self.yaml"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,20 +102,22 @@ func TestTheFirstInstallWithClaimsMakesThePoolThatTheNextUpgradesOwn(t *testing.
 	if err := os.WriteFile(r.kubeconfig, []byte(cluster.AdminKubeconfig()), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if result := r.kubectl("", "delete", "--filename="+manifests, "--timeout=30s"); !result.Succeeded {
+	// No kind of ours is known there yet.
+	if result := r.kubectl("", "delete", "crd", "--all", "--timeout=30s"); !result.Succeeded {
 		t.Fatal(result.Stderr)
 	}
-	const nobodyElses = "1-65535"
+	const all = "1-65535"
 	var uid string
 	for _, step := range []struct {
 		command []string
 		ports   string
 	}{
-		{[]string{"install", "first", chart, "--create-namespace", "--set=claims.enabled=true"}, nobodyElses},
-		{[]string{"upgrade", "first", chart, "--reset-then-reuse-values"}, nobodyElses},
-		{[]string{"upgrade", "first", chart, "--reset-then-reuse-values", "--set=claims.defaultPool.spec.ports[0].first=1024"}, "1024-65535"},
+		{[]string{"install", "first", chart, "--create-namespace", "--set=claims.enabled=true"}, all},
+		{[]string{"upgrade", "first", chart, "--reset-then-reuse-values"}, all},
+		{[]string{"upgrade", "first", chart, "--reset-then-reuse-values", "--set=claims.defaultPool.spec.ports[0].first=1024,claims.defaultPool.spec.ports[0].last=65535"}, "1024-65535"},
 		{[]string{"uninstall", "first", "--no-hooks"}, "1024-65535"},
-		{[]string{"install", "first", chart, "--set=claims.enabled=true"}, nobodyElses},
+		// What was kept is taken over as it is.
+		{[]string{"install", "first", chart, "--set=claims.enabled=true"}, "1024-65535"},
 	} {
 		if output, err := r.helm(step.command...); err != nil {
 			t.Fatalf("%v\n%s", err, output)
