@@ -7,6 +7,7 @@ pub mod access;
 pub mod asking_pods;
 pub mod backends;
 pub mod ca_store;
+pub mod changes;
 pub mod claim_store;
 pub mod claim_watch;
 pub mod client;

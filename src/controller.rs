@@ -35,7 +35,6 @@ use std::sync::PoisonError;
 use std::sync::RwLock;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream;
@@ -58,6 +57,7 @@ use crate::allocation::operation::Operation;
 use crate::allocation::operation::Outcome;
 use crate::allocation::pool::Cooldowns;
 use crate::api::crd::port_claim::ClaimState;
+use crate::cluster::changes::Changes;
 use crate::cluster::claim_store;
 use crate::cluster::claim_store::ClaimStore;
 use crate::cluster::claim_watch::Claims;
@@ -70,9 +70,6 @@ use crate::controller::plan::Times;
 use crate::controller::turns::Turns;
 use crate::telemetry::metrics::controller::ControllerMetrics;
 use crate::telemetry::startup::Startup;
-
-/// How often a turn is taken.
-const PERIOD: Duration = Duration::from_secs(1);
 
 /// Writes at a time.
 const WRITES_AT_ONCE: usize = 8;
@@ -97,6 +94,8 @@ pub struct Controller {
     pub pinholes: Arc<KnownPinholes>,
     /// Whether pods and templates are complete.
     pub startup: Arc<Startup>,
+    /// Says that any of this has changed.
+    pub changes: Changes,
     /// Whether this process leads.
     pub leading_rx: watch::Receiver<bool>,
     /// How long claims take to their ends.
@@ -117,7 +116,7 @@ struct Remembered {
 impl Controller {
     /// Takes turns until it is stopped.
     pub async fn run(self, stop: CancellationToken) {
-        let mut turns = Turns::every(PERIOD, stop);
+        let mut turns = Turns::on_news(&self.changes, self.leading_rx.clone(), stop);
         let mut remembered = Remembered::default();
         while turns.next().await {
             self.turn(claim_store::now(), &mut remembered).await;

@@ -34,6 +34,7 @@ use crate::cli::watching;
 use crate::cli::watching::Kept;
 use crate::cli::watching::Pools;
 use crate::cluster::backends::KnownBackends;
+use crate::cluster::changes::Changes;
 use crate::cluster::claim_store::ApiClaims;
 use crate::cluster::claim_store::ClaimStore;
 use crate::cluster::claim_watch;
@@ -43,6 +44,7 @@ use crate::cluster::events;
 use crate::cluster::events::Events;
 use crate::cluster::events::Speaker;
 use crate::cluster::informers::Informers;
+use crate::cluster::informers::Observer;
 use crate::cluster::lacking_workloads::LackingWorkloads;
 use crate::cluster::lease::Candidate;
 use crate::cluster::nat_pools::PoolWriter;
@@ -127,7 +129,11 @@ impl ControllerFlags {
         let startup = Arc::new(Startup::missing(watching::FIRST_LISTS));
         let caches = readiness.require("caches", watching::FIRST_LISTS);
         let watch_metrics = WatchMetrics::register(&mut registry);
-        let observer = watching::observer(caches.clone(), Arc::clone(&startup), watch_metrics.clone());
+        let changes = Changes::default();
+        let observer = telling(
+            &changes,
+            watching::observer(caches.clone(), Arc::clone(&startup), watch_metrics.clone()),
+        );
         let ended = CancellationToken::new();
         let (leading_tx, leading_rx) = watch::channel(false);
         let client = connection.client.clone();
@@ -152,8 +158,12 @@ impl ControllerFlags {
         let speaker = Speaker::controller(&identity);
         let candidate = Candidate::new(client.clone(), lease, identity);
         let running = tokio::spawn(candidate.run(leading_tx, stop.clone()));
-        let following =
-            tokio::spawn(claim_watch::follow(client.clone(), Arc::clone(&claims), Arc::clone(&claims_known)));
+        let following = tokio::spawn(claim_watch::follow(
+            client.clone(),
+            Arc::clone(&claims),
+            Arc::clone(&claims_known),
+            changes.clone(),
+        ));
         index.write().unwrap_or_else(PoisonError::into_inner).set_pools(Some(Arc::default()));
         let (pools_tx, pools_rx) = watch::channel(None);
         let tell = move |pools| drop(pools_tx.send_replace(Some(pools)));
@@ -168,13 +178,19 @@ impl ControllerFlags {
         };
         tokio::spawn(keeper.run(stop.clone()));
         let backends = Arc::<KnownBackends>::default();
-        let showing = tokio::spawn(show(client.clone(), Arc::clone(&pinholes), Arc::clone(&backends)));
+        let showing =
+            tokio::spawn(show(client.clone(), Arc::clone(&pinholes), Arc::clone(&backends), changes.clone()));
         let informers = Informers::new(connection, Arc::clone(&policy), Arc::clone(&index), observer);
         let lacking = Arc::<RwLock<LackingWorkloads>>::default();
         let informers =
             informers.keeping(Arc::clone(&pods)).with_lacking(Arc::clone(&lacking)).with_pinholes();
-        let kept =
-            Kept { index: Arc::clone(&index), caches, startup: Arc::clone(&startup), metrics: watch_metrics };
+        let kept = Kept {
+            index: Arc::clone(&index),
+            caches,
+            startup: Arc::clone(&startup),
+            metrics: watch_metrics,
+            changes: changes.clone(),
+        };
         let watching = tokio::spawn(watching::keep(informers, Some(pools), kept));
         let release = SignedDuration::try_from(release_timeout).context("--release-timeout is too long")?;
         let store: Arc<dyn ClaimStore> = Arc::new(ApiClaims::new(client.clone()));
@@ -188,7 +204,7 @@ impl ControllerFlags {
             policy,
             leading_rx: leading_rx.clone(),
             waiting: Arc::default(),
-            found: Arc::default(),
+            changes: changes.clone(),
             events: speaking(client.clone(), speaker),
             metrics: metrics.clone(),
         };
@@ -214,6 +230,7 @@ impl ControllerFlags {
             claims_known,
             pinholes,
             startup,
+            changes,
             leading_rx,
             times: Times { release, cooldown: life::COOLDOWN },
             metrics,
@@ -234,11 +251,20 @@ impl ControllerFlags {
     }
 }
 
+/// An observer by which changes are told, too.
+fn telling(changes: &Changes, observer: Observer) -> Observer {
+    let changes = changes.clone();
+    Arc::new(move |resource, sign| {
+        observer(resource, sign);
+        changes.tell();
+    })
+}
+
 /// Follows the Pinholes, and what is behind those of users.
-async fn show(client: Client, pinholes: Arc<KnownPinholes>, backends: Arc<KnownBackends>) {
+async fn show(client: Client, pinholes: Arc<KnownPinholes>, backends: Arc<KnownBackends>, changes: Changes) {
     tokio::select! {
-        () = pinholes.follow(client.clone(), None, || {}) => {}
-        () = backends.follow(client) => {}
+        () = pinholes.follow(client.clone(), None, || changes.tell()) => {}
+        () = backends.follow(client, changes.clone()) => {}
     }
 }
 
@@ -266,7 +292,7 @@ async fn keep_pods(
         store: PinholeStore::new(client.clone()),
         pod_writer: PodWriter::new(client),
         waiting: Arc::clone(&allocator.waiting),
-        found: Arc::clone(&allocator.found),
+        changes: allocator.changes.clone(),
         pinholes,
         backends,
         pods: Arc::clone(&allocator.pods),

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::index::Index;
 use crate::admission::index::occupants::Source;
 use crate::api::crd::nat_node::NatNode;
+use crate::cluster::changes::Changes;
 use crate::cluster::informers::Informers;
 use crate::cluster::informers::Observer;
 use crate::cluster::informers::Sign;
@@ -81,6 +82,8 @@ pub(crate) struct Kept {
     pub(crate) startup: Arc<Startup>,
     /// What is counted.
     pub(crate) metrics: WatchMetrics,
+    /// Told of every change of pools, and of what others have.
+    pub(crate) changes: Changes,
 }
 
 /// Keeps the index up to date by watches, and its pools where pools are looked at. Those are known first: a decision
@@ -97,6 +100,7 @@ pub(crate) async fn keep(informers: Informers, pools: Option<Pools>, kept: Kept)
             let readable = nat_pools::readable(&pools, &mut warned);
             keeping.write().set_pools(Some(readable));
             tell(pools);
+            keeping.changes.tell();
             pools_known.cancel();
         }
         News::Failed { reason, .. } => keeping.fail(NAT_POOLS, &reason, &pools_known),
@@ -143,15 +147,19 @@ async fn follow_occupants<K: Speaks>(client: Client, kept: &Kept, known: Cancell
             for said in all {
                 index.set_occupants(said);
             }
+            drop(index);
+            kept.changes.tell();
             known.cancel();
         }
         occupants::News::Set(said) => {
             kept.metrics.changed(K::PLURAL);
             kept.write().set_occupants(said);
+            kept.changes.tell();
         }
         occupants::News::Gone(source) => {
             kept.metrics.changed(K::PLURAL);
             kept.write().forget_occupants(&source);
+            kept.changes.tell();
         }
         occupants::News::Failed(reason) => kept.fail(K::PLURAL, &reason, &known),
     };

@@ -31,6 +31,7 @@ use crate::cli::policy::PolicyFlags;
 use crate::cli::watching;
 use crate::cli::watching::Kept;
 use crate::cli::watching::Pools;
+use crate::cluster::changes::Changes;
 use crate::cluster::claim_store::ApiClaims;
 use crate::cluster::client;
 use crate::cluster::client::Source;
@@ -257,8 +258,14 @@ impl Webhook {
         }
         let informers = Informers::new(connection, Arc::clone(&policy), Arc::clone(&index), observer);
         let informers = if claims { informers.with_pinholes() } else { informers };
-        let kept =
-            Kept { index: Arc::clone(&index), caches, startup: Arc::clone(&startup), metrics: watch_metrics };
+        let kept = Kept {
+            index: Arc::clone(&index),
+            caches,
+            startup: Arc::clone(&startup),
+            metrics: watch_metrics,
+            // Nobody decides by turns here.
+            changes: Changes::default(),
+        };
         let watching = tokio::spawn(watching::keep(informers, pools, kept));
 
         let decider = Decider::new(policy, index, Some(live), startup, pending_ttl);

@@ -28,6 +28,7 @@ use tracing::warn;
 
 use crate::api::object::Kind;
 use crate::api::object::Object;
+use crate::cluster::changes::Changes;
 use crate::cluster::resource::Resource;
 use crate::cluster::resource::Seen;
 use crate::cluster::trouble::describe_watch;
@@ -152,19 +153,20 @@ impl KnownBackends {
     }
 
     /// Follows what is needed, as soon as it is, until it is dropped.
-    pub async fn follow(self: Arc<Self>, client: Client) {
+    /// Says so each time that something changes.
+    pub async fn follow(self: Arc<Self>, client: Client, changes: Changes) {
         let needed = async |is_it: fn(&Need) -> bool| drop(self.need_tx.subscribe().wait_for(is_it).await);
         let services = async {
             needed(|need| need.services).await;
             tokio::join!(
-                self.keep(SERVICES, Api::all(client.clone()), |all| &mut all.services, ports_of),
-                self.keep(SLICES, Api::all(client.clone()), |all| &mut all.slices, slice_of),
+                self.keep(SERVICES, Api::all(client.clone()), |all| &mut all.services, ports_of, &changes),
+                self.keep(SLICES, Api::all(client.clone()), |all| &mut all.slices, slice_of, &changes),
             );
         };
         let pods = async {
             needed(|need| need.pods).await;
             let api: Api<Seen> = Api::all_with(client.clone(), &POD);
-            self.keep(PODS, api, |all| &mut all.pods, pod_of).await;
+            self.keep(PODS, api, |all| &mut all.pods, pod_of, &changes).await;
         };
         tokio::join!(services, pods);
     }
@@ -176,6 +178,7 @@ impl KnownBackends {
         api: Api<K>,
         table: impl Fn(&mut Backends) -> &mut BTreeMap<ObjectName, T>,
         of: impl Fn(K) -> Option<T>,
+        changes: &Changes,
     ) where
         K: kube::Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     {
@@ -184,10 +187,14 @@ impl KnownBackends {
         let mut listing = BTreeMap::new();
         while let Some(event) = events.next().await {
             match event {
-                Ok(Event::Init) => listing.clear(),
+                Ok(Event::Init) => {
+                    listing.clear();
+                    continue;
+                }
                 Ok(Event::InitApply(object)) => {
                     let name = name(&object);
                     listing.extend(of(object).map(|kept| (name, kept)));
+                    continue;
                 }
                 Ok(Event::InitDone) => {
                     info!(resource = plural, count = listing.len(), "Listed");
@@ -210,6 +217,7 @@ impl KnownBackends {
                     warn!(resource = plural, reason, "Cannot list or watch; what is known stays");
                 }
             }
+            changes.tell();
         }
     }
 

@@ -20,6 +20,7 @@ use tracing::warn;
 use crate::allocation::claim::StoredClaim;
 use crate::allocation::key::ClaimKey;
 use crate::api::crd::port_claim::PortClaim;
+use crate::cluster::changes::Changes;
 use crate::cluster::trouble::describe_watch;
 use crate::cluster::trouble::is_expired;
 use crate::cluster::watch::WATCH_SECONDS;
@@ -27,8 +28,8 @@ use crate::cluster::watch::WATCH_SECONDS;
 /// The claims, as the watch last showed them.
 pub type Claims = BTreeMap<ClaimKey, StoredClaim>;
 
-/// Follows every claim until it is dropped. `synced` becomes true with the first complete list.
-pub async fn follow(client: Client, claims: Arc<RwLock<Claims>>, synced: Arc<AtomicBool>) {
+/// Follows every claim until it is dropped. `synced` becomes true with the first complete list, and `changes` are told each time.
+pub async fn follow(client: Client, claims: Arc<RwLock<Claims>>, synced: Arc<AtomicBool>, changes: Changes) {
     let config = watcher::Config::default().page_size(500).timeout(WATCH_SECONDS);
     let mut events = watcher(Api::<PortClaim>::all(client), config).default_backoff().boxed();
     let mut listing = Claims::new();
@@ -36,12 +37,16 @@ pub async fn follow(client: Client, claims: Arc<RwLock<Claims>>, synced: Arc<Ato
         match event {
             Ok(event) => {
                 let is_complete = matches!(event, Event::InitDone);
-                let mut claims = claims.write().unwrap_or_else(PoisonError::into_inner);
-                take(event, &mut listing, &mut claims);
+                let count = {
+                    let mut claims = claims.write().unwrap_or_else(PoisonError::into_inner);
+                    take(event, &mut listing, &mut claims);
+                    claims.len()
+                };
                 if is_complete {
-                    info!(claims = claims.len(), "Listed the claims");
+                    info!(claims = count, "Listed the claims");
                     synced.store(true, Ordering::Release);
                 }
+                changes.tell();
             }
             Err(error) if is_expired(&error) => debug!("The watch on PortClaims starts anew"),
             Err(error) => warn!(

@@ -21,7 +21,6 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream;
 use k8s_openapi::jiff::Timestamp;
-use tokio::sync::Notify;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -46,6 +45,7 @@ use crate::allocation::pool::Pool;
 use crate::api::object::Kind;
 use crate::api::object::Object;
 use crate::cluster::asking_pods::AskingPods;
+use crate::cluster::changes::Changes;
 use crate::cluster::claim_store;
 use crate::cluster::claim_store::ClaimStore;
 use crate::cluster::claim_watch::Claims;
@@ -59,12 +59,10 @@ use crate::controller::backoff::Backoff;
 use crate::controller::standing;
 use crate::controller::standing::Known;
 use crate::controller::standing::Waiting;
+use crate::controller::turns::Turns;
 use crate::model::holder::ObjectName;
 use crate::telemetry::metrics::controller::ControllerMetrics;
 use crate::telemetry::startup::Startup;
-
-/// How often a turn is taken: a pod waits for it before it is scheduled.
-const PERIOD: Duration = Duration::from_millis(200);
 
 /// Pods for which ports are claimed at a time.
 const PODS_AT_ONCE: usize = 8;
@@ -99,8 +97,8 @@ pub struct Allocator {
     pub leading_rx: watch::Receiver<bool>,
     /// Where it is said why no ports are found for pods.
     pub waiting: Arc<RwLock<Waiting>>,
-    /// Where it is said that ports were found.
-    pub found: Arc<Notify>,
+    /// Says that any of this has changed; also that it is said why no ports are found.
+    pub changes: Changes,
     /// Where a pod's owner is told.
     pub events: Events,
     /// What is counted.
@@ -145,13 +143,10 @@ enum End {
 impl Allocator {
     /// Takes turns until it is stopped.
     pub async fn run(self, stop: CancellationToken) {
+        let mut turns = Turns::on_news(&self.changes, self.leading_rx.clone(), stop);
         let mut patience = Patience::default();
-        loop {
+        while turns.next().await {
             self.turn(claim_store::now(), &mut patience).await;
-            tokio::select! {
-                () = tokio::time::sleep(PERIOD) => {}
-                () = stop.cancelled() => return,
-            }
         }
     }
 
@@ -181,7 +176,7 @@ impl Allocator {
         }
         self.await_showing(&made).await;
         if !made.is_empty() || !put_off.is_empty() {
-            self.found.notify_one();
+            self.changes.tell();
         }
     }
 

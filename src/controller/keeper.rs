@@ -9,13 +9,11 @@ use std::sync::PoisonError;
 use std::sync::RwLock;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream;
 use k8s_openapi::jiff::SignedDuration;
 use k8s_openapi::jiff::Timestamp;
-use tokio::sync::Notify;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -28,6 +26,7 @@ use crate::api::object::Kind;
 use crate::cluster::asking_pods::AskingPods;
 use crate::cluster::backends::Backends;
 use crate::cluster::backends::KnownBackends;
+use crate::cluster::changes::Changes;
 use crate::cluster::claim_store;
 use crate::cluster::claim_watch::Claims;
 use crate::cluster::events::Events;
@@ -46,16 +45,11 @@ use crate::controller::pinholes::Write;
 use crate::controller::releasing::Patience;
 use crate::controller::standing::Known;
 use crate::controller::standing::Waiting;
+use crate::controller::turns::Turns;
 use crate::controller::written;
 use crate::controller::written::Trouble;
 use crate::telemetry::metrics::controller::ControllerMetrics;
 use crate::telemetry::startup::Startup;
-
-/// How often a turn is taken.
-const PERIOD: Duration = Duration::from_secs(1);
-
-/// How soon after a turn that wrote something: what was written can be reported on once the watch shows it.
-const SOON: Duration = Duration::from_millis(100);
 
 /// Writes at a time.
 const WRITES_AT_ONCE: usize = 8;
@@ -71,8 +65,8 @@ pub struct PinholeKeeper {
     pub pod_writer: PodWriter,
     /// Why no ports are found for pods, where that is so.
     pub waiting: Arc<RwLock<Waiting>>,
-    /// Says that ports were found.
-    pub found: Arc<Notify>,
+    /// Says that any of this has changed.
+    pub changes: Changes,
     /// The Pinholes that the watch has shown.
     pub pinholes: Arc<KnownPinholes>,
     /// What stands behind the Pinholes that users write.
@@ -103,23 +97,19 @@ impl PinholeKeeper {
     /// Takes turns until it is stopped.
     pub async fn run(self, stop: CancellationToken) {
         let mut told = HashSet::new();
-        loop {
-            let pause = if self.turn(claim_store::now(), &mut told).await { SOON } else { PERIOD };
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = self.found.notified() => {}
-                () = stop.cancelled() => return,
-            }
+        let mut turns = Turns::on_news(&self.changes, self.leading_rx.clone(), stop);
+        while turns.next().await {
+            self.turn(claim_store::now(), &mut told).await;
         }
     }
 
-    /// One turn; whether it changed anything. `told` remembers what was said.
-    async fn turn(&self, now: Timestamp, told: &mut HashSet<PodEvent>) -> bool {
+    /// One turn. `told` remembers what was said.
+    async fn turn(&self, now: Timestamp, told: &mut HashSet<PodEvent>) {
         let is_complete = self.startup.is_complete()
             && self.claims_known.load(Ordering::Acquire)
             && self.pinholes.is_complete();
         if !*self.leading_rx.borrow() || !is_complete {
-            return false;
+            return;
         }
         let (Plan { writes, strangers }, written) = {
             let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
@@ -144,20 +134,12 @@ impl PinholeKeeper {
             })
         };
         let changes = writes.into_iter().chain(written.writes);
-        let has_written = AtomicBool::new(false);
         let changes = stream::iter(changes.take(MOST_IN_A_TURN));
-        let writing = changes.for_each_concurrent(WRITES_AT_ONCE, |write| async {
-            if self.write(write).await {
-                has_written.store(true, Ordering::Relaxed);
-            }
-        });
-        writing.await;
+        changes.for_each_concurrent(WRITES_AT_ONCE, |write| self.write(write)).await;
         self.tell(strangers, written.troubles, told);
-        has_written.into_inner()
     }
 
-    /// Whether it was written.
-    async fn write(&self, write: Write) -> bool {
+    async fn write(&self, write: Write) {
         let (what, result) = match &write {
             Write::Announce { pod, patch } => {
                 return self.told("PodTold", self.pod_writer.patch(pod, patch).await);
@@ -174,34 +156,24 @@ impl PinholeKeeper {
             Ok(()) => {
                 self.metrics.changed(what);
                 debug!(what, ?write, "Written");
-                true
             }
             // The watch shows what is there by the next turn.
-            Err(error @ PinholeError::Stale(_)) => {
-                debug!("{error}");
-                false
-            }
+            Err(error @ PinholeError::Stale(_)) => debug!("{error}"),
             Err(error) => {
                 self.metrics.failed();
                 warn!("{error}; trying again");
-                false
             }
         }
     }
 
-    /// Whether a pod was changed.
-    fn told(&self, what: &'static str, result: Result<bool, String>) -> bool {
+    /// Counts that a pod was changed, if it was.
+    fn told(&self, what: &'static str, result: Result<bool, String>) {
         match result {
-            Ok(is_told) => {
-                if is_told {
-                    self.metrics.changed(what);
-                }
-                is_told
-            }
+            Ok(true) => self.metrics.changed(what),
+            Ok(false) => {}
             Err(reason) => {
                 self.metrics.failed();
                 warn!("{reason}; trying again");
-                false
             }
         }
     }

@@ -35,6 +35,7 @@ fn scene() -> Scene {
         claims_known: Arc::new(AtomicBool::new(true)),
         pinholes: Arc::new(pinholes),
         startup: Arc::new(Startup::complete()),
+        changes: Changes::default(),
         leading_rx,
         times: Times { release: SignedDuration::from_secs(30), cooldown: SignedDuration::from_secs(120) },
         metrics: ControllerMetrics::default(),

@@ -37,7 +37,7 @@ fn scene(pool: serde_json::Value) -> Scene {
         policy: Arc::new(Policy::default()),
         leading_rx,
         waiting: Arc::default(),
-        found: Arc::default(),
+        changes: Changes::default(),
         events,
         metrics: ControllerMetrics::default(),
     };
