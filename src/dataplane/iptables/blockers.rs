@@ -1,17 +1,23 @@
 //! Looks for what drops forwarded packets out of our reach: the other flavour's rules, other nft tables, sysctls.
 //!
 //! An accept of ours ends only its own table; a drop anywhere else still drops. Nothing here is changed: whoever
-//! wrote the drop is told by name what to change.
+//! wrote the drop is told by name what to change, and is not told any more once it lets rewritten connections pass.
 
+mod fate;
+mod nft;
+
+use std::collections::BTreeMap;
 use std::fs;
 
-use serde_json::Value;
-
-use crate::dataplane::command::Tools;
 use crate::dataplane::condition::Condition;
 use crate::dataplane::condition::ConditionKind;
+use crate::dataplane::iptables::blockers::fate::Fate;
+use crate::dataplane::iptables::blockers::fate::Verdict;
+use crate::dataplane::iptables::blockers::fate::fate;
 use crate::dataplane::iptables::names::Names;
+use crate::dataplane::iptables::position::rejects_everything;
 use crate::dataplane::iptables::save;
+use crate::dataplane::iptables::table::SavedRule;
 use crate::dataplane::iptables::table::Table;
 use crate::dataplane::iptables::table::Tables;
 use crate::dataplane::routing;
@@ -20,9 +26,6 @@ use crate::dataplane::settings::Flavor;
 use crate::dataplane::settings::Settings;
 use crate::model::address::Family;
 use crate::ruleset::Ruleset;
-
-/// How deep chains are followed.
-const DEPTH: usize = 16;
 
 /// Everything that is found for the families that the rules serve.
 pub async fn conditions(settings: &Settings, firewall: Firewall, desired: &Ruleset) -> Vec<Condition> {
@@ -43,7 +46,7 @@ pub async fn conditions(settings: &Settings, firewall: Firewall, desired: &Rules
         }
     }
     conditions.extend(routing::conditions(&settings.links.now(), desired.families()).await);
-    conditions.extend(nft_tables(settings, firewall, desired).await);
+    conditions.extend(nft::conditions(settings, firewall, desired).await);
     let forwarded = desired.families().iter().filter(|family| has_pods(desired, **family));
     conditions.extend(forwarded.filter_map(|family| forwarding(*family)));
     conditions
@@ -60,12 +63,19 @@ fn has_pods(desired: &Ruleset, family: Family) -> bool {
 
 /// A chain in front of our accept that lets nothing through: policies must have the last word, so we stay behind it.
 fn own_flavor(tables: &Tables, flavor: Flavor, family: Family, names: Names<'_>) -> Option<Condition> {
-    let forward = tables.filter.rules("FORWARD");
+    let known = Verdicts::of(&tables.filter);
     let accept = names.accept();
-    let in_front = forward.iter().take_while(|rule| rule.target != accept).filter(|rule| rule.unconditional);
-    let refusing =
-        in_front.into_iter().find(|rule| refuses_everything(&rule.target, &tables.filter, DEPTH))?;
-    let (program, chain) = (program_of(flavor, family), &refusing.target);
+    let in_front = tables.filter.rules("FORWARD").iter().take_while(|rule| rule.target != accept);
+    let decided = in_front.filter_map(verdict).find_map(|verdict| match verdict {
+        Verdict::Jump(chain) | Verdict::Goto(chain) => {
+            let fate = known.fate(&chain);
+            (fate != Fate::Returned).then_some((fate, chain))
+        }
+        Verdict::Accept => Some((Fate::Accepted, String::new())),
+        Verdict::Refuse | Verdict::Return => None,
+    });
+    let (Fate::Refused, chain) = decided? else { return None };
+    let program = program_of(flavor, family);
     Some(Condition {
         kind: ConditionKind::ForwardBlocked,
         message: format!(
@@ -77,18 +87,39 @@ fn own_flavor(tables: &Tables, flavor: Flavor, family: Family, names: Names<'_>)
     })
 }
 
-/// Whether no packet comes back from a chain, apart from those that one of its earlier rules takes out.
-fn refuses_everything(chain: &str, table: &Table, depth: usize) -> bool {
-    let deciding = table.rules(chain).iter().filter(|rule| rule.unconditional);
-    for rule in deciding {
-        match rule.target.as_str() {
-            "DROP" | "REJECT" => return true,
-            "ACCEPT" | "RETURN" => return false,
-            inner if 0 < depth && refuses_everything(inner, table, depth - 1) => return true,
-            _ => {}
-        }
+/// What connections of ours meet in each chain of a table.
+struct Verdicts(BTreeMap<String, Vec<Verdict>>);
+
+impl Verdicts {
+    fn of(table: &Table) -> Self {
+        let chains = table.chains.iter();
+        Self(
+            chains
+                .map(|(name, chain)| (name.clone(), chain.rules.iter().filter_map(verdict).collect()))
+                .collect(),
+        )
     }
-    false
+
+    fn fate(&self, chain: &str) -> Fate {
+        // A table names no chain that it does not have.
+        fate(chain, &|chain: &str| Some(self.0.get(chain).map_or(&[], Vec::as_slice)))
+            .unwrap_or(Fate::Returned)
+    }
+}
+
+/// What a rule does with every connection of ours that it meets; `None` for one that other conditions limit, or that
+/// decides nothing.
+fn verdict(rule: &SavedRule) -> Option<Verdict> {
+    if !rule.takes_dnat {
+        return None;
+    }
+    match rule.target.as_str() {
+        "DROP" | "REJECT" => Some(Verdict::Refuse),
+        "ACCEPT" => Some(Verdict::Accept),
+        "RETURN" => Some(Verdict::Return),
+        // Other targets are chains without rules.
+        chain => Some(Verdict::Jump(chain.to_owned())),
+    }
 }
 
 fn program_of(flavor: Flavor, family: Family) -> String {
@@ -106,21 +137,29 @@ fn other_flavor(tables: &Tables, other: Flavor, family: Family, names: Names<'_>
     };
     let program = program_of(other, family);
     let Some(chain) = tables.filter.chains.get("FORWARD") else { return conditions };
-    let rejecting = chain
-        .rules
-        .iter()
-        .find(|rule| rule.unconditional && ["DROP", "REJECT"].contains(&rule.target.as_str()));
-    if chain.policy.as_deref() == Some("DROP") {
+    let fate = Verdicts::of(&tables.filter).fate("FORWARD");
+    let drops = fate == Fate::Returned && chain.policy.as_deref() == Some("DROP");
+    if drops || fate == Fate::Refused {
+        let rejecting = chain.rules.iter().find(|rule| rejects_everything(rule));
+        let (what, fix) = match rejecting {
+            _ if drops => {
+                // Behind policies that may stand there.
+                let accept = format!("{program} -A FORWARD -m conntrack --ctstate DNAT -j ACCEPT");
+                ("has the policy DROP in FORWARD".to_owned(), format!("run `{accept}`"))
+            }
+            Some(rule) => (
+                format!("rejects everything in FORWARD (`{}`)", rule.text),
+                "remove that rule, or accept `-m conntrack --ctstate DNAT` before it".to_owned(),
+            ),
+            None => (
+                "lets nothing through in FORWARD that it does not accept".to_owned(),
+                "accept `-m conntrack --ctstate DNAT` there, by the firewall that owns the chain".to_owned(),
+            ),
+        };
         conditions.push(Condition {
             kind: ConditionKind::ForwardBlocked,
-            message: format!("{program} has the policy DROP in FORWARD, and rules of the other flavour cannot accept for it"),
-            fix: format!("use one flavour on this node (--iptables-flavor {other}), or run `{program} -P FORWARD ACCEPT`"),
-        });
-    } else if let Some(rule) = rejecting {
-        conditions.push(Condition {
-            kind: ConditionKind::ForwardBlocked,
-            message: format!("{program} rejects everything in FORWARD (`{}`), and rules of the other flavour cannot accept for it", rule.text),
-            fix: format!("use one flavour on this node (--iptables-flavor {other}), or remove that rule"),
+            message: format!("{program} {what}, and rules of the other flavour cannot accept for it"),
+            fix: format!("use one flavour on this node (--iptables-flavor {other}), or {fix}"),
         });
     } else if foreign(&tables.filter) || foreign(&tables.nat) {
         conditions.push(Condition {
@@ -132,91 +171,6 @@ fn other_flavor(tables: &Tables, other: Flavor, family: Family, names: Names<'_>
         });
     }
     conditions
-}
-
-/// Chains of other nft tables that drop what nobody in them accepts. Nothing can be said where nft is missing;
-/// without it, other nft tables are rare.
-async fn nft_tables(settings: &Settings, firewall: Firewall, desired: &Ruleset) -> Vec<Condition> {
-    let tools = &settings.tools;
-    let mut conditions = Vec::new();
-    let Some(listed) = nft(tools, &["list", "chains"]).await else { return conditions };
-    for chain in forward_chains(&listed, desired) {
-        if chain.table == settings.prefix.as_str() {
-            continue;
-        }
-        let NftChain { family, table, name, drops } = &chain;
-        let what = if *drops {
-            "has the policy drop"
-        } else {
-            let rules = nft(tools, &["list", "chain", family, table, name]).await;
-            if !rules.as_ref().is_some_and(ends_with_refusal) {
-                continue;
-            }
-            "ends with a rule that rejects everything"
-        };
-        conditions.push(Condition {
-            kind: ConditionKind::ForwardBlocked,
-            message: format!("the nft chain {family} {table} {name} {what}, and rules of {firewall} cannot accept for it"),
-            fix: format!(
-                "accept our connections there: `nft insert rule {family} {table} {name} ct status dnat accept`, or configure the firewall that owns it to forward to pods"
-            ),
-        });
-    }
-    conditions
-}
-
-async fn nft(tools: &Tools, command: &[&str]) -> Option<Value> {
-    let arguments: Vec<&str> = ["-j"].iter().chain(command).copied().collect();
-    let listed = tools.run("nft", &arguments, "").await.ok()?;
-    serde_json::from_str(&listed).ok()
-}
-
-/// A base chain that forwarded packets pass.
-#[derive(Debug, PartialEq, Eq)]
-struct NftChain {
-    family: String,
-    table: String,
-    name: String,
-    drops: bool,
-}
-
-/// The base chains in `nft -j list chains` that forwarded packets pass, but for iptables' own.
-fn forward_chains(listed: &Value, desired: &Ruleset) -> Vec<NftChain> {
-    let concerns = |family: &str| match family {
-        "inet" => true,
-        "ip" => desired.families().contains(&Family::V4),
-        "ip6" => desired.families().contains(&Family::V6),
-        _ => false,
-    };
-    let objects = listed["nftables"].as_array().into_iter().flatten();
-    let chains = objects.filter_map(|object| object.get("chain")).filter(|chain| chain["hook"] == "forward");
-    let text = |chain: &Value, key: &str| chain[key].as_str().unwrap_or_default().to_owned();
-    chains
-        .map(|chain| NftChain {
-            family: text(chain, "family"),
-            table: text(chain, "table"),
-            name: text(chain, "name"),
-            drops: chain["policy"] == "drop",
-        })
-        // Its rules order against ours, and as the other flavour it is looked at by itself.
-        .filter(|chain| {
-            chain.family == "inet" || (chain.table.as_str(), chain.name.as_str()) != ("filter", "FORWARD")
-        })
-        .filter(|chain| concerns(&chain.family))
-        .collect()
-}
-
-/// Whether the last rule in `nft -j list chain` refuses whatever comes that far.
-fn ends_with_refusal(listed: &Value) -> bool {
-    let last =
-        listed["nftables"].as_array().into_iter().flatten().rfind(|object| object.get("rule").is_some());
-    let expressions = last.and_then(|object| object["rule"]["expr"].as_array());
-    expressions.is_some_and(|expressions| {
-        let mut deciding = expressions.iter().filter(|expression| expression.get("counter").is_none());
-        let refuses =
-            |expression: &Value| expression.get("drop").is_some() || expression.get("reject").is_some();
-        deciding.next().is_some_and(refuses) && deciding.next().is_none()
-    })
 }
 
 /// The sysctl without which the kernel forwards nothing. It is read, never written.
@@ -241,10 +195,6 @@ mod tests {
     use crate::ruleset::fixtures::endpoint;
     use crate::ruleset::fixtures::node;
     use crate::ruleset::fixtures::ruleset;
-
-    fn v4_only() -> Ruleset {
-        Ruleset::new([], [], [Family::V4])
-    }
 
     fn legacy(saved: &str) -> Vec<ConditionKind> {
         let prefix = Prefix::default();
@@ -286,34 +236,12 @@ mod tests {
             [ConditionKind::MixedFlavors]
         );
         assert_eq!(legacy(&forward("ACCEPT", "")), []);
-    }
-
-    #[test]
-    fn chains_of_other_nft_tables_are_told_from_iptables_own() {
-        let listed = serde_json::json!({"nftables": [
-            {"metainfo": {"version": "1.0.6"}},
-            {"chain": {"family": "ip", "table": "filter", "name": "FORWARD", "hook": "forward", "policy": "drop"}},
-            {"chain": {"family": "inet", "table": "firewalld", "name": "filter_FORWARD", "hook": "forward", "policy": "accept"}},
-            {"chain": {"family": "inet", "table": "firewalld", "name": "filter_INPUT", "hook": "input", "policy": "drop"}},
-            {"chain": {"family": "ip6", "table": "six", "name": "forward", "hook": "forward", "policy": "drop"}},
-            {"chain": {"family": "ip", "table": "strict", "name": "forward", "hook": "forward", "policy": "drop"}},
-            {"chain": {"family": "ip", "table": "strict", "name": "helper"}},
-        ]});
-        let found = forward_chains(&listed, &v4_only());
-        let found: Vec<_> = found.iter().map(|chain| (chain.table.as_str(), chain.drops)).collect();
-        assert_eq!(found, [("firewalld", false), ("strict", true)]);
-    }
-
-    #[test]
-    fn a_last_rule_refuses_only_when_nothing_limits_it() {
-        let chain = |expressions: Value| serde_json::json!({"nftables": [{"chain": {}}, {"rule": {"expr": expressions}}]});
-        assert!(ends_with_refusal(&chain(
-            serde_json::json!([{"counter": {}}, {"reject": {"type": "icmpx"}}])
-        )));
-        assert!(ends_with_refusal(&chain(serde_json::json!([{"drop": null}]))));
-        assert!(!ends_with_refusal(&chain(serde_json::json!([{"match": {}}, {"drop": null}]))));
-        assert!(!ends_with_refusal(&chain(serde_json::json!([{"accept": null}]))));
-        assert!(!ends_with_refusal(&serde_json::json!({"nftables": [{"chain": {}}]})));
+        let opened = "-A FORWARD -m conntrack --ctstate DNAT -j ACCEPT\n";
+        for closed in ["", "-A FORWARD -j REJECT\n", ":REST - [0:0]\n-A FORWARD -j REST\n-A REST -j DROP\n"] {
+            assert_eq!(legacy(&forward("DROP", closed)), [ConditionKind::ForwardBlocked], "{closed}");
+            let rules = format!("{opened}{closed}");
+            assert_eq!(legacy(&forward("DROP", &rules)), [ConditionKind::MixedFlavors], "{rules}");
+        }
     }
 
     #[test]
@@ -335,5 +263,24 @@ mod tests {
             !told("-A ufw -j DROP\n", "-A FORWARD -o cni0 -j ufw\n"),
             "a policy for some packets is meant"
         );
+        let rejecting = "-A ufw -p tcp -j ACCEPT\n-A ufw -j REJECT\n";
+        for (opened, forward) in [
+            ("-A ufw -m conntrack --ctstate DNAT -j RETURN\n", jump),
+            (
+                "-A ufw -m comment --comment \"to pods\" -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT\n",
+                jump,
+            ),
+            ("-A ufw -j inner\n-A inner -m conntrack --ctstate DNAT -j ACCEPT\n", jump),
+            ("", "-A FORWARD -m conntrack --ctstate DNAT -j ACCEPT\n-A FORWARD -j ufw\n"),
+        ] {
+            assert!(!told(&format!("{opened}{rejecting}"), forward), "{opened}{forward}");
+        }
+        for closed in [
+            "-A ufw -m conntrack ! --ctstate DNAT -j RETURN\n",
+            "-A ufw -i eth0 -m conntrack --ctstate DNAT -j RETURN\n",
+            "-A ufw -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN\n",
+        ] {
+            assert!(told(&format!("{closed}{rejecting}"), jump), "{closed}");
+        }
     }
 }

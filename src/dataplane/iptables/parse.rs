@@ -92,14 +92,31 @@ pub fn saved_rule(counters: Counters, text: &str, ours: bool) -> SavedRule {
     let end = words.iter().position(|word| matches!(*word, "-j" | "-g" | "--jump" | "--goto"));
     let target = end.and_then(|end| words.get(end + 1)).copied().unwrap_or_default();
     let conditions = words.get(..end.unwrap_or(words.len())).unwrap_or_default();
-    let unconditional = matches!(conditions, [] | ["-m", "comment", "--comment", _]);
+    let unconditional = takes_all(conditions);
+    let takes_dnat = unconditional || takes_dnat(conditions);
     SavedRule {
         counters,
         text: text.to_owned(),
         target: target.to_owned(),
         unconditional,
+        takes_dnat,
         rule: if ours || unconditional { rule::parse(words.iter().copied()) } else { None },
     }
+}
+
+fn takes_all(conditions: &[&str]) -> bool {
+    matches!(conditions, [] | ["-m", "comment", "--comment", _])
+}
+
+/// Whether nothing else is asked of a connection than that its destination was rewritten.
+fn takes_dnat(conditions: &[&str]) -> bool {
+    let begin = conditions.windows(4).position(|four| {
+        matches!(four, ["-m", "conntrack", "--ctstate", states] if states.split(',').any(|state| state == "DNAT"))
+    });
+    begin.and_then(|begin| conditions.split_at_checked(begin)).is_some_and(|(before, rest)| {
+        let behind = rest.get(4..).unwrap_or_default();
+        takes_all(before) && takes_all(behind)
+    })
 }
 
 /// Splits at spaces, except inside quotes, where a backslash protects the next character.

@@ -90,6 +90,8 @@ pub struct SavedRule {
     pub target: String,
     /// Whether every packet matches.
     pub unconditional: bool,
+    /// Whether every packet of a connection matches whose destination was rewritten.
+    pub takes_dnat: bool,
     /// The rule, if it is one that this program could have written.
     pub rule: Option<Rule>,
 }

@@ -76,6 +76,56 @@ fn a_default_deny_holds_and_other_pods_are_reached(lab: &mut Lab) {
     }
 }
 
+/// What firewalld makes of forwarded packets, with its `StrictForwardPorts` off and on.
+const FIREWALLD: &str = "table inet firewalld {
+    chain filter_FORWARD {
+        type filter hook forward priority filter + 10; policy accept;
+        ct state { established, related } accept
+        DNAT
+        iifname \"lo\" accept
+        ct state invalid drop
+        ip6 daddr { ::/96, ::ffff:0.0.0.0/96, 2002::/24, 2002:a00::/24, 2002:7f00::/24, 2002:a9fe::/32, 2002:ac10::/28, \
+2002:c0a8::/32, 2002:e000::/19 } reject with icmpv6 addr-unreachable
+        jump filter_FORWARD_POLICIES
+        reject with icmpx admin-prohibited
+    }
+    chain filter_FORWARD_POLICIES {
+        iifname \"eth9\" jump filter_FWD_public
+        jump filter_FWD_public
+        reject with icmpx admin-prohibited
+    }
+    chain filter_FWD_public {
+        meta l4proto { icmp, ipv6-icmp } accept
+    }
+    chain filter_FORWARD_dnat {
+        reject with icmpx admin-prohibited
+    }
+}
+";
+
+fn firewalld_is_no_trouble_unless_it_is_strict(lab: &mut Lab) {
+    let _a = lab.a.serve("a", "[::]:80");
+    lab.apply(&[endpoint("80/tcp", "a", A)]);
+    let load = |dnat: &str| {
+        lab.node.sh(&format!("nft -f - <<'END'\n{}END", FIREWALLD.replace("DNAT", dnat)));
+    };
+    load("ct status dnat accept");
+    for external in ["203.0.113.7:80", "[2001:db8::7]:80"] {
+        assert!(lab.client.tcp(external).is_ok(), "{external}");
+    }
+    assert_eq!(lab.conditions(), []);
+
+    lab.node.sh("nft delete table inet firewalld");
+    load("ct status dnat jump filter_FORWARD_dnat");
+    assert!(lab.client.tcp("203.0.113.7:80").is_err());
+    let conditions = lab.conditions();
+    let messages: Vec<_> = conditions.iter().map(|condition| condition.message.as_str()).collect();
+    assert!(
+        matches!(messages[..], [only] if only.contains("inet firewalld filter_FORWARD rejects")),
+        "{messages:?}"
+    );
+}
+
 fn load(lab: &Lab, rules: &str) {
     lab.node.sh(&format!("{} <<'END'\n{rules}END", lab.command("iptables", "-restore --noflush")));
 }
@@ -135,6 +185,7 @@ fn a_drop_out_of_reach_is_told_with_what_to_do(lab: &mut Lab) {
         Ok("a 198.51.100.9".into()),
         "the command that is told helps"
     );
+    assert_eq!(lab.conditions(), [], "and then there is nothing to tell");
     lab.node.sh("nft delete table inet strict");
 
     if lab.is_nftables() {
@@ -144,9 +195,16 @@ fn a_drop_out_of_reach_is_told_with_what_to_do(lab: &mut Lab) {
     let program =
         format!("XTABLES_LOCKFILE={} iptables-{other}", lab.directory().join("other.lock").display());
     lab.node.sh(&format!("{program} -P FORWARD DROP"));
-    assert_eq!(lab.conditions()[0].kind, ConditionKind::ForwardBlocked);
-    lab.node.sh(&format!("{program} -P FORWARD ACCEPT; {program} -A FORWARD -i none0 -j ACCEPT"));
-    assert_eq!(lab.conditions()[0].kind, ConditionKind::MixedFlavors);
+    let conditions = lab.conditions();
+    assert_eq!(conditions[0].kind, ConditionKind::ForwardBlocked);
+    assert!(lab.client.tcp("203.0.113.7:80").is_err());
+    let command = conditions[0].fix.split('`').nth(1).unwrap();
+    lab.node.sh(&command.replace(&format!("iptables-{other}"), &program));
+    assert_eq!(lab.client.tcp("203.0.113.7:80"), Ok("a 198.51.100.9".into()));
+    assert_eq!(
+        lab.conditions().iter().map(|condition| condition.kind).collect::<Vec<_>>(),
+        [ConditionKind::MixedFlavors]
+    );
 }
 
 /// iptables cannot be overruled from nftables, so one chain of iptables does, in each flavour that refuses.
@@ -199,6 +257,7 @@ fn a_chain_that_rejects_whatever_it_gets_is_told_and_not_stood_before(lab: &mut 
         Ok("a 198.51.100.9".into()),
         "the command that is told helps"
     );
+    assert_eq!(lab.conditions(), [], "and then there is nothing to tell");
 }
 
 fn a_kernel_that_does_not_forward_is_told(lab: &mut Lab) {
@@ -216,6 +275,7 @@ with_every_backend!(
     r23_direct_access_to_a_pod_stays_closed,
     a_connection_that_others_redirect_is_not_accepted_for_them,
     a_drop_out_of_reach_is_told_with_what_to_do,
+    firewalld_is_no_trouble_unless_it_is_strict,
     a_chain_that_rejects_whatever_it_gets_is_told_and_not_stood_before,
     a_kernel_that_does_not_forward_is_told,
 );
