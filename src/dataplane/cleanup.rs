@@ -71,7 +71,7 @@ pub async fn cleanup(settings: &Settings) -> Result<Vec<Removed>, Uncleaned> {
     }
     for family in Family::ALL {
         match nftables::remove(settings, family).await {
-            Ok(None) | Err(DataplaneError::Netlink(_)) => {}
+            Ok(None) => {}
             Ok(Some(transaction)) => {
                 removed.push(Removed::Rules { firewall: Firewall::Nftables, transaction });
             }

@@ -1,8 +1,9 @@
 //! Notices that somebody else changed the node's rules, without reading them.
 //!
-//! The kernel counts the changes of nf_tables, and tells the sizes of the tables of iptables-legacy: asking takes
-//! microseconds. Only when one of them moved are our own rules, and the built-in chains around them, looked at over
-//! netlink; only when these differ is there a reason to read everything. No program is started for any of it.
+//! The kernel counts the changes of nf_tables and tells of each what it touched, and it tells the sizes of the tables of
+//! iptables-legacy: asking takes microseconds. Only when our own rules, or the built-in chains around them, were touched are
+//! they looked at over netlink; only when these differ is there a reason to read everything. No program is started for any of
+//! it. Somebody who changes so much at once that not all of it is heard is followed by a look too, but not by one after the other.
 //!
 //! Rules and routes of links have no such count; where there are links, the kernel tells of each change of any, and they are
 //! listed when one could matter.
@@ -11,23 +12,29 @@
 //! the same moment in which we change something. A full comparison from time to time finds these.
 
 mod legacy;
+mod suspicion;
 
-use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::time::Duration;
+use std::time::Instant;
 
 use crate::dataplane::Backend;
 use crate::dataplane::DataplaneError;
 use crate::dataplane::Observed;
 use crate::dataplane::drift::legacy::Size;
+use crate::dataplane::drift::suspicion::Doubt;
+use crate::dataplane::drift::suspicion::Suspicion;
 use crate::dataplane::iptables::names::Names;
 use crate::dataplane::iptables::table::TableName;
 use crate::dataplane::nftables::Nftables;
 use crate::dataplane::nftables::layout::layout;
 use crate::dataplane::nftables::netlink::Listener;
+use crate::dataplane::nftables::netlink::Part;
 use crate::dataplane::nftables::netlink::Socket;
+use crate::dataplane::nftables::netlink::Touched;
 use crate::dataplane::nftables::plan::Table;
 use crate::dataplane::nftables::read::digest_of_chain;
 use crate::dataplane::routing;
@@ -35,6 +42,10 @@ use crate::dataplane::routing::lookout::Lookout;
 use crate::dataplane::settings::Settings;
 use crate::model::address::Family;
 use crate::model::digest::fnv1a;
+
+/// How long one look at all our rules is from the next at least, where nothing says that they were touched. What is put off
+/// is still found and put right within five seconds.
+const PAUSE: Duration = Duration::from_millis(2500);
 
 /// Somebody else changed something that concerns us.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,10 +69,20 @@ struct Marks {
     socket: Option<Socket>,
     listener: Option<Listener>,
     lookout: Lookout,
-    generation: Option<u32>,
+    suspicion: Suspicion,
     legacy: Vec<Size>,
-    chains: Vec<Chain>,
+    watched: Watched,
     digest: u64,
+    /// When all of it was last looked at for nothing but a doubt.
+    looked_at: Option<Instant>,
+}
+
+/// What of nf_tables is watched.
+#[derive(Clone, Debug, Default)]
+struct Watched {
+    /// The name of our tables, when they are what is watched.
+    table: Option<String>,
+    chains: Vec<Chain>,
 }
 
 /// A chain of iptables-nft that is watched.
@@ -85,17 +106,19 @@ impl Watcher {
 
     /// Takes what there is now as right.
     pub async fn settle(&self, observed: &Observed) -> io::Result<()> {
-        let chains = self.chains(observed);
+        let table = self.nftables.is_some().then(|| self.settings.prefix.to_string());
+        let watched = Watched { table, chains: self.chains(observed) };
         self.blocking(move |marks| {
-            marks.chains = chains;
+            marks.watched = watched;
             marks.legacy = legacy::sizes()?;
             if marks.listener.is_none() {
-                // Without it, nobody is named.
+                // Without it, nobody is named, and every change is a reason to look.
                 marks.listener = Listener::open().ok();
             }
-            marks.hear();
-            marks.generation = marks.generation()?;
+            marks.listen();
+            let generation = marks.generation()?;
             marks.digest = marks.digest()?;
+            marks.suspicion.settle(generation);
             Ok(())
         })
         .await
@@ -103,26 +126,21 @@ impl Watcher {
 
     /// Whether somebody else changed something that concerns us since then.
     pub async fn look(&self, observed: &Observed) -> io::Result<Option<Drift>> {
-        let (moved, changed) = self
-            .blocking(|marks| {
-                let (generation, legacy) = (marks.generation()?, legacy::sizes()?);
-                let mut changed = legacy != marks.legacy;
-                let moved = generation != marks.generation;
-                if moved {
-                    changed |= marks.digest()? != marks.digest;
-                    // What is ours is looked at by the caller, before this is believed.
-                    marks.generation = generation;
-                }
-                Ok((moved, changed))
-            })
-            .await?;
-        let differs =
-            changed || moved && self.tables_differ(observed).await? || self.routes_differ(observed).await?;
-        if !moved && !differs {
-            return Ok(None);
-        }
-        let by = self.blocking(|marks| Ok(marks.hear())).await?;
-        Ok(differs.then(|| Drift { by: by.into_iter().collect() }))
+        let (generation, doubt, changed) = self.blocking(Marks::glance).await?;
+        let differs = changed
+            || doubt != Doubt::None && self.tables_differ(observed).await?
+            || self.routes_differ(observed).await?;
+        self.blocking(move |marks| {
+            if differs {
+                return Ok(Some(Drift { by: marks.suspicion.culprits() }));
+            }
+            // Only a look that was taken to its end ends a doubt.
+            if doubt != Doubt::None {
+                marks.suspicion.settle(generation);
+            }
+            Ok(None)
+        })
+        .await
     }
 
     async fn routes_differ(&self, observed: &Observed) -> io::Result<bool> {
@@ -218,6 +236,24 @@ impl Marks {
         }
     }
 
+    /// How far the kernel has counted, what there is to doubt, and whether chains or legacy tables differ.
+    fn glance(&mut self) -> io::Result<(Option<u32>, Doubt, bool)> {
+        let (generation, legacy) = (self.generation()?, legacy::sizes()?);
+        let changed = legacy != self.legacy;
+        // What it has counted was told before it counted on; of a change that it is just telling of, the end is missed.
+        self.listen();
+        let mut doubt = self.suspicion.doubt(generation);
+        if doubt == Doubt::Unheard {
+            if self.looked_at.is_some_and(|looked_at| looked_at.elapsed() < PAUSE) {
+                doubt = Doubt::None;
+            } else {
+                self.looked_at = Some(Instant::now());
+            }
+        }
+        let changed = changed || doubt != Doubt::None && self.digest()? != self.digest;
+        Ok((generation, doubt, changed))
+    }
+
     /// `None` on a kernel without nf_tables, where nothing of it can change.
     fn generation(&mut self) -> io::Result<Option<u32>> {
         match self.socket()?.generation() {
@@ -234,20 +270,34 @@ impl Marks {
         if self.generation()?.is_none() {
             return Ok(0);
         }
-        let chains = std::mem::take(&mut self.chains);
+        let chains = std::mem::take(&mut self.watched.chains);
         let mut digests = Vec::new();
         let digest = |Chain { family, table, name }: &Chain| {
             digests.extend(digest_of_chain(self.socket()?, *family, table, name)?.to_ne_bytes());
             Ok(())
         };
         let outcome: io::Result<()> = chains.iter().try_for_each(digest);
-        self.chains = chains;
+        self.watched.chains = chains;
         outcome?;
         Ok(fnv1a(&digests))
     }
 
-    /// Who changed something since this was asked last.
-    fn hear(&mut self) -> BTreeSet<String> {
-        self.listener.as_mut().map(Listener::names).unwrap_or_default()
+    /// Hears what was changed since this was asked last.
+    fn listen(&mut self) {
+        let Some(listener) = &mut self.listener else { return };
+        self.suspicion.hear(listener.hear(|touched| self.watched.has(touched)));
+    }
+}
+
+impl Watched {
+    fn has(&self, touched: &Touched<'_>) -> bool {
+        let Touched { family, table, part } = *touched;
+        let is_in = |chain: &Chain| chain.family == family && chain.table == table;
+        self.table.as_deref() == Some(table)
+            || match part {
+                Part::Whole => self.chains.iter().any(is_in),
+                Part::Chain(name) => self.chains.iter().any(|chain| is_in(chain) && chain.name == name),
+                Part::Other => false,
+            }
     }
 }

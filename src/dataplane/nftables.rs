@@ -435,17 +435,54 @@ pub(crate) async fn remove(
             socket.commit(batch)
         })
     });
-    match removing.await.map_err(DataplaneError::Netlink)? {
-        Ok(()) => {
-            let input = format!("delete table {name}\n");
-            Ok(Some(Transaction { family, input, chains, elements: 0 }))
-        }
-        Err(refusals) if refusals.iter().all(|refusal| refusal.code == libc::ENOENT) => Ok(None),
-        Err(refusals) => Err(refused(name, &refusals)),
+    let is_removed = was_removed(removing.await, name.clone())?;
+    let input = format!("delete table {name}\n");
+    Ok(is_removed.then_some(Transaction { family, input, chains, elements: 0 }))
+}
+
+/// Whether a table was removed; false when there was none, or can be none.
+fn was_removed(outcome: io::Result<Result<(), Vec<Refusal>>>, name: String) -> Result<bool, DataplaneError> {
+    let is_nothing = |refusal: &Refusal| {
+        refusal.code == libc::ENOENT || netlink::is_without(&io::Error::from_raw_os_error(refusal.code))
+    };
+    match outcome {
+        Ok(Ok(())) => Ok(true),
+        Ok(Err(refusals)) if refusals.iter().all(is_nothing) => Ok(false),
+        Ok(Err(refusals)) => Err(refused(name, &refusals)),
+        Err(error) if netlink::is_without(&error) => Ok(false),
+        Err(error) => Err(DataplaneError::Netlink(error)),
     }
 }
 
 fn refused(table: String, refusals: &[Refusal]) -> DataplaneError {
     let code = refusals.first().map_or(libc::EINVAL, |refusal| refusal.code);
     DataplaneError::Refused { table, error: io::Error::from_raw_os_error(code) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_table_that_cannot_be_there_is_taken_for_removed() {
+        let answered = |code: i32| Ok(Err(vec![Refusal { message: 0, code }]));
+        let failed = |code: i32| Err(io::Error::from_raw_os_error(code));
+        let removed = |outcome| was_removed(outcome, "ip PINHOLE".to_owned()).ok();
+        assert_eq!(removed(Ok(Ok(()))), Some(true));
+        for code in [libc::ENOENT, libc::EOPNOTSUPP] {
+            assert_eq!(removed(answered(code)), Some(false), "{code}");
+        }
+        for code in [libc::EPROTONOSUPPORT, libc::EAFNOSUPPORT] {
+            assert_eq!(removed(failed(code)), Some(false), "{code}");
+        }
+        for code in [libc::EPERM, libc::EBUSY, libc::EAGAIN] {
+            assert_eq!(removed(answered(code)), None, "{code}");
+        }
+        for code in [libc::EPERM, libc::EAGAIN, libc::ETIMEDOUT, libc::ENOBUFS, libc::EMFILE] {
+            assert_eq!(removed(failed(code)), None, "{code}");
+        }
+        let both =
+            vec![Refusal { message: 0, code: libc::ENOENT }, Refusal { message: 1, code: libc::EPERM }];
+        assert_eq!(removed(Ok(Err(both))), None);
+    }
 }

@@ -87,13 +87,15 @@ struct Problem {
     fix: String,
 }
 
-/// One change. They are made in this order, so that no packet is led to a table without a route.
+/// One change. They are made in this order, so that wherever a change breaks off, a rule of ours leads to each route of ours:
+/// by rules, of which a node has few, it is noticed that something is left. A table without a route decides nothing: what is
+/// led there goes on as without the rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Step {
-    SetRoute(Route),
     AddRule(Rule),
-    RemoveRule(Rule),
+    SetRoute(Route),
     RemoveRoute(Route),
+    RemoveRule(Rule),
 }
 
 /// How many rules and routes were changed.
@@ -364,16 +366,16 @@ fn plan(found: &Found, wanted: &Wanted) -> Vec<Step> {
     let ours: Vec<_> = found.routes.iter().filter(|route| route.protocol == PROTOCOL).collect();
     let mut steps: Vec<_> = Vec::new();
     steps.extend(
-        wanted.routes.iter().filter(|route| !ours.contains(route)).map(|route| Step::SetRoute(*route)),
-    );
-    steps.extend(
         wanted.rules.iter().filter(|rule| !found.rules.contains(rule)).map(|rule| Step::AddRule(*rule)),
     );
     steps.extend(
-        found.rules.iter().filter(|rule| !wanted.rules.contains(rule)).map(|rule| Step::RemoveRule(*rule)),
+        wanted.routes.iter().filter(|route| !ours.contains(route)).map(|route| Step::SetRoute(*route)),
     );
     let stale = ours.into_iter().filter(|route| !wanted.routes.contains(route));
     steps.extend(stale.map(|route| Step::RemoveRoute(*route)));
+    steps.extend(
+        found.rules.iter().filter(|rule| !wanted.rules.contains(rule)).map(|rule| Step::RemoveRule(*rule)),
+    );
     steps
 }
 
@@ -531,13 +533,39 @@ mod tests {
         assert_eq!(
             plan(&found, &after),
             [
-                Step::SetRoute(after.routes[0]),
                 Step::AddRule(after.rules[1]),
-                Step::RemoveRule(before.rules[1]),
+                Step::SetRoute(after.routes[0]),
                 Step::RemoveRoute(before.routes[0]),
+                Step::RemoveRule(before.rules[1]),
             ]
         );
         let all = plan(&found, &Wanted::default());
         assert_eq!(all.len(), before.rules.len() + before.routes.len());
+    }
+
+    #[test]
+    fn r54_wherever_a_change_breaks_off_a_rule_leads_to_what_is_left() {
+        let (one, other) = (links(&["interface=eth1,table=101"]), links(&["interface=eth2,table=102"]));
+        let states = [Wanted::default(), wanted_of(&one, &node()), wanted_of(&other, &node())];
+        for (before, after) in
+            states.iter().flat_map(|before| states.iter().map(move |after| (before, after)))
+        {
+            let mut found = Found { rules: before.rules.clone(), routes: node() };
+            found.routes.extend(&before.routes);
+            for step in plan(&found, after) {
+                match step {
+                    Step::AddRule(rule) => found.rules.push(rule),
+                    Step::SetRoute(route) => found.routes.push(route),
+                    Step::RemoveRoute(route) => found.routes.retain(|there| *there != route),
+                    Step::RemoveRule(rule) => found.rules.retain(|there| *there != rule),
+                }
+                let ours = found.routes.iter().filter(|route| route.protocol == PROTOCOL);
+                for route in ours {
+                    let is_led_to = found.rules.iter().any(|rule| rule.table == route.table);
+                    assert!(is_led_to, "{step} leaves {route} alone");
+                }
+            }
+            assert_eq!(plan(&found, after), []);
+        }
     }
 }

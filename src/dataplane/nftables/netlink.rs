@@ -28,10 +28,22 @@ const GET_GENERATION: u16 = 16;
 const GENERATION_ID: u16 = 1;
 const NEW_GENERATION: u16 = 15;
 const GENERATION_PROCESS: u16 = 3;
+const NEW_TABLE: u16 = 0;
+const DELETE_TABLE: u16 = 2;
+const NEW_CHAIN: u16 = 3;
+const DELETE_CHAIN: u16 = 5;
+const NEW_RULE: u16 = 6;
+const DELETE_RULE: u16 = 8;
+/// The table's name is the first attribute of whatever is in it.
+const TABLE_NAME: u16 = 1;
+const CHAIN_NAME: u16 = 3;
+const RULE_CHAIN: u16 = 2;
 /// The group of listeners, as a bit.
 const NF_TABLES_CHANGES: u32 = 1 << (7 - 1);
 
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Room for what is told of the changes between two looks, of a node with thousands of Services too.
+const ROOM: usize = 4 * 1024 * 1024;
 /// How often a list is asked for again that changed while it was read.
 const ATTEMPTS: usize = 10;
 
@@ -39,9 +51,42 @@ const ATTEMPTS: usize = 10;
 #[derive(Debug)]
 pub(crate) struct Socket(netlink::Socket);
 
-/// Hears who changes nf_tables.
+/// Hears who changes nf_tables, and what.
 #[derive(Debug)]
 pub(crate) struct Listener(netlink::Socket);
+
+/// What was heard of changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Heard {
+    /// How far the kernel had counted after the last of them.
+    pub(crate) generation: Option<u32>,
+    /// Whether one of them concerned the listener.
+    pub(crate) is_touched: bool,
+    /// Whether more was said than there was room for.
+    pub(crate) is_lost: bool,
+    /// The programs that made those that concerned the listener. Who changes much at once may drown the end of it, where
+    /// the name is; then all others that were heard may have been it.
+    pub(crate) by: BTreeSet<String>,
+}
+
+/// What somebody touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Touched<'a> {
+    pub(crate) family: Family,
+    pub(crate) table: &'a str,
+    pub(crate) part: Part<'a>,
+}
+
+/// Which part of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part<'a> {
+    /// The table itself.
+    Whole,
+    /// A chain or its rules.
+    Chain(&'a str),
+    /// Sets, elements and other things that rules refer to.
+    Other,
+}
 
 /// Changes that the kernel makes together or not at all.
 #[derive(Debug)]
@@ -157,20 +202,54 @@ impl Socket {
 impl Listener {
     /// Begins to hear of the changes in the calling thread's network namespace.
     pub(crate) fn open() -> io::Result<Self> {
-        open(NF_TABLES_CHANGES).map(Self)
+        open(NF_TABLES_CHANGES)?.with_room_for(ROOM).map(Self)
     }
 
-    /// The names of the programs that changed something since this was asked last, as far as they were heard: who
-    /// changes much at once may drown the end of it, where the name is.
-    pub(crate) fn names(&mut self) -> BTreeSet<String> {
-        let mut names = BTreeSet::new();
-        let _ = self.0.hear(|message| {
+    /// What was changed since this was asked last.
+    pub(crate) fn hear(&mut self, concerns: impl Fn(&Touched<'_>) -> bool) -> Heard {
+        let mut news = Heard::default();
+        // Of each change the kernel tells first what it touched, and last who made it.
+        let (mut is_meant, mut others) = (false, BTreeSet::new());
+        let heard = self.0.hear(|message| {
             if message.kind == NF_TABLES << 8 | NEW_GENERATION {
-                names.extend(message.attributes().text(GENERATION_PROCESS).map(str::to_owned));
+                let attributes = message.attributes();
+                news.generation = attributes.int(GENERATION_ID).or(news.generation);
+                let by = if std::mem::take(&mut is_meant) { &mut news.by } else { &mut others };
+                by.extend(attributes.text(GENERATION_PROCESS).map(str::to_owned));
+            } else if Touched::read(message).is_some_and(|touched| concerns(&touched)) {
+                is_meant = true;
+                news.is_touched = true;
             }
         });
-        names
+        if !heard.unwrap_or(false) {
+            news.is_lost = true;
+            news.by.append(&mut others);
+        }
+        news
     }
+}
+
+impl<'a> Touched<'a> {
+    /// `None` for what is in a table of another family.
+    fn read(message: &Message<'a>) -> Option<Self> {
+        let family =
+            Family::ALL.into_iter().find(|family| message.payload.first() == Some(&number(*family)))?;
+        let attributes = message.attributes();
+        let chain = |attribute| attributes.text(attribute).map_or(Part::Whole, Part::Chain);
+        let part = match message.kind ^ NF_TABLES << 8 {
+            NEW_TABLE | DELETE_TABLE => Part::Whole,
+            NEW_CHAIN | DELETE_CHAIN => chain(CHAIN_NAME),
+            NEW_RULE | DELETE_RULE => chain(RULE_CHAIN),
+            _ => Part::Other,
+        };
+        Some(Self { family, table: attributes.text(TABLE_NAME)?, part })
+    }
+}
+
+/// Whether an error means that the kernel has no nf_tables, so that nothing can be there: neither the socket, nor anybody who
+/// answers for it.
+pub(crate) fn is_without(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT | libc::EOPNOTSUPP))
 }
 
 fn open(groups: u32) -> io::Result<netlink::Socket> {

@@ -36,6 +36,7 @@ const GET_ELEMENT: u16 = 13;
 /// The table's name is the first attribute of whatever is in it.
 const TABLE: u16 = 1;
 const TABLE_FLAGS: u16 = 2;
+const TABLE_USE: u16 = 3;
 const CHAIN_NAME: u16 = 3;
 const CHAIN_HOOK: u16 = 4;
 const CHAIN_POLICY: u16 = 5;
@@ -51,6 +52,7 @@ const SET_KEY_LENGTH: u16 = 5;
 const SET_DATA_LENGTH: u16 = 7;
 const ACCEPT: u32 = 1;
 /// Sets of several fields in whose keys the kernel tells the fields apart, and other marks that say nothing of ours.
+const ANONYMOUS: u32 = 1;
 const INTERVAL: u32 = 4;
 const MAP: u32 = 8;
 
@@ -64,9 +66,10 @@ pub(crate) struct Reading {
 
 /// Reads the table.
 pub(crate) fn read(socket: &mut Socket, skeleton: &Skeleton) -> io::Result<Reading> {
-    let mut flags = 0;
+    let (mut flags, mut parts) = (0, 0);
     let is_there = socket.get(GET_TABLE, skeleton.family, named(skeleton), |table| {
         flags = table.int(TABLE_FLAGS).unwrap_or_default();
+        parts = table.int(TABLE_USE).unwrap_or(u32::MAX);
     })?;
     if !is_there {
         return Ok(Reading { table: Table::default(), rules: 0 });
@@ -96,7 +99,9 @@ pub(crate) fn read(socket: &mut Socket, skeleton: &Skeleton) -> io::Result<Readi
         }
     }
     leave_out_unrestricted(&mut elements, &unread);
-    let lists = read_lists(socket, skeleton, &mut damages)?;
+    let sets = names_of_sets(socket, skeleton)?;
+    let lists = read_lists(socket, skeleton, &sets, &mut damages)?;
+    damages.extend(chain_of_others(socket, skeleton, parts, &sets, &lists)?);
     if !lists.is_empty() {
         elements.insert(Collection::Lists, lists);
     }
@@ -253,19 +258,58 @@ fn read_elements(
     Ok(read.map_or_else(|| Ok(BTreeMap::new()), Reader::finish))
 }
 
+/// The names of the sets and maps in the table, without those that stand inside rules.
+fn names_of_sets(socket: &mut Socket, skeleton: &Skeleton) -> io::Result<Vec<String>> {
+    let listed = socket.list(GET_SET, skeleton.family, named(skeleton), Vec::new, |list, set| {
+        let is_constant = set.int(SET_FLAGS).unwrap_or_default() & ANONYMOUS != 0;
+        if set.text(TABLE) == Some(&skeleton.table) && !is_constant {
+            list.extend(set.text(SET_NAME).map(str::to_owned));
+        }
+    })?;
+    Ok(listed.unwrap_or_default())
+}
+
+/// A chain that is none of ours, told as damage: it would be called with packets that are none of its business. The kernel
+/// lists those of all tables, so they are listed only when our table has more parts than we know.
+fn chain_of_others(
+    socket: &mut Socket,
+    skeleton: &Skeleton,
+    parts: u32,
+    sets: &[String],
+    lists: &BTreeMap<ElementKey, Held>,
+) -> io::Result<Option<String>> {
+    let known = skeleton.chains.len() + sets.len() + lists.len();
+    if usize::try_from(parts).is_ok_and(|parts| parts <= known) {
+        return Ok(None);
+    }
+    let is_ours = |name: &str| {
+        skeleton.chains.iter().any(|chain| chain.name == name)
+            || lists::of_chain(name).is_some_and(|id| lists.contains_key(&ElementKey::List(id)))
+    };
+    let found = socket.list(
+        GET_CHAIN,
+        skeleton.family,
+        named(skeleton),
+        || None,
+        |found, chain| {
+            let name = chain.text(CHAIN_NAME).filter(|name| !is_ours(name));
+            if chain.text(TABLE) == Some(&skeleton.table) && found.is_none() {
+                *found = name.map(str::to_owned);
+            }
+        },
+    )?;
+    Ok(found.flatten().map(|name| format!("the chain {name} is none of ours")))
+}
+
 /// The lists that there are. One whose chain is not ours any more is told as damage.
 fn read_lists(
     socket: &mut Socket,
     skeleton: &Skeleton,
+    sets: &[String],
     damages: &mut Vec<String>,
 ) -> io::Result<BTreeMap<ElementKey, Held>> {
-    let listed = socket.list(GET_SET, skeleton.family, named(skeleton), Vec::new, |list, set| {
-        if set.text(TABLE) == Some(&skeleton.table) {
-            list.extend(set.text(SET_NAME).and_then(lists::of_set));
-        }
-    })?;
     let mut read = BTreeMap::new();
-    for id in listed.unwrap_or_default() {
+    for id in sets.iter().filter_map(|name| lists::of_set(name)) {
         let (set, chain) = (lists::set_name(id), lists::chain_name(id));
         let comments = rules_of(socket, skeleton, &chain)?;
         if !comments.iter().map(|(comment, _)| comment.as_str()).eq(lists::COMMENTS) {

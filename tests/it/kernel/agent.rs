@@ -347,6 +347,7 @@ fn damages(lab: &Lab) -> Vec<String> {
             "nft flush chain ip PINHOLE c_ingress",
             "nft delete element ip PINHOLE m_ports { 203.0.113.7 . tcp . 80 }",
             "nft insert rule ip PINHOLE c_ingress ip saddr 198.51.100.0/24 drop",
+            "nft add chain ip PINHOLE theirs '{ type filter hook forward priority 0; policy drop; }'",
         ]
         .map(str::to_owned)
         .into()
@@ -448,6 +449,45 @@ fn r48_changes_of_others_are_told_from_ours_and_from_what_is_none_of_ours(lab: &
             Firewall::Iptables(Flavor::Nft) => assert_eq!(drift.by, ["iptables-nft"]),
             Firewall::Iptables(Flavor::Legacy) => assert!(drift.by.is_empty(), "{drift:?}"),
         }
+    });
+}
+
+/// A node on which kube-proxy or a CNI changes its own tables all the time.
+#[test]
+fn r48_our_tables_are_not_read_for_changes_of_others_among_themselves() {
+    let lab = Lab::new(Firewall::Nftables);
+    let lab = &lab;
+    lab.on_node(async || {
+        let backend = lab.backend();
+        let watcher = Watcher::new(&backend, lab.settings.clone()).unwrap();
+        let wanted = desired(&[endpoint("80/tcp", "a", A)], &Lab::facts()).ruleset;
+        let observed = backend.read().await.unwrap();
+        let observed = backend.apply(&wanted, observed).await.observed;
+        watcher.settle(&observed).await.unwrap();
+        // Whoever reads the tables to compare them with nothing finds a difference.
+        let nothing = Observed::default();
+        for change in ["nft add table ip busy", "nft add chain ip busy c", "nft add rule ip busy c accept", "nft flush table ip busy"] {
+            lab.node.sh(change);
+            assert_eq!(watcher.look(&nothing).await.unwrap(), None, "{change}");
+        }
+        lab.node.sh("nft add element ip PINHOLE s_closed { 203.0.113.7 . tcp . 90 }");
+        assert_eq!(watcher.look(&observed).await.unwrap().unwrap().by, ["nft"]);
+        lab.node.sh("nft delete element ip PINHOLE s_closed { 203.0.113.7 . tcp . 90 }");
+        assert_eq!(watcher.look(&observed).await.unwrap(), None, "it is as it was");
+
+        // More than there is room for: nothing is known of what was touched, so all is read, and what differs is found.
+        lab.node.sh("nft add set ip busy s '{ type ipv4_addr . inet_service; }'");
+        let many = "seq 1 60000 | sed 's/.*/192.0.2.1 . &/' | paste -sd, | sed 's/.*/add element ip busy s { & }/' | nft -f -";
+        lab.node.sh(many);
+        assert!(watcher.look(&nothing).await.unwrap().is_some(), "it was read");
+        lab.node.sh("nft flush set ip busy s");
+        assert_eq!(watcher.look(&nothing).await.unwrap(), None, "but not again and again");
+        lab.node.sh("nft delete element ip PINHOLE m_ports { 203.0.113.7 . tcp . 80 }");
+        let waiting = tokio::time::Instant::now();
+        while watcher.look(&observed).await.unwrap().is_none() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert!(waiting.elapsed() < Duration::from_secs(3), "{:?}", waiting.elapsed());
     });
 }
 
