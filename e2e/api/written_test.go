@@ -55,8 +55,6 @@ func TestAPinholeOfAUserIsDecidedOnLikeAnAnnotatedPod(t *testing.T) {
 	c.refused(leads("web", "192.0.2.80", "{port: 22}"), "spec.ports[0].port: 192.0.2.80:22/tcp: is restricted in this cluster")
 	c.refused(leads("web", "198.51.100.80", "{port: 443}"), "is on 198.51.100.80, which no NatPool has; this namespace may use")
 	c.refused(pinhole("web", "target: {service: web}, ports: [{port: 443}]"), "spec.addresses: is needed")
-	c.refused(pinhole("web", "target: {service: web, via: ClusterIP}, addresses: [192.0.2.80], ports: [{port: 443}]"),
-		"spec.target.via: ClusterIP: is not served yet; leave it out")
 
 	c.applied(leads("web", "192.0.2.80", "{port: 443}, {port: 80}"), "--dry-run=server")
 	if c.claimed("v4-192-0-2-80-tcp-443") {

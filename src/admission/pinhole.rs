@@ -19,8 +19,6 @@ use crate::api::crd::pinhole::PinholePort;
 use crate::api::crd::pinhole::PinholeSpec;
 use crate::api::crd::pinhole::TargetPort;
 use crate::api::crd::pinhole::UdpHandover;
-use crate::api::crd::pinhole::Via;
-use crate::api::crd::shared::Retention;
 use crate::model::address::ExternalAddress;
 use crate::model::mapping::Address;
 use crate::model::mapping::Mapping;
@@ -94,15 +92,10 @@ pub fn forwards(spec: &PinholeSpec) -> (Vec<Forward>, Vec<Violation>) {
 
 /// What can be written down and has no effect yet.
 fn not_served(spec: &PinholeSpec) -> Vec<Violation> {
-    let retention = spec.retention.clone().unwrap_or_default();
-    let source_address = spec.source_address.map(|address| format!("{address:?}"));
     let options = [
-        (spec.target.via == Some(Via::ClusterIp), "target.via", "ClusterIP".to_owned()),
         (spec.egress != Egress::Cluster, "egress", format!("{:?}", spec.egress)),
-        (source_address.is_some(), "sourceAddress", source_address.unwrap_or_default()),
         (spec.handover != Handover::WhenReady, "handover", format!("{:?}", spec.handover)),
         (spec.udp_handover != UdpHandover::Drain, "udpHandover", format!("{:?}", spec.udp_handover)),
-        (retention != Retention::default(), "retention", format!("{:?}", retention.policy)),
     ];
     let violation = |(_, field, value): (bool, &str, String)| Violation {
         field: format!("spec.{field}"),

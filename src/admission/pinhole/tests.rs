@@ -128,15 +128,9 @@ fn what_cannot_work_is_refused_with_its_place_and_what_to_do() {
             json!({"ports": [{"port": 22}]}),
             "spec.ports[0].port: 203.0.113.7:22/tcp: is restricted in this cluster",
         ),
-        (
-            json!({"target": {"via": "ClusterIP"}}),
-            "spec.target.via: ClusterIP: is not served yet; leave it out",
-        ),
         (json!({"egress": "External"}), "spec.egress: External: is not served yet"),
-        (json!({"sourceAddress": "Preserve"}), "spec.sourceAddress: Preserve: is not served yet"),
         (json!({"handover": "WhenGone"}), "spec.handover: WhenGone: is not served yet"),
         (json!({"udpHandover": "Cut"}), "spec.udpHandover: Cut: is not served yet"),
-        (json!({"retention": {"policy": "Retain"}}), "spec.retention: Retain: is not served yet"),
     ];
     for (changes, expected) in cases {
         let said = said(&judged(&create(&object("web", web(changes.clone()))), &index()));

@@ -13,7 +13,6 @@ use crate::api::crd::condition::Condition;
 use crate::api::crd::rules;
 use crate::api::crd::shared::HolderReference;
 use crate::api::crd::shared::LabelSelector;
-use crate::api::crd::shared::Retention;
 use crate::api::crd::shared::Transport;
 use crate::model::address::ExternalAddress;
 use crate::model::handover;
@@ -89,7 +88,7 @@ pub struct PinholeSpec {
     pub target: PinholeTarget,
 
     /// The external addresses; each gets all of `ports`, served by the nodes that carry it. An address that no node has yet is
-    /// served as soon as one has. Default: one from the pool, or the own address of the pod's node if the pool has only those.
+    /// served as soon as one has. Yours needs one, or an address of its own at each port.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(max = 39)))]
     #[x_kube(validation = Rule::new(rules::ADDRESSES).message(rules::ADDRESS_MESSAGE))]
@@ -109,12 +108,6 @@ pub struct PinholeSpec {
     #[schemars(length(max = 5000), inner(length(max = 43)))]
     #[x_kube(validation = Rule::new(rules::NETWORKS).message(rules::NETWORK_MESSAGE))]
     pub allowed_sources: Vec<String>,
-
-    /// Which address of the client the target sees. Preserve: the client's own. Masquerade: the node's, as a target needs that
-    /// does not reply by way of the node. Default: Preserve where the target's node serves the address, else Masquerade.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "SourceAddress")]
-    pub source_address: Option<SourceAddress>,
 
     /// How connections that the target itself opens to the outside leave. Cluster: as the cluster does it. External: with the
     /// external address, by its link. Default: Cluster.
@@ -137,10 +130,6 @@ pub struct PinholeSpec {
     #[serde(default)]
     pub udp_handover: UdpHandover,
 
-    /// When the ports are given back. Default: with this object, or with the last pod of a controller-written one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub retention: Option<Retention>,
-
     /// Whether nothing is let through although the ports stay claimed. Default: false.
     #[serde(default)]
     pub suspended: bool,
@@ -161,21 +150,14 @@ pub struct PinholeSpec {
 #[x_kube(
     validation = Rule::new("[has(self.service), has(self.podSelector), has(self.pod)].filter(given, given).size() == 1")
         .message("target needs exactly one of service, podSelector and pod"),
-    validation = Rule::new("!has(self.via) || has(self.service)")
-        .message("via goes with service"),
     validation = Rule::new("!has(self.podUID) || has(self.pod)")
         .message("podUID goes with pod")
 )]
 pub struct PinholeTarget {
-    /// The name of a Service. It may come later.
+    /// The name of a Service, headless or not. It may come later. Connections go straight to a ready pod of it, without kube-proxy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub service: Option<String>,
-    /// For a Service: Endpoints goes straight to its ready pods, without kube-proxy, and works for headless ones. ClusterIP
-    /// goes to the Service's address and leaves balancing and affinity to the cluster. Default: Endpoints.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Via")]
-    pub via: Option<Via>,
     /// Labels of pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_selector: Option<LabelSelector>,
@@ -245,7 +227,8 @@ pub struct PinholePort {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 39), regex(pattern = r"^[0-9a-f.:]+$"))]
     pub address: Option<String>,
-    /// The external port, 1-65535; the first one where portEnd is given. Default: one is found in the pool.
+    /// The external port, 1-65535; the first one where portEnd is given. Yours needs one. Absent in what the controller writes for
+    /// a port that it finds in a pool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub port: Option<u16>,
@@ -253,8 +236,8 @@ pub struct PinholePort {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub port_end: Option<u16>,
-    /// The target's port: for a Service the number or name of one of its ports, for pods a number or the name of a container
-    /// port. In a range the n-th external port leads to the n-th port from here on. Default: `port`.
+    /// The target's port: for a Service the number or name of one of its ports, for pods a number. In a range the n-th external
+    /// port leads to the n-th port from here on. Default: `port`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_port: Option<TargetPort>,
     /// The networks (CIDRs) that may connect to this port. Default: `allowedSources` of the object.
@@ -297,26 +280,6 @@ impl JsonSchema for TargetPort {
             "maxLength": 63,
         })
     }
-}
-
-/// How a Service is reached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum Via {
-    /// Straight to its ready pods.
-    #[default]
-    Endpoints,
-    /// By its own address.
-    #[serde(rename = "ClusterIP")]
-    ClusterIp,
-}
-
-/// Which address of a client the target sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum SourceAddress {
-    /// The client's.
-    Preserve,
-    /// The node's.
-    Masquerade,
 }
 
 /// How the target's own connections leave.
