@@ -29,6 +29,7 @@ use pinhole::ruleset::Ruleset;
 use pinhole::ruleset::desired::desired;
 use pinhole::ruleset::diff::diff;
 use pinhole::ruleset::endpoint::Endpoint;
+use pinhole::ruleset::endpoint::Leaving;
 use pinhole::ruleset::node::NodeFacts;
 
 const MAPPINGS: u16 = 10_000;
@@ -48,6 +49,8 @@ fn endpoint(number: u16, pod: &str) -> Endpoint {
         pod: ObjectName::new("default", pod),
         uid: format!("uid-of-{pod}"),
         ips: vec![[10, 244, high, low].into()],
+        leaving: Leaving::default(),
+        udp_handover: None,
     }
 }
 

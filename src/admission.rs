@@ -144,7 +144,7 @@ fn judge(
     };
     decision.violations.extend(misplaced);
     decision.violations.extend(spread::is_asked_for(&subject, of_one_pod(&wanted.entries)).err());
-    decision.violations.extend(handover::violation(&subject));
+    decision.violations.extend(handover::violations(&subject));
     decision.violations.extend(sharing::violation(&subject, &wanted.entries));
     judge_alone(&subject, &request.namespace, &wanted.entries, world, &mut decision);
     decision.violations.extend(fixed::violations(&subject, &wanted.automatic, world.policy));

@@ -433,7 +433,7 @@ impl<D: Dataplane> Agent<D> {
         if self.has_read && !applied.transactions.is_empty() {
             changes.extend(flows::put_right(&applied.observed.ruleset, &applied.changes));
         }
-        flows.leave(changes, gone, &plan.terminating);
+        flows.leave(changes, gone, &plan.terminating, &plan.udp_handover);
     }
 
     /// What the node's NatNode is to say of the kernel.

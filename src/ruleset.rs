@@ -42,6 +42,8 @@ use crate::ruleset::owner::Owner;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ruleset {
     entries: BTreeMap<Key, Entry>,
+    /// What leads to each pod address.
+    to: BTreeSet<(IpAddr, Key)>,
     egress: BTreeMap<IpAddr, Egress>,
     pod_cidrs: BTreeSet<IpNet>,
     cluster_cidrs: BTreeSet<IpNet>,
@@ -86,9 +88,10 @@ impl Ruleset {
 
     /// The same node, which serves nobody.
     pub fn without_entries(&self) -> Self {
-        let Self { pod_cidrs, cluster_cidrs, families, masquerade, entries: _, egress: _ } = self;
+        let Self { pod_cidrs, cluster_cidrs, families, masquerade, entries: _, to: _, egress: _ } = self;
         Self {
             entries: BTreeMap::new(),
+            to: BTreeSet::new(),
             egress: BTreeMap::new(),
             pod_cidrs: pod_cidrs.clone(),
             cluster_cidrs: cluster_cidrs.clone(),
@@ -160,13 +163,18 @@ impl Ruleset {
         if let Some(other) = self.overlapping(&entry.key) {
             return Err(Taken { key: other.key, owner: other.owner.clone() });
         }
+        self.to.extend(entry.target.map(|target| (target.ip, entry.key)));
         self.entries.insert(entry.key, entry);
         Ok(())
     }
 
     /// Takes the entry with exactly this key out.
     pub fn remove(&mut self, key: &Key) -> Option<Entry> {
-        self.entries.remove(key)
+        let removed = self.entries.remove(key)?;
+        if let Some(target) = removed.target {
+            self.to.remove(&(target.ip, *key));
+        }
+        Some(removed)
     }
 
     /// Adds what `other` serves and this does not.
@@ -189,6 +197,20 @@ impl Ruleset {
                 && !entry.allowed_sources.is_empty()
         };
         self.entries().filter(is_restricted).filter_map(|entry| Some(entry.target?.ip)).collect()
+    }
+
+    /// The entries that lead to a pod address, ordered by key.
+    pub fn entries_to(&self, pod: IpAddr) -> impl Iterator<Item = &Entry> {
+        let leading = self.to.range((pod, lowest(lowest_address(Family::of(pod))))..);
+        let leading = leading.take_while(move |(target, _)| *target == pod);
+        leading.filter_map(|(_, key)| self.entries.get(key))
+    }
+
+    /// The pods of a family that entries lead to.
+    pub fn mapped_pods(&self, family: Family) -> BTreeSet<IpAddr> {
+        let address = lowest_address(family);
+        let leading = self.to.range((address, lowest(address))..).map(|(pod, _)| *pod);
+        leading.take_while(|pod| Family::of(*pod) == family).collect()
     }
 
     /// The pods that leave the cluster with a fixed address, ordered by pod address.

@@ -196,6 +196,6 @@ key.startsWith('pinhole.dev/') || key in [
 
 {{- /* Every annotation key of which a change is a new request, as a CEL list. */ -}}
 {{- define "pinhole.requestKeys" -}}
-{{- $keys := concat (list "pinhole.dev/nat" "pinhole.dev/expose" "pinhole.dev/handover" "pinhole.dev/sharing") (include "pinhole.foreignKeys" .root | fromYamlArray) .more -}}
+{{- $keys := concat (list "pinhole.dev/nat" "pinhole.dev/expose" "pinhole.dev/handover" "pinhole.dev/udp-handover" "pinhole.dev/sharing") (include "pinhole.foreignKeys" .root | fromYamlArray) .more -}}
 [{{ include "pinhole.celList" (dict "keys" $keys "indent" 0) }}]
 {{- end -}}

@@ -97,7 +97,9 @@ func TestWhenAPortPassesToAPodIsOneOfThreeWordsAndChangesLikeARequest(t *testing
 	d := newDesk(t, "handover")
 	const wrong = "pinhole.dev/handover]: whengone: is none of WhenReady, WhenGone, Immediate; did you mean WhenGone?"
 	d.mentions(d.refused(workload("Deployment", "web", notes{"pinhole.dev/expose": "8001:80", "pinhole.dev/handover": "whengone"})), wrong)
-	d.accepted(workload("Deployment", "web", notes{"pinhole.dev/expose": "8001:80", "pinhole.dev/handover": "WhenGone"}, "replicas: 0"))
+	d.mentions(d.refused(workload("Deployment", "web", notes{"pinhole.dev/expose": "8001:80", "pinhole.dev/udp-handover": "cut"})),
+		"pinhole.dev/udp-handover]: cut: is none of Drain, Cut; did you mean Cut?")
+	d.accepted(workload("Deployment", "web", notes{"pinhole.dev/expose": "8001:80", "pinhole.dev/handover": "WhenGone", "pinhole.dev/udp-handover": "Cut"}, "replicas: 0"))
 	// Or its pods would be refused, and nobody would see it.
 	said := d.fails("", "patch", "deployment", "web", "-p", `{"spec":{"template":{"metadata":{"annotations":{"pinhole.dev/handover":"whengone"}}}}}`)
 	d.mentions(said, wrong)

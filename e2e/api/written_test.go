@@ -163,6 +163,23 @@ func TestAnAgentServesAPinholeThatAUserWrote(t *testing.T) {
 		t.Errorf("the user's object has %s", said)
 	}
 
+	// Its pod leaves with the address as soon as the user says so, and not before.
+	const leaving = "10.244.2.9 (served/web) leaves the cluster as 192.0.2.83"
+	if strings.Contains(agent.Log(), "leaves the cluster") {
+		t.Error("the pod leaves with the external address, and nobody asked for it")
+	}
+	if said, patched := c.kubectl("", "patch", "ph", "web", "--type=merge", "-p", `{"spec":{"egress":"External","udpHandover":"Cut"}}`); !patched {
+		t.Fatal(said)
+	}
+	if err := lab.Poll(patience, func() error {
+		if !strings.Contains(agent.Log(), leaving) {
+			return fmt.Errorf("the agent does not say: %s", leaving)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+
 	// It stays, and its port is nobody else's, until its node has let go.
 	const claim = "v4-192-0-2-83-tcp-443"
 	c.pause(true)

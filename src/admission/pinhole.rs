@@ -13,12 +13,10 @@ use crate::admission::violation::Violation;
 use crate::admission::violation::shown;
 use crate::admission::wanted::Located;
 use crate::admission::wanted::Wanted;
-use crate::api::crd::pinhole::Egress;
 use crate::api::crd::pinhole::Handover;
 use crate::api::crd::pinhole::PinholePort;
 use crate::api::crd::pinhole::PinholeSpec;
 use crate::api::crd::pinhole::TargetPort;
-use crate::api::crd::pinhole::UdpHandover;
 use crate::model::address::ExternalAddress;
 use crate::model::mapping::Address;
 use crate::model::mapping::Mapping;
@@ -92,11 +90,7 @@ pub fn forwards(spec: &PinholeSpec) -> (Vec<Forward>, Vec<Violation>) {
 
 /// What can be written down and has no effect yet.
 fn not_served(spec: &PinholeSpec) -> Vec<Violation> {
-    let options = [
-        (spec.egress != Egress::Cluster, "egress", format!("{:?}", spec.egress)),
-        (spec.handover != Handover::WhenReady, "handover", format!("{:?}", spec.handover)),
-        (spec.udp_handover != UdpHandover::Drain, "udpHandover", format!("{:?}", spec.udp_handover)),
-    ];
+    let options = [(spec.handover != Handover::WhenReady, "handover", format!("{:?}", spec.handover))];
     let violation = |(_, field, value): (bool, &str, String)| Violation {
         field: format!("spec.{field}"),
         value,

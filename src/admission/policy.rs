@@ -86,7 +86,7 @@ impl Policy {
 
     /// The keys of which a change is a new request.
     pub fn request_keys(&self) -> impl Iterator<Item = &str> {
-        self.input_keys().chain([keys::HANDOVER, keys::SHARING])
+        self.input_keys().chain([keys::HANDOVER, keys::UDP_HANDOVER, keys::SHARING])
     }
 
     /// Whether pods of this kind of workload keep their names when they are replaced.

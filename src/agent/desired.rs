@@ -20,6 +20,7 @@ use crate::admission::violation;
 use crate::agent::grants::Grants;
 use crate::api::object::Kind;
 use crate::api::object::Object;
+use crate::model::handover::UdpHandover;
 use crate::model::holder::Holder;
 use crate::model::holder::ObjectName;
 use crate::ruleset;
@@ -27,6 +28,7 @@ use crate::ruleset::Ruleset;
 use crate::ruleset::election;
 use crate::ruleset::election::Candidate;
 use crate::ruleset::election::Loser;
+use crate::ruleset::endpoint::Leaving;
 use crate::ruleset::entry::Key;
 use crate::ruleset::node::NodeFacts;
 use crate::ruleset::owner::Owner;
@@ -75,6 +77,8 @@ pub struct Plan {
     pub unserved: Vec<Unserved>,
     /// Entries whose connections end when their source may no longer connect.
     pub terminating: BTreeSet<Key>,
+    /// What becomes of UDP flows when another pod takes over, of the entries that say it.
+    pub udp_handover: BTreeMap<Key, UdpHandover>,
 }
 
 /// A pod that has not ended, or a Pinhole that a user wrote.
@@ -139,6 +143,7 @@ pub fn plan(known: &Known<'_>) -> Plan {
     let desired = ruleset::desired::desired(&elected.endpoints, known.node);
     plan.ruleset = desired.ruleset;
     plan.terminating = desired.terminating;
+    plan.udp_handover = desired.udp_handover;
     plan.losers = elected.losers;
     plan.unserved.extend(desired.refused.into_iter().map(|refused| Unserved {
         problem: format!("{}: {}", refused.mapping, refused.reason),
@@ -260,6 +265,8 @@ fn judge(pod: &Object, known: &Known<'_>) -> Judgement {
         ips: ips(pod),
         mappings: decision.mappings,
         handover: handover::of(&pod.metadata.annotations),
+        udp_handover: handover::of_udp(&pod.metadata.annotations),
+        leaving: Leaving::WithItsPorts,
     }))
 }
 

@@ -1,6 +1,7 @@
 //! Ends connections that follow rules which are gone, beside the loop: a pass over a full connection table takes
 //! hundreds of milliseconds, and no rule should wait for it. Changes that arrive meanwhile share the next pass.
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,8 +15,8 @@ use tracing::warn;
 
 use crate::dataplane::conntrack;
 use crate::dataplane::conntrack::CleanUp;
-use crate::dataplane::conntrack::Handover;
 use crate::dataplane::settings::Settings;
+use crate::model::handover::UdpHandover;
 use crate::ruleset::Ruleset;
 use crate::ruleset::diff::Change;
 use crate::ruleset::entry::Key;
@@ -59,11 +60,19 @@ struct Batch {
     changes: Vec<Change>,
     gone: BTreeSet<IpAddr>,
     terminating: BTreeSet<Key>,
+    said: BTreeMap<Key, UdpHandover>,
 }
 
 impl Flows {
-    /// Leaves changes for the next pass, with the entries whose connections end with their permission.
-    pub fn leave(&self, changes: Vec<Change>, gone: BTreeSet<IpAddr>, terminating: &BTreeSet<Key>) {
+    /// Leaves changes for the next pass, with the entries whose connections end with their permission, and what entries say
+    /// of their flows.
+    pub fn leave(
+        &self,
+        changes: Vec<Change>,
+        gone: BTreeSet<IpAddr>,
+        terminating: &BTreeSet<Key>,
+        said: &BTreeMap<Key, UdpHandover>,
+    ) {
         if changes.is_empty() && gone.is_empty() {
             return;
         }
@@ -71,6 +80,7 @@ impl Flows {
         batch.changes.extend(changes);
         batch.gone.extend(gone);
         batch.terminating.extend(terminating);
+        batch.said.extend(said);
         drop(batch);
         self.shared.filled.notify_one();
     }
@@ -82,13 +92,14 @@ impl Flows {
     }
 
     /// Makes passes until it is dropped.
-    pub async fn run(self, settings: Settings, handover: Handover, metrics: AgentMetrics) {
+    pub async fn run(self, settings: Settings, handover: UdpHandover, metrics: AgentMetrics) {
         let mut is_failing = false;
         loop {
             self.shared.filled.notified().await;
-            let Batch { changes, gone, terminating } =
+            let Batch { changes, gone, terminating, said } =
                 std::mem::take(&mut *self.shared.batch.lock().unwrap_or_else(PoisonError::into_inner));
-            let clean_up = CleanUp { changes: &changes, gone: &gone, terminating: &terminating, handover };
+            let clean_up =
+                CleanUp { changes: &changes, gone: &gone, terminating: &terminating, handover, said: &said };
             for attempt in 1..=ATTEMPTS {
                 match conntrack::clean_up(&settings, &clean_up).await {
                     Ok(deletions) => {

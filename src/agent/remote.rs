@@ -19,12 +19,14 @@ use crate::api::crd::pinhole::TargetReport;
 use crate::api::crd::pinhole::TargetState;
 use crate::model::automatic::AutomaticPort;
 use crate::model::handover::Handover;
+use crate::model::handover::UdpHandover;
 use crate::model::holder::Holder;
 use crate::model::holder::ObjectName;
 use crate::model::mapping::Mapping;
 use crate::model::port::Port;
 use crate::ruleset::Ruleset;
 use crate::ruleset::election::Candidate;
+use crate::ruleset::endpoint::Leaving;
 use crate::ruleset::node::NodeFacts;
 use crate::ruleset::owner::Owner;
 
@@ -37,6 +39,7 @@ pub struct Remote {
     pub uid: String,
     holder: Holder,
     handover: Handover,
+    udp_handover: Option<UdpHandover>,
     /// What it asks for by name, on fixed addresses.
     named: Vec<Mapping>,
     /// What it leaves to a pool.
@@ -63,6 +66,7 @@ impl Remote {
             uid,
             holder: spec.holder.as_ref().map_or_else(itself, Holder::from),
             handover: spec.handover.into(),
+            udp_handover: spec.udp_handover.map(UdpHandover::from),
             named: forwards.into_iter().map(|forward| forward.located.mapping).collect(),
             automatic: spec.ports.iter().filter_map(open).collect(),
             ips: target.map(TargetReport::ips),
@@ -91,6 +95,8 @@ impl Remote {
             ips,
             mappings: self.named.iter().cloned().chain(found).collect(),
             handover: self.handover,
+            udp_handover: self.udp_handover,
+            leaving: Leaving::WithItsPorts,
         })
     }
 

@@ -62,6 +62,12 @@ impl Kernel {
     fn count(&self) -> usize {
         self.ruleset.lock().unwrap().len()
     }
+
+    /// Each pod that leaves with a fixed address, and the address.
+    fn egress(&self) -> Vec<String> {
+        let ruleset = self.ruleset.lock().unwrap();
+        ruleset.egress().map(|egress| format!("{} {}", egress.pod, egress.external)).collect()
+    }
 }
 
 impl Dataplane for Kernel {

@@ -10,10 +10,12 @@ use crate::admission::pinhole;
 use crate::agent::desired::Pod;
 use crate::agent::grants::granted;
 use crate::agent::grants::key;
+use crate::api::crd::pinhole::Egress;
 use crate::api::crd::pinhole::Pinhole;
 use crate::api::crd::pinhole::TargetReport;
 use crate::model::address::ExternalAddress;
 use crate::model::handover::Handover;
+use crate::model::handover::UdpHandover;
 use crate::model::holder::Holder;
 use crate::model::holder::ObjectName;
 use crate::model::mapping::Address;
@@ -21,6 +23,7 @@ use crate::model::mapping::Mapping;
 use crate::model::port::Port;
 use crate::ruleset::Ruleset;
 use crate::ruleset::election::Candidate;
+use crate::ruleset::endpoint::Leaving;
 use crate::ruleset::node::NodeFacts;
 use crate::ruleset::owner::Owner;
 
@@ -36,6 +39,8 @@ pub struct Written {
     forwards: Vec<(Mapping, Option<Port>)>,
     /// The addresses of the active pod; `None` while the controller has not said anything.
     active: Option<Vec<IpAddr>>,
+    leaving: Leaving,
+    udp_handover: Option<UdpHandover>,
 }
 
 impl Written {
@@ -75,6 +80,8 @@ impl Written {
             created: metadata.creation_timestamp.as_ref().map(|time| time.0.to_string()).unwrap_or_default(),
             forwards: forwards.collect(),
             active: is_said.then(|| active.map(|pod| pod.ips).unwrap_or_default()),
+            leaving: leaving(stored.spec.egress),
+            udp_handover: stored.spec.udp_handover.map(UdpHandover::from),
         })
     }
 
@@ -106,8 +113,18 @@ impl Written {
             terminating: false,
             mappings: here.filter_map(mapping).collect(),
             handover: Handover::default(),
+            udp_handover: self.udp_handover,
+            leaving: self.leaving,
             ips,
         })
+    }
+}
+
+/// How the pod behind a Pinhole leaves the cluster.
+pub const fn leaving(egress: Egress) -> Leaving {
+    match egress {
+        Egress::External => Leaving::WithTheExternal,
+        Egress::Cluster => Leaving::AsTheClusterDoes,
     }
 }
 
@@ -154,5 +171,14 @@ mod tests {
         assert_eq!(mapping.target().to_string(), "8443");
         assert_eq!(mapping.allowed_sources(), [fixtures::net("198.51.100.0/24")]);
         assert!(mapping.terminates_existing());
+        assert_eq!((candidate.leaving, candidate.udp_handover), (Leaving::AsTheClusterDoes, None));
+
+        let mut stored: Pinhole = stored;
+        stored.spec.egress = Egress::External;
+        stored.spec.udp_handover = Some(UdpHandover::Cut.into());
+        let written = Written::of(&ObjectName::new("shop", "web"), &stored).unwrap();
+        let candidate = written.candidate(&fixtures::node(), &Ruleset::default()).unwrap();
+        assert_eq!(candidate.leaving, Leaving::WithTheExternal);
+        assert_eq!(candidate.udp_handover, Some(UdpHandover::Cut));
     }
 }

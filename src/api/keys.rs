@@ -23,6 +23,9 @@ pub const POOL: &str = "pinhole.dev/pool";
 /// Input: when ports pass from an older pod of the same holder to this one.
 pub const HANDOVER: &str = "pinhole.dev/handover";
 
+/// Input: what becomes of UDP flows of an older pod of the same holder when this one takes over.
+pub const UDP_HANDOVER: &str = "pinhole.dev/udp-handover";
+
 /// Input: whether further pods of a holder are meant to stand by behind its ports.
 pub const SHARING: &str = "pinhole.dev/sharing";
 
@@ -82,7 +85,8 @@ pub const MIRROR_POD: &str = "kubernetes.io/config.mirror";
 pub const HOSTNAME_LABEL: &str = "kubernetes.io/hostname";
 
 /// The annotation keys with a prefix of ours that mean something.
-pub const OURS: [&str; 9] = [NAT, EXPOSE, SPREAD, POOL, HANDOVER, SHARING, TRANSFER_TO, EFFECTIVE, ENDPOINTS];
+pub const OURS: [&str; 10] =
+    [NAT, EXPOSE, SPREAD, POOL, HANDOVER, UDP_HANDOVER, SHARING, TRANSFER_TO, EFFECTIVE, ENDPOINTS];
 
 /// The longest name of a label, without its prefix.
 const LONGEST_LABEL: usize = 63;

@@ -51,7 +51,6 @@ use crate::cluster::node_pods::NodePods;
 use crate::dataplane::Backend;
 use crate::dataplane::choice;
 use crate::dataplane::choice::FirewallChoice;
-use crate::dataplane::conntrack::Handover;
 use crate::dataplane::drift::Watcher;
 use crate::dataplane::dry_run::Dialect;
 use crate::dataplane::dry_run::DryRun;
@@ -62,6 +61,7 @@ use crate::dataplane::settings::FlavorChoice;
 use crate::dataplane::settings::Prefix;
 use crate::dataplane::settings::ReturnPath;
 use crate::dataplane::settings::Settings;
+use crate::model::handover::UdpHandover;
 use crate::ruleset::brake::Brake;
 use crate::shutdown;
 use crate::telemetry::http;
@@ -195,9 +195,10 @@ struct KernelFlags {
     #[arg(long, value_name = "MASK", default_value_t = LinkMask::default(), env = "PINHOLE_LINK_MARK_MASK")]
     link_mark_mask: LinkMask,
 
-    /// What happens to UDP flows when another pod takes over: drain (they stay until they end) or cut.
-    #[arg(long, value_name = "HOW", default_value = "drain", env = "PINHOLE_UDP_HANDOVER")]
-    udp_handover: Handover,
+    /// What happens to UDP flows when another pod takes over: drain (they stay until they end) or cut. A pod's annotation and a
+    /// Pinhole can say otherwise for themselves.
+    #[arg(long, value_name = "HOW", default_value = "drain", value_parser = udp_handover, env = "PINHOLE_UDP_HANDOVER")]
+    udp_handover: UdpHandover,
 }
 
 /// When to doubt a wish to remove much at once.
@@ -450,6 +451,14 @@ fn default_node_name() -> anyhow::Result<String> {
     }
     // The kubelet registers its node in lower case.
     Ok(hostname::read("--node-name")?.to_lowercase())
+}
+
+fn udp_handover(text: &str) -> Result<UdpHandover, String> {
+    match text {
+        "drain" => Ok(UdpHandover::Drain),
+        "cut" => Ok(UdpHandover::Cut),
+        _ => Err(format!("{text:?} is not a way to hand flows over: write drain or cut")),
+    }
 }
 
 fn resync(text: &str) -> Result<Duration, String> {

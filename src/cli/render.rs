@@ -22,6 +22,7 @@ use crate::admission::policy::Policy;
 use crate::admission::subject::Subject;
 use crate::admission::wanted;
 use crate::admission::wanted::Located;
+use crate::agent::written;
 use crate::api::object::Object;
 use crate::cli::check;
 use crate::cli::manifest;
@@ -40,6 +41,7 @@ use crate::model::address::Family;
 use crate::model::holder::ObjectName;
 use crate::ruleset;
 use crate::ruleset::endpoint::Endpoint;
+use crate::ruleset::endpoint::Leaving;
 use crate::ruleset::node::NodeFacts;
 
 /// The exit code when a manifest is refused or cannot be read.
@@ -204,6 +206,8 @@ impl Render {
 fn endpoints(manifest: &Manifest, policy: &Policy, stand_ins: &mut StandIns) -> Vec<Endpoint> {
     let Object { metadata, .. } = &manifest.object;
     let subject = Subject::of(&manifest.object);
+    let pinhole = subject.and_then(|subject| subject.pinhole);
+    let leaving = pinhole.map_or(Leaving::WithItsPorts, |spec| written::leaving(spec.egress));
     let wanted = subject.and_then(|subject| wanted::of(&subject, policy)).unwrap_or_default();
     let mut ips = BTreeMap::new();
     let endpoint = |Located { mapping, ordinal, .. }| {
@@ -214,7 +218,8 @@ fn endpoints(manifest: &Manifest, policy: &Policy, stand_ins: &mut StandIns) -> 
         };
         let pod = ObjectName::new(metadata.namespace.as_str(), name);
         let ips = ips.entry(pod.clone()).or_insert_with(|| stand_ins.addresses_of(manifest, &title));
-        Endpoint { mapping, pod, uid: metadata.uid.clone(), ips: ips.clone() }
+        let uid = metadata.uid.clone();
+        Endpoint { mapping, pod, uid, ips: ips.clone(), leaving, udp_handover: None }
     };
     wanted.entries.into_iter().map(endpoint).collect()
 }

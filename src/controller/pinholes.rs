@@ -29,6 +29,7 @@ use crate::api::crd::pinhole::STANDBY;
 use crate::api::crd::pinhole::TargetPort;
 use crate::api::crd::pinhole::TargetReport;
 use crate::api::crd::pinhole::TargetState;
+use crate::api::crd::pinhole::UdpHandover;
 use crate::api::crd::shared::HolderReference;
 use crate::api::keys;
 use crate::api::object::Object;
@@ -223,6 +224,7 @@ fn spec(pod: &Object, standing: &Standing) -> PinholeSpec {
             .collect(),
         holder: Some(HolderReference::from(standing.shown_holder())),
         handover: handover::of(&pod.metadata.annotations).into(),
+        udp_handover: handover::of_udp(&pod.metadata.annotations).map(UdpHandover::from),
         sharing: sharing::of(&pod.metadata.annotations).unwrap_or_default(),
         ..PinholeSpec::default()
     }

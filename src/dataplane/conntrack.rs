@@ -7,7 +7,7 @@
 //! | change | ends |
 //! |---|---|
 //! | ports are served now | UDP and SCTP flows to them that no rule translated |
-//! | ports lead to another pod | nothing ([`Handover::Drain`]), or UDP and SCTP flows to the old pod ([`Handover::Cut`]) |
+//! | ports lead to another pod | nothing ([`UdpHandover::Drain`]), or UDP and SCTP flows to the old pod ([`UdpHandover::Cut`]) |
 //! | ports are served no more | UDP and SCTP flows to them |
 //! | other sources may connect to ports, and connections are to end with that | every connection from others, TCP too |
 //! | a pod leaves with another address | its UDP and SCTP flows with the old one |
@@ -18,45 +18,18 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::str::FromStr;
 
 use crate::dataplane::command::CommandError;
 use crate::dataplane::settings::MarkBit;
 use crate::dataplane::settings::Settings;
 use crate::model::address::Family;
+use crate::model::handover::UdpHandover;
 use crate::model::port::Port;
 use crate::model::port::PortRange;
 use crate::model::port::Protocol;
 use crate::ruleset::diff::Change;
 use crate::ruleset::entry::Entry;
 use crate::ruleset::entry::Key;
-
-/// What happens to UDP and SCTP flows when another pod takes over.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Handover {
-    /// They stay with the old pod until they end or it is gone.
-    #[default]
-    Drain,
-    /// They end, and the client's next packet reaches the new pod.
-    Cut,
-}
-
-/// Why a text is not a handover.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a way to hand flows over: write drain or cut")]
-pub struct HandoverError(pub String);
-
-impl FromStr for Handover {
-    type Err = HandoverError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "drain" => Ok(Self::Drain),
-            "cut" => Ok(Self::Cut),
-            _ => Err(HandoverError(text.to_owned())),
-        }
-    }
-}
 
 /// A tracked connection, as far as it matters here.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,8 +59,10 @@ pub struct CleanUp<'a> {
     pub gone: &'a BTreeSet<IpAddr>,
     /// Entries whose connections end when their source may no longer connect.
     pub terminating: &'a BTreeSet<Key>,
-    /// What happens when another pod takes over.
-    pub handover: Handover,
+    /// What happens when another pod takes over, where an entry says nothing.
+    pub handover: UdpHandover,
+    /// What entries say of it.
+    pub said: &'a BTreeMap<Key, UdpHandover>,
 }
 
 /// One deletion: every connection that these all hold for.
@@ -130,13 +105,14 @@ struct Judge<'a> {
     left: BTreeMap<IpAddr, IpAddr>,
     gone: &'a BTreeSet<IpAddr>,
     terminating: &'a BTreeSet<Key>,
-    handover: Handover,
+    handover: UdpHandover,
+    said: &'a BTreeMap<Key, UdpHandover>,
     mark: MarkBit,
 }
 
 impl<'a> Judge<'a> {
     fn new(clean_up: &CleanUp<'a>, mark: MarkBit) -> Self {
-        let CleanUp { changes, gone, terminating, handover } = *clean_up;
+        let CleanUp { changes, gone, terminating, handover, said } = *clean_up;
         let (mut before, mut added, mut left) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for change in changes {
             match change {
@@ -157,7 +133,7 @@ impl<'a> Judge<'a> {
                 Change::Egress { before: None, .. } => {}
             }
         }
-        Self { before, added, left, gone, terminating, handover, mark }
+        Self { before, added, left, gone, terminating, handover, said, mark }
     }
 
     /// Whether a connection must end.
@@ -180,7 +156,8 @@ impl<'a> Judge<'a> {
             match now {
                 None => went_there,
                 Some(now) => {
-                    let cut = self.handover == Handover::Cut || now.target.is_none();
+                    let handover = self.said.get(&now.key).copied().unwrap_or(self.handover);
+                    let cut = handover == UdpHandover::Cut || now.target.is_none();
                     untranslated(now) || went_there && cut && old.target != now.target
                 }
             }
@@ -365,6 +342,15 @@ mod tests {
         ruleset(&[of("udp"), of("tcp")], &v4_node())
     }
 
+    /// Changes with nothing special to them.
+    fn clean_up(changes: &[Change]) -> CleanUp<'_> {
+        CleanUp { changes, gone: &NONE, terminating: &NO_KEYS, handover: UdpHandover::Drain, said: &NOTHING }
+    }
+
+    static NONE: BTreeSet<IpAddr> = BTreeSet::new();
+    static NO_KEYS: BTreeSet<Key> = BTreeSet::new();
+    static NOTHING: BTreeMap<Key, UdpHandover> = BTreeMap::new();
+
     const OLD: &str = "10.244.1.9";
     const NEW: &str = "10.244.1.10";
     const CLIENT: &str = "198.51.100.9";
@@ -378,25 +364,47 @@ mod tests {
         let ours = MarkBit::default().get();
         let node = "203.0.113.7";
         for (what, before, after, gone, handover, flow, ends) in [
-            ("never translated", &nobody, &old, "", Handover::Drain, udp(node, 0), true),
-            ("waiting for a pod", &reserved, &old, "", Handover::Drain, udp(node, 0), true),
-            ("tcp to the node", &nobody, &old, "", Handover::Drain, tcp(node, 0), false),
-            ("drained", &old, &new, "", Handover::Drain, udp(OLD, ours), false),
-            ("cut", &old, &new, "", Handover::Cut, udp(OLD, ours), true),
-            ("already at the new pod", &old, &new, "", Handover::Cut, udp(NEW, ours), false),
-            ("tcp is never cut", &old, &new, "", Handover::Cut, tcp(OLD, ours), false),
-            ("removed", &old, &nobody, "", Handover::Drain, udp(OLD, ours), true),
-            ("tcp of a removed entry", &old, &nobody, "", Handover::Drain, tcp(OLD, ours), false),
-            ("no pod left", &old, &reserved, "", Handover::Drain, udp(OLD, ours), true),
-            ("pod gone", &new, &new, OLD, Handover::Drain, udp(OLD, ours), true),
-            ("pod gone, tcp", &new, &new, OLD, Handover::Drain, tcp(OLD, ours), true),
-            ("pod gone, another service's flow", &new, &new, OLD, Handover::Drain, tcp(OLD, 0), false),
+            ("never translated", &nobody, &old, "", UdpHandover::Drain, udp(node, 0), true),
+            ("waiting for a pod", &reserved, &old, "", UdpHandover::Drain, udp(node, 0), true),
+            ("tcp to the node", &nobody, &old, "", UdpHandover::Drain, tcp(node, 0), false),
+            ("drained", &old, &new, "", UdpHandover::Drain, udp(OLD, ours), false),
+            ("cut", &old, &new, "", UdpHandover::Cut, udp(OLD, ours), true),
+            ("already at the new pod", &old, &new, "", UdpHandover::Cut, udp(NEW, ours), false),
+            ("tcp is never cut", &old, &new, "", UdpHandover::Cut, tcp(OLD, ours), false),
+            ("removed", &old, &nobody, "", UdpHandover::Drain, udp(OLD, ours), true),
+            ("tcp of a removed entry", &old, &nobody, "", UdpHandover::Drain, tcp(OLD, ours), false),
+            ("no pod left", &old, &reserved, "", UdpHandover::Drain, udp(OLD, ours), true),
+            ("pod gone", &new, &new, OLD, UdpHandover::Drain, udp(OLD, ours), true),
+            ("pod gone, tcp", &new, &new, OLD, UdpHandover::Drain, tcp(OLD, ours), true),
+            ("pod gone, another service's flow", &new, &new, OLD, UdpHandover::Drain, tcp(OLD, 0), false),
         ] {
             let changes = diff(before, after);
             let gone: BTreeSet<IpAddr> = gone.parse().into_iter().collect();
-            let nothing = BTreeSet::new();
-            let clean_up = CleanUp { changes: &changes, gone: &gone, terminating: &nothing, handover };
+            let clean_up = CleanUp { handover, gone: &gone, ..clean_up(&changes) };
             assert_eq!(Judge::new(&clean_up, MarkBit::default()).ends(&flow), ends, "{what}");
+        }
+    }
+
+    #[test]
+    fn what_an_entry_says_of_its_flows_counts_before_what_the_node_does() {
+        let (before, after) = (serving(&[OLD]), serving(&[NEW]));
+        let changes = diff(&before, &after);
+        let key = |protocol| {
+            let entry = after.entries().find(|entry| entry.key.protocol == protocol);
+            entry.map(|entry| entry.key).unwrap()
+        };
+        let ours = MarkBit::default().get();
+        for (handover, said, protocol, ends) in [
+            (UdpHandover::Drain, Some((Protocol::Udp, UdpHandover::Cut)), Protocol::Udp, true),
+            (UdpHandover::Cut, Some((Protocol::Udp, UdpHandover::Drain)), Protocol::Udp, false),
+            (UdpHandover::Cut, Some((Protocol::Tcp, UdpHandover::Drain)), Protocol::Udp, true),
+            (UdpHandover::Drain, Some((Protocol::Tcp, UdpHandover::Cut)), Protocol::Tcp, false),
+            (UdpHandover::Drain, None, Protocol::Udp, false),
+        ] {
+            let said = said.map(|(protocol, handover)| (key(protocol), handover)).into_iter().collect();
+            let clean_up = CleanUp { handover, said: &said, ..clean_up(&changes) };
+            let judge = Judge::new(&clean_up, MarkBit::default());
+            assert_eq!(judge.ends(&flow(protocol, CLIENT, OLD, ours)), ends, "{handover:?} {said:?}");
         }
     }
 
@@ -404,10 +412,7 @@ mod tests {
     fn a_pod_that_leaves_with_another_address_loses_its_old_udp_flows() {
         let (before, after) = (serving(&[OLD]), ruleset(&[], &v4_node()));
         let changes = diff(&before, &after);
-        let gone = BTreeSet::new();
-        let terminating = BTreeSet::new();
-        let clean_up =
-            CleanUp { changes: &changes, gone: &gone, terminating: &terminating, handover: Handover::Drain };
+        let clean_up = clean_up(&changes);
         let judge = Judge::new(&clean_up, MarkBit::default());
         let outbound = |answers_to: &str| Flow {
             source: ip(OLD),
@@ -424,9 +429,7 @@ mod tests {
         let served = serving(&[OLD]);
         let same = |entry: &Entry| Change::Replaced { before: entry.clone(), after: entry.clone() };
         let changes: Vec<_> = served.entries().map(same).collect();
-        let (gone, terminating) = (BTreeSet::new(), BTreeSet::new());
-        let clean_up =
-            CleanUp { changes: &changes, gone: &gone, terminating: &terminating, handover: Handover::Cut };
+        let clean_up = CleanUp { handover: UdpHandover::Cut, ..clean_up(&changes) };
         let judge = Judge::new(&clean_up, MarkBit::default());
         let ours = MarkBit::default().get();
         for (protocol, answers_from, mark, ends) in [
@@ -440,12 +443,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_concerned_is_not_even_listed() {
-        let gone = BTreeSet::new();
         let tcp = ruleset(&[endpoint("53/tcp", "dns", &[OLD])], &v4_node());
         let changes = diff(&ruleset(&[], &v4_node()), &tcp);
-        let nothing = BTreeSet::new();
-        let clean_up =
-            CleanUp { changes: &changes, gone: &gone, terminating: &nothing, handover: Handover::Cut };
+        let clean_up = CleanUp { handover: UdpHandover::Cut, ..clean_up(&changes) };
         assert!(!clean_up.concerns(Family::V4));
         let gone = [ip(OLD)].into();
         assert!(CleanUp { gone: &gone, ..clean_up }.concerns(Family::V4));
@@ -461,8 +461,7 @@ mod tests {
         };
         let (before, after) = (from(&["198.51.100.0/24"]), from(&["198.51.100.8/30", "192.0.2.0/24"]));
         let changes = diff(&before, &after);
-        let (gone, all, none) =
-            (BTreeSet::new(), after.entries().map(|entry| entry.key).collect(), BTreeSet::new());
+        let (all, none) = (after.entries().map(|entry| entry.key).collect(), BTreeSet::new());
         let ours = MarkBit::default().get();
         for (protocol, source, mark, terminating, ends) in [
             (Protocol::Tcp, "198.51.100.7", ours, &all, true),
@@ -472,7 +471,7 @@ mod tests {
             (Protocol::Tcp, "198.51.100.7", ours, &none, false),
             (Protocol::Udp, "198.51.100.7", ours, &none, false),
         ] {
-            let clean_up = CleanUp { changes: &changes, gone: &gone, terminating, handover: Handover::Drain };
+            let clean_up = CleanUp { terminating, ..clean_up(&changes) };
             let judge = Judge::new(&clean_up, MarkBit::default());
             assert_eq!(judge.ends(&flow(protocol, source, OLD, mark)), ends, "{protocol} {source} {mark}");
         }
@@ -511,9 +510,7 @@ mod tests {
         };
         let listed = [line(OLD, 1), line(OLD, 2), line(NEW, 3)].concat();
         let changes = diff(&serving(&[OLD]), &ruleset(&[], &v4_node()));
-        let (gone, terminating) = (BTreeSet::new(), BTreeSet::new());
-        let clean_up =
-            CleanUp { changes: &changes, gone: &gone, terminating: &terminating, handover: Handover::Drain };
+        let clean_up = clean_up(&changes);
         let deletions = deletions_of(&listed, &Judge::new(&clean_up, MarkBit::default()));
         let lines: Vec<_> = deletions.iter().map(|deletion| deletion.line(Family::V4)).collect();
         assert_eq!(lines, ["-D -f ipv4 -p udp --orig-src 10.244.1.9 --reply-dst 203.0.113.7"]);

@@ -1,4 +1,4 @@
-//! When the ports of a holder pass from one of its pods to a newer one.
+//! When the ports of a holder pass from one of its pods to a newer one, and what becomes of flows then.
 
 use std::fmt;
 use std::str::FromStr;
@@ -36,6 +36,37 @@ impl fmt::Display for Handover {
 }
 
 impl FromStr for Handover {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|handover| handover.name() == text).ok_or(())
+    }
+}
+
+/// What happens to UDP and SCTP flows when another pod takes over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum UdpHandover {
+    /// They stay with the old pod until they end or it is gone.
+    #[default]
+    Drain,
+    /// They end, and the client's next packet reaches the new pod.
+    Cut,
+}
+
+impl UdpHandover {
+    /// Both of them.
+    pub const ALL: [Self; 2] = [Self::Drain, Self::Cut];
+
+    /// The word that users write.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Drain => "Drain",
+            Self::Cut => "Cut",
+        }
+    }
+}
+
+impl FromStr for UdpHandover {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {

@@ -12,9 +12,11 @@ use ipnet::IpNet;
 
 use crate::model::address::ExternalAddress;
 use crate::model::address::Family;
+use crate::model::handover::UdpHandover;
 use crate::model::mapping::Address;
 use crate::ruleset::Ruleset;
 use crate::ruleset::endpoint::Endpoint;
+use crate::ruleset::endpoint::Leaving;
 use crate::ruleset::endpoint::Reason;
 use crate::ruleset::endpoint::Refused;
 use crate::ruleset::entry::Egress;
@@ -38,6 +40,8 @@ pub struct Desired {
     pub refused: Vec<Refused>,
     /// Entries whose connections end when their source may no longer connect.
     pub terminating: BTreeSet<Key>,
+    /// What becomes of UDP flows when another pod takes over, of the entries that say it.
+    pub udp_handover: BTreeMap<Key, UdpHandover>,
 }
 
 /// The rules that serve these endpoints on this node.
@@ -87,9 +91,13 @@ fn desired_with<'a>(mut lists: Lists<'a>, endpoints: &'a [Endpoint], node: &Node
             if endpoint.mapping.terminates_existing() {
                 desired.terminating.insert(key);
             }
-            let Some(pod) = pod else { continue };
-            let rank =
-                EgressRank { node: endpoint.mapping.address() == Address::Node, external: key.external };
+            desired.udp_handover.extend(endpoint.udp_handover.map(|handover| (key, handover)));
+            let Some(pod) = pod.filter(|_| endpoint.leaving != Leaving::AsTheClusterDoes) else { continue };
+            let rank = EgressRank {
+                leaving: endpoint.leaving,
+                node: endpoint.mapping.address() == Address::Node,
+                external: key.external,
+            };
             let candidate = (rank, owner.clone());
             let best = egress.entry(pod).or_insert_with(|| candidate.clone());
             if candidate.0 < best.0 {
@@ -103,10 +111,11 @@ fn desired_with<'a>(mut lists: Lists<'a>, endpoints: &'a [Endpoint], node: &Node
     desired
 }
 
-/// Which of several external addresses a pod leaves with: one that it asked for by name before the node's own, then
-/// the lowest, so that the choice does not depend on order (R20).
+/// Which of several external addresses a pod leaves with: one that it is to leave with before those of its ports, one that it asked
+/// for by name before the node's own, then the lowest, so that the choice does not depend on order (R20).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct EgressRank {
+    leaving: Leaving,
     node: bool,
     external: IpAddr,
 }
@@ -345,6 +354,48 @@ mod tests {
             5,
             "the lists of a family are beside those of the other"
         );
+    }
+
+    #[test]
+    fn a_pod_leaves_with_the_address_that_it_is_to_leave_with_before_those_that_only_lead_to_it() {
+        use Leaving::AsTheClusterDoes;
+        use Leaving::WithItsPorts;
+        use Leaving::WithTheExternal;
+        let leaves = |wishes: &[(&str, Leaving)]| {
+            let endpoints = wishes.iter().map(|(external, leaving)| {
+                let pod = format!("{leaving:?}");
+                endpoint(external, &pod, &["10.244.1.9", "fd00:244:1::9"]).leaving(*leaving)
+            });
+            let mut endpoints: Vec<_> = endpoints.collect();
+            let forth = ruleset(&endpoints, &node());
+            endpoints.reverse();
+            assert_eq!(forth, ruleset(&endpoints, &node()), "whatever the order");
+            forth.egress().map(|egress| egress.external.to_string()).collect::<Vec<_>>().join(" ")
+        };
+        let (low, high, v6) = ("203.0.113.7:80/tcp", "203.0.113.8:80/tcp", "[2001:db8::7]:81/tcp");
+        for (wishes, expected) in [
+            (&[(low, AsTheClusterDoes)][..], ""),
+            (&[(low, WithTheExternal)], "203.0.113.7"),
+            (&[(low, WithItsPorts), (high, WithTheExternal)], "203.0.113.8"),
+            (&[("81/tcp", WithTheExternal), (high, WithItsPorts)], "203.0.113.7 2001:db8::7"),
+            (&[(low, WithTheExternal), ("203.0.113.8:81/tcp", WithTheExternal)], "203.0.113.7"),
+            (&[(low, AsTheClusterDoes), (high, WithItsPorts)], "203.0.113.8"),
+            (&[(low, WithItsPorts), (v6, WithTheExternal)], "203.0.113.7 2001:db8::7"),
+        ] {
+            assert_eq!(leaves(wishes), expected, "{wishes:?}");
+        }
+    }
+
+    #[test]
+    fn only_entries_that_say_something_of_their_flows_say_it() {
+        let said = Endpoint {
+            udp_handover: Some(UdpHandover::Cut),
+            ..endpoint("53/udp", "dns", &["10.244.1.9", "fd00:244:1::9"])
+        };
+        let desired = desired(&[said, endpoint("54/udp", "dns", &["10.244.1.9"])], &node());
+        let said: Vec<_> =
+            desired.udp_handover.iter().map(|(key, said)| format!("{key} {}", said.name())).collect();
+        assert_eq!(said, ["203.0.113.7:53/udp Cut", "[2001:db8::7]:53/udp Cut"]);
     }
 
     #[test]

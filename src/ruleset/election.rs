@@ -23,6 +23,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crate::model::handover::Handover;
+use crate::model::handover::UdpHandover;
 use crate::model::holder::Holder;
 use crate::model::holder::ObjectName;
 use crate::model::mapping::Mapping;
@@ -31,6 +32,7 @@ use crate::model::port::PortRange;
 use crate::ruleset::Ruleset;
 use crate::ruleset::desired::places;
 use crate::ruleset::endpoint::Endpoint;
+use crate::ruleset::endpoint::Leaving;
 use crate::ruleset::entry::Key;
 use crate::ruleset::node::NodeFacts;
 use crate::ruleset::owner::Owner;
@@ -56,6 +58,10 @@ pub struct Candidate {
     pub mappings: Vec<Mapping>,
     /// When it takes over from an older pod of its holder.
     pub handover: Handover,
+    /// What becomes of that one's UDP flows then; `None` leaves it to the node.
+    pub udp_handover: Option<UdpHandover>,
+    /// How it leaves the cluster.
+    pub leaving: Leaving,
 }
 
 /// The outcome of an election.
@@ -164,6 +170,8 @@ fn claims_of<'a>(pods: &[&'a Candidate], node: &NodeFacts, programmed: &Programm
             pod: pod.pod.clone(),
             uid: pod.uid.clone(),
             ips: pod.ips.clone(),
+            leaving: pod.leaving,
+            udp_handover: pod.udp_handover,
         };
         let places = places(&endpoint, node).unwrap_or_default();
         let keys: Vec<_> = places.into_iter().map(|(key, _)| key).collect();

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use crate::model::handover::UdpHandover;
 use crate::model::holder::ObjectName;
 use crate::model::mapping::Mapping;
 use crate::ruleset::Taken;
@@ -18,6 +19,22 @@ pub struct Endpoint {
     pub uid: String,
     /// Its addresses, at most one per family counts; none reserves the ports until the pod has one.
     pub ips: Vec<IpAddr>,
+    /// How the pod leaves the cluster.
+    pub leaving: Leaving,
+    /// What becomes of UDP flows when this one takes over; `None` leaves it to the node.
+    pub udp_handover: Option<UdpHandover>,
+}
+
+/// With which address a pod leaves the cluster that an external port leads to. Of several wishes for one pod the first here counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Leaving {
+    /// With the external one, as was asked for.
+    WithTheExternal,
+    /// With the external one, which goes with an annotation's ports.
+    #[default]
+    WithItsPorts,
+    /// As the cluster does it.
+    AsTheClusterDoes,
 }
 
 /// An endpoint that the node cannot serve.

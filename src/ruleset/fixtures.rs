@@ -24,6 +24,7 @@ use crate::model::port::Protocol;
 use crate::ruleset::Ruleset;
 use crate::ruleset::desired::desired;
 use crate::ruleset::endpoint::Endpoint;
+use crate::ruleset::endpoint::Leaving;
 use crate::ruleset::entry::Entry;
 use crate::ruleset::node::NodeFacts;
 
@@ -81,6 +82,8 @@ pub(crate) fn endpoint(external: &str, pod: &str, ips: &[&str]) -> Endpoint {
         pod: ObjectName::new("default", pod),
         uid: format!("uid-of-{pod}"),
         ips: ips.iter().copied().map(ip).collect(),
+        leaving: Leaving::default(),
+        udp_handover: None,
     }
 }
 
@@ -93,6 +96,11 @@ impl Endpoint {
         let mapping = Mapping::new(mapping.address(), mapping.protocol(), mapping.external(), first);
         self.mapping = mapping.unwrap().with_allowed_sources(sources);
         self
+    }
+
+    /// The same with a pod that leaves the cluster so.
+    pub(crate) fn leaving(self, leaving: Leaving) -> Self {
+        Self { leaving, ..self }
     }
 
     /// The same for these sources only.
@@ -145,21 +153,29 @@ pub(crate) fn any_endpoints() -> impl Strategy<Value = Vec<Endpoint>> {
         1 => Just(("10.244.2", "fd00:244:2:")),
         1 => Just(("10.99.0", "fd00:99:")),
     ];
-    let parts = (external, protocol, first, span, (pod, place), target, sources, 0_u8..4);
-    let endpoint = parts.prop_map(|(external, protocol, first, span, (pod, place), target, sources, ips)| {
-        let sources: Vec<_> = sources.iter().map(String::as_str).collect();
-        let last = first.saturating_add(span);
-        let (v4, v6) = (format!("{}.{pod}", place.0), format!("{}:{pod:x}", place.1));
-        let ips: &[&str] = match ips {
-            0 => &[],
-            1 => &[&v4],
-            2 => &[&v6],
-            _ => &[&v4, &v6],
-        };
-        let endpoint = endpoint(&format!("{external}{first}-{last}/{protocol}"), &format!("pod-{pod}"), ips);
-        let endpoint = endpoint.from(&sources);
-        if target == 0 { endpoint } else { endpoint.at(target.min(65535 - span)) }
-    });
+    let leaving = prop::sample::select(vec![
+        Leaving::WithItsPorts,
+        Leaving::WithTheExternal,
+        Leaving::AsTheClusterDoes,
+    ]);
+    let parts = (external, protocol, first, span, (pod, place), target, sources, (0_u8..4, leaving));
+    let endpoint =
+        parts.prop_map(|(external, protocol, first, span, (pod, place), target, sources, rest)| {
+            let (ips, leaving) = rest;
+            let sources: Vec<_> = sources.iter().map(String::as_str).collect();
+            let last = first.saturating_add(span);
+            let (v4, v6) = (format!("{}.{pod}", place.0), format!("{}:{pod:x}", place.1));
+            let ips: &[&str] = match ips {
+                0 => &[],
+                1 => &[&v4],
+                2 => &[&v6],
+                _ => &[&v4, &v6],
+            };
+            let endpoint =
+                endpoint(&format!("{external}{first}-{last}/{protocol}"), &format!("pod-{pod}"), ips);
+            let endpoint = endpoint.from(&sources).leaving(leaving);
+            if target == 0 { endpoint } else { endpoint.at(target.min(65535 - span)) }
+        });
     prop::collection::vec(endpoint, 0..12)
 }
 

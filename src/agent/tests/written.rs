@@ -70,6 +70,17 @@ async fn a_pod_of_the_same_name_has_its_own_ports_and_is_not_taken_for_a_leftove
 }
 
 #[tokio::test]
+async fn the_pod_behind_a_pinhole_leaves_with_its_address_only_where_that_is_asked_for() {
+    let bench = serving(json!({}));
+    bench.until("programmed", |bench| bench.kernel.entries() == [ENTRY]).await;
+    assert_eq!(bench.kernel.egress(), [""; 0]);
+    bench.granted(written(json!({"spec": {"egress": "External"}})));
+    bench.until("leaving", |bench| bench.kernel.egress() == ["10.244.9.1 203.0.113.7"]).await;
+    bench.granted(written(json!({"spec": {"egress": "External"}, "status": {"targets": []}})));
+    bench.until("no pod any more", |bench| bench.kernel.egress().is_empty()).await;
+}
+
+#[tokio::test]
 async fn suspending_a_pinhole_closes_its_ports_and_keeps_them() {
     let bench = serving(json!({"spec": {"suspended": true}}));
     bench.until("reserved", |bench| bench.kernel.entries() == [RESERVED]).await;

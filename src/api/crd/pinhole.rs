@@ -109,8 +109,9 @@ pub struct PinholeSpec {
     #[x_kube(validation = Rule::new(rules::NETWORKS).message(rules::NETWORK_MESSAGE))]
     pub allowed_sources: Vec<String>,
 
-    /// How connections that the target itself opens to the outside leave. Cluster: as the cluster does it. External: with the
-    /// external address, by its link. Default: Cluster.
+    /// With which address connections leave that the served pod itself opens to the outside. Cluster: as the cluster does it.
+    /// External: the external one of the pod's family, the lowest of several, by its link. Of no effect in what the controller
+    /// writes, as an annotated pod leaves with its external address. Default: Cluster.
     #[serde(default)]
     pub egress: Egress,
 
@@ -125,10 +126,12 @@ pub struct PinholeSpec {
     #[serde(default)]
     pub handover: Handover,
 
-    /// What happens to UDP flows of the old pod at a handover. Drain: they stay until they end. Cut: they move at once.
-    /// Default: Drain.
-    #[serde(default)]
-    pub udp_handover: UdpHandover,
+    /// What happens to UDP and SCTP flows of the old pod when another takes over. Drain: they stay with it until they end or it
+    /// is gone. Cut: they move at once. In what the controller writes, what the pod's annotation says. Default: what the
+    /// agents' --udp-handover says, which is Drain unless an operator has changed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "UdpHandover")]
+    pub udp_handover: Option<UdpHandover>,
 
     /// Whether nothing is let through although the ports stay claimed. Default: false.
     #[serde(default)]
@@ -348,13 +351,30 @@ impl From<Handover> for handover::Handover {
 }
 
 /// What happens to UDP flows at a handover.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum UdpHandover {
     /// They end where they are.
-    #[default]
     Drain,
     /// They move.
     Cut,
+}
+
+impl From<handover::UdpHandover> for UdpHandover {
+    fn from(handover: handover::UdpHandover) -> Self {
+        match handover {
+            handover::UdpHandover::Drain => Self::Drain,
+            handover::UdpHandover::Cut => Self::Cut,
+        }
+    }
+}
+
+impl From<UdpHandover> for handover::UdpHandover {
+    fn from(handover: UdpHandover) -> Self {
+        match handover {
+            UdpHandover::Drain => Self::Drain,
+            UdpHandover::Cut => Self::Cut,
+        }
+    }
 }
 
 /// What was granted, and where it is programmed.

@@ -247,11 +247,14 @@ const KEY: &str = "v4-203-0-113-7-tcp-25";
 
 #[test]
 fn what_a_pod_says_of_its_kind_of_handover_and_sharing_is_shown() {
-    let notes = json!({"pinhole.dev/handover": "WhenGone", "pinhole.dev/sharing": "Exclusive"});
+    let notes = json!({
+        "pinhole.dev/handover": "WhenGone", "pinhole.dev/udp-handover": "Cut", "pinhole.dev/sharing": "Exclusive",
+    });
     let mut scene = scene().with(pod(PORT, json!({"metadata": {"annotations": notes}}))).claimed(KEY, "mx");
     scene.settle();
     let spec = serde_json::to_value(&scene.mx().spec).unwrap();
-    assert_eq!((&spec["handover"], &spec["sharing"]), (&json!("WhenGone"), &json!("Exclusive")));
+    let shown = ["handover", "udpHandover", "sharing"].map(|field| spec[field].as_str().unwrap_or_default());
+    assert_eq!(shown, ["WhenGone", "Cut", "Exclusive"]);
 }
 
 #[test]
@@ -292,7 +295,7 @@ fn a_pod_with_its_claims_gets_one_object_that_comes_to_rest() {
                 {"address": "203.0.113.7", "protocol": "TCP", "port": 25, "targetPort": 25},
                 {"protocol": "TCP", "port": 8080, "targetPort": 80},
             ],
-            "egress": "Cluster", "sharing": "ActiveStandby", "handover": "WhenReady", "udpHandover": "Drain",
+            "egress": "Cluster", "sharing": "ActiveStandby", "handover": "WhenReady",
             "suspended": false,
             "holder": {"kind": "Pod", "namespace": "mail", "name": "mx"},
         })

@@ -141,8 +141,10 @@ fn forward(ruleset: &Ruleset, family: Family, mark: u32) -> Vec<Rule> {
 /// Likewise what mapped pods of other nodes send through this one.
 fn strays(ruleset: &Ruleset, family: Family) -> Vec<Rule> {
     let is_local = |pod: &IpAddr| ruleset.pod_cidrs(family).any(|net| net.contains(pod));
-    let pods = ruleset.egress_of_family(family).map(|egress| egress.pod).filter(|pod| !is_local(pod));
-    pods.map(|pod| Rule::new(Action::Drop).from(IpNet::from(pod))).collect()
+    let mut pods = ruleset.mapped_pods(family);
+    pods.extend(ruleset.egress_of_family(family).map(|egress| egress.pod));
+    let remote = pods.into_iter().filter(|pod| !is_local(pod));
+    remote.map(|pod| Rule::new(Action::Drop).from(IpNet::from(pod))).collect()
 }
 
 /// Whatever comes in remembers its link; what answers to connections of ours leaves by it.

@@ -46,6 +46,8 @@ pub enum Collection {
     Addresses,
     /// Which address a pod leaves with.
     Egress,
+    /// Pods that ports lead to and that leave with no address of those.
+    Mapped,
     /// The addresses of this node's pods.
     Pods,
     /// Other destinations inside the cluster.
@@ -77,7 +79,7 @@ const PORT: &[Field] = &[Field::Address, Field::Protocol, Field::Port];
 
 impl Collection {
     /// All sets and maps that every table has.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Ports,
         Self::Ranges,
         Self::Closed,
@@ -89,6 +91,7 @@ impl Collection {
         Self::RestrictedPods,
         Self::Addresses,
         Self::Egress,
+        Self::Mapped,
         Self::Pods,
         Self::Cluster,
         Self::Masqueraded,
@@ -111,6 +114,7 @@ impl Collection {
             Self::RestrictedPods => "s_restricted_pods",
             Self::Addresses => "s_addresses",
             Self::Egress => "m_egress",
+            Self::Mapped => "s_mapped",
             Self::Pods => "s_pods",
             Self::Cluster => "s_cluster",
             Self::Masqueraded => "s_masqueraded",
@@ -133,6 +137,7 @@ impl Collection {
             Self::RestrictedPods
             | Self::Addresses
             | Self::Egress
+            | Self::Mapped
             | Self::Pods
             | Self::Cluster
             | Self::Masqueraded

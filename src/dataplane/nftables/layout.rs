@@ -97,6 +97,9 @@ pub fn layout(ruleset: &Ruleset, family: Family) -> Wanted {
         let (key, data) = (ElementKey::Address(*pod), Data::Address(*external));
         add(Collection::Egress, key, data, Some(owner.comment()));
     }
+    for pod in ruleset.mapped_pods(family).into_iter().filter(|pod| ruleset.egress_of(pod).is_none()) {
+        add(Collection::Mapped, ElementKey::Address(pod), Data::None, None);
+    }
     for pod in ruleset.restricted_pods(family) {
         add(Collection::RestrictedPods, ElementKey::Address(pod), Data::None, None);
     }
@@ -120,13 +123,15 @@ pub fn layout(ruleset: &Ruleset, family: Family) -> Wanted {
 }
 
 /// The parts of two rulesets in which they differ by these changes, for layouts that differ in the same elements. Of what
-/// stays, one entry of each address, list and restricted pod is in both, so that an element that several entries share is
-/// not taken for unused, or for new.
+/// stays, one entry of each address, list, pod and restricted pod is in both, and the address that a pod leaves with, so that an
+/// element that several entries share is not taken for unused, or for new.
 pub fn affected(before: &Ruleset, after: &Ruleset, changes: &[Change]) -> (Ruleset, Ruleset) {
     let (mut old, mut new) = (before.without_entries(), after.without_entries());
     let (mut addresses, mut lists, mut pods) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let mut mapped = BTreeSet::new();
     let mut put = |ruleset: &mut Ruleset, entry: &Entry| {
         addresses.insert(entry.key.external);
+        mapped.extend(entry.target.map(|target| target.ip));
         if !entry.allowed_sources.is_empty() {
             lists.insert(entry.allowed_sources.clone());
             pods.extend(entry.target.map(|target| target.ip));
@@ -146,6 +151,20 @@ pub fn affected(before: &Ruleset, after: &Ruleset, changes: &[Change]) -> (Rules
                 before.iter().cloned().for_each(|egress| old.set_egress(egress));
                 after.iter().cloned().for_each(|egress| new.set_egress(egress));
             }
+        }
+    }
+    mapped.extend(changes.iter().filter_map(|change| match change {
+        Change::Egress { pod, .. } => Some(*pod),
+        _ => None,
+    }));
+    for pod in mapped {
+        if let Some(egress) = before.egress_of(&pod).filter(|egress| after.egress_of(&pod) == Some(*egress)) {
+            old.set_egress(egress.clone());
+            new.set_egress(egress.clone());
+        } else if let Some(entry) =
+            before.entries_to(pod).find(|entry| after.entry(&entry.key) == Some(*entry))
+        {
+            let _ = (old.insert(entry.clone()), new.insert(entry.clone()));
         }
     }
     for address in addresses {

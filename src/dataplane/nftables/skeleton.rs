@@ -158,8 +158,10 @@ fn chains(family: Family, settings: &Settings) -> Vec<Chain> {
     let pods = format!("{ip} saddr @{}", name(Collection::Pods));
     let forward = vec![
         format!("{pods} meta l4proto tcp ct state invalid drop"),
-        // Likewise of mapped pods of other nodes. A map is no set that could be asked who is in it, so the packet that ends here
-        // gets the address that is found; a rule that finds none does nothing.
+        // Likewise of mapped pods of other nodes.
+        format!("{ip} saddr @{} meta l4proto tcp ct state invalid drop", name(Collection::Mapped)),
+        // A map is no set that could be asked who is in it, so the packet that ends here gets the address that is found; a rule
+        // that finds none does nothing.
         format!(
             "meta l4proto tcp ct state invalid {ip} saddr set {ip} saddr map @{} drop",
             name(Collection::Egress)

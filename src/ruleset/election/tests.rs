@@ -38,6 +38,8 @@ fn pod(app: &str, second: u8, external: &str) -> Candidate {
         ips: vec![format!("10.244.{}.{second}", app.len()).parse().unwrap()],
         mappings: vec![mapping(external)],
         handover: Handover::WhenReady,
+        udp_handover: None,
+        leaving: Leaving::default(),
     }
 }
 

@@ -29,10 +29,10 @@ use pinhole::cluster::watch::News;
 use pinhole::dataplane::Backend;
 use pinhole::dataplane::Dataplane;
 use pinhole::dataplane::Observed;
-use pinhole::dataplane::conntrack::Handover;
 use pinhole::dataplane::drift::Watcher;
 use pinhole::dataplane::settings::Firewall;
 use pinhole::dataplane::settings::Flavor;
+use pinhole::model::handover::UdpHandover;
 use pinhole::ruleset::brake::Brake;
 use pinhole::ruleset::desired::desired;
 use pinhole::telemetry::metrics;
@@ -105,7 +105,7 @@ impl Running {
         let stop = CancellationToken::new();
         let tasks = [
             tokio::spawn(Agent::new(config, parts).run(stop.clone())),
-            tokio::spawn(flows.run(lab.settings.clone(), Handover::Drain, metrics.clone())),
+            tokio::spawn(flows.run(lab.settings.clone(), UdpHandover::Drain, metrics.clone())),
         ];
         let node = json!({"kind": "Node", "spec": {"podCIDRs": ["10.244.1.0/24", "fd00:244:1::/64"]}});
         known.feed(Resource::Node, News::Listed(vec![serde_json::from_value(node).unwrap()]));

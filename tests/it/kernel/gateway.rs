@@ -19,11 +19,13 @@ use pinhole::dataplane::links::Links;
 use pinhole::dataplane::links::LinksInUse;
 use pinhole::dataplane::settings::ReturnPath;
 use pinhole::model::masquerade::Policy;
+use pinhole::ruleset::endpoint::Leaving;
 use pinhole::ruleset::node::NodeFacts;
 
 use crate::kernel::lab::A;
 use crate::kernel::lab::Lab;
 use crate::kernel::lab::endpoint;
+use crate::kernel::lab::leaving;
 use crate::kernel::lab::to_port;
 use crate::kernel::namespace::Namespace;
 use crate::kernel::with_every_backend;
@@ -361,6 +363,12 @@ fn r54_what_a_pod_of_another_node_begins_leaves_the_gateway_with_the_mapped_addr
     let beyond = Beyond::build(lab);
     let _client = lab.client.serve("client", "[::]:9000");
     beyond.route_back();
+    // Behind a Pinhole it leaves as the other node lets it, unless the Pinhole says otherwise.
+    let pinhole = |leaves| leaving(endpoint("203.0.113.7:82/tcp", "pinhole", FAR), leaves);
+    lab.apply(&[pinhole(Leaving::AsTheClusterDoes)]);
+    assert_eq!(beyond.pod.tcp("198.18.0.9:9000"), Ok("client 10.244.2.9".into()));
+    lab.apply(&[pinhole(Leaving::WithTheExternal), endpoint("203.0.113.8:80/tcp", "far", FAR)]);
+    assert_eq!(beyond.pod.tcp("198.18.0.9:9000"), Ok("client 203.0.113.7".into()));
     lab.apply(&[endpoint("203.0.113.8:80/tcp", "far", FAR), endpoint("81/tcp", "far", FAR)]);
     assert_eq!(beyond.pod.tcp("198.18.0.9:9000"), Ok("client 203.0.113.8".into()));
     assert_eq!(beyond.pod.udp("198.18.0.9:9000"), Ok("client 203.0.113.8".into()));

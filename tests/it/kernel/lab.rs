@@ -22,13 +22,13 @@ use pinhole::dataplane::command::Tools;
 use pinhole::dataplane::condition::Condition;
 use pinhole::dataplane::conntrack;
 use pinhole::dataplane::conntrack::CleanUp;
-use pinhole::dataplane::conntrack::Handover;
 use pinhole::dataplane::iptables::Iptables;
 use pinhole::dataplane::nftables::Nftables;
 use pinhole::dataplane::settings::Firewall;
 use pinhole::dataplane::settings::Flavor;
 use pinhole::dataplane::settings::Settings;
 use pinhole::model::address::ExternalAddress;
+use pinhole::model::handover::UdpHandover;
 use pinhole::model::holder::ObjectName;
 use pinhole::model::mapping::Address;
 use pinhole::model::mapping::Mapping;
@@ -36,6 +36,7 @@ use pinhole::model::port::PortRange;
 use pinhole::ruleset::Ruleset;
 use pinhole::ruleset::desired::desired;
 use pinhole::ruleset::endpoint::Endpoint;
+use pinhole::ruleset::endpoint::Leaving;
 use pinhole::ruleset::node::NodeFacts;
 use tempfile::TempDir;
 
@@ -202,13 +203,18 @@ impl Lab {
     }
 
     /// Programs the node and ends connections that follow rules which are gone.
-    pub(crate) fn hand_over(&mut self, endpoints: &[Endpoint], gone: &[&str], handover: Handover) {
+    pub(crate) fn hand_over(&mut self, endpoints: &[Endpoint], gone: &[&str], handover: UdpHandover) {
         let applied = self.apply(endpoints);
         let gone: BTreeSet<IpAddr> = gone.iter().map(|ip| ip.parse().unwrap()).collect();
         // Which entries these are, is told by the endpoints.
-        let terminating = desired(endpoints, &Self::facts()).terminating;
-        let clean_up =
-            CleanUp { changes: &applied.changes, gone: &gone, terminating: &terminating, handover };
+        let desired = desired(endpoints, &Self::facts());
+        let clean_up = CleanUp {
+            changes: &applied.changes,
+            gone: &gone,
+            terminating: &desired.terminating,
+            handover,
+            said: &desired.udp_handover,
+        };
         let settings = self.settings.clone();
         self.on_node(async || conntrack::clean_up(&settings, &clean_up).await).unwrap();
     }
@@ -312,6 +318,11 @@ pub(crate) fn terminating(mut endpoint: Endpoint) -> Endpoint {
     endpoint
 }
 
+/// The same with a pod that leaves the cluster so.
+pub(crate) fn leaving(endpoint: Endpoint, leaving: Leaving) -> Endpoint {
+    Endpoint { leaving, ..endpoint }
+}
+
 /// The same for these sources only.
 pub(crate) fn only_from(mut endpoint: Endpoint, sources: &[&str]) -> Endpoint {
     let sources = sources.iter().map(|source| source.parse().unwrap()).collect();
@@ -333,5 +344,7 @@ fn forward(external: &str, pod: &str, ips: &[&str], first: Option<u16>) -> Endpo
         pod: ObjectName::new("default", pod),
         uid: format!("uid-of-{pod}"),
         ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+        leaving: Leaving::default(),
+        udp_handover: None,
     }
 }

@@ -6,8 +6,9 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
-use pinhole::dataplane::conntrack::Handover;
+use pinhole::model::handover::UdpHandover;
 use pinhole::ruleset::desired::desired;
+use pinhole::ruleset::endpoint::Endpoint;
 use pinhole::ruleset::node::NodeFacts;
 
 use crate::kernel::lab::A;
@@ -242,13 +243,13 @@ fn r24_a_udp_flow_stays_with_a_draining_pod_until_it_is_gone(lab: &mut Lab) {
     let (_a, _b) = (lab.a.serve("a", "[::]:53"), lab.b.serve("b", "[::]:53"));
     lab.apply(&[endpoint("53/udp", "a", A)]);
     for (external, client) in [("203.0.113.7:53", "198.51.100.9"), ("[2001:db8::7]:53", "2001:db8:51::9")] {
-        lab.hand_over(&[endpoint("53/udp", "a", A)], &[], Handover::Drain);
+        lab.hand_over(&[endpoint("53/udp", "a", A)], &[], UdpHandover::Drain);
         let flow = lab.client.flow(external);
         assert_eq!(flow.ask(), Ok(format!("a {client}")));
-        lab.hand_over(&[endpoint("53/udp", "b", B)], &[], Handover::Drain);
+        lab.hand_over(&[endpoint("53/udp", "b", B)], &[], UdpHandover::Drain);
         assert_eq!(flow.ask(), Ok(format!("a {client}")), "the old pod keeps its flows");
         assert_eq!(lab.client.udp(external), Ok(format!("b {client}")), "new flows go to the new one");
-        lab.hand_over(&[endpoint("53/udp", "b", B)], A, Handover::Drain);
+        lab.hand_over(&[endpoint("53/udp", "b", B)], A, UdpHandover::Drain);
         assert_eq!(flow.ask(), Ok(format!("b {client}")), "gone");
     }
 }
@@ -258,8 +259,22 @@ fn r24_a_udp_flow_is_cut_over_when_asked_to(lab: &mut Lab) {
     lab.apply(&[endpoint("53/udp", "a", A)]);
     let flow = lab.client.flow("203.0.113.7:53");
     assert_eq!(flow.ask(), Ok("a 198.51.100.9".into()));
-    lab.hand_over(&[endpoint("53/udp", "b", B)], &[], Handover::Cut);
+    lab.hand_over(&[endpoint("53/udp", "b", B)], &[], UdpHandover::Cut);
     assert_eq!(flow.ask(), Ok("b 198.51.100.9".into()));
+}
+
+fn r24_what_becomes_of_a_udp_flow_is_said_by_who_takes_over_before_the_node(lab: &mut Lab) {
+    use UdpHandover::Cut;
+    use UdpHandover::Drain;
+    let (_a, _b) = (lab.a.serve("a", "[::]:53"), lab.b.serve("b", "[::]:53"));
+    for (of_the_node, said, answers) in [(Drain, Some(Cut), "b"), (Cut, Some(Drain), "a"), (Cut, None, "b")] {
+        lab.hand_over(&[endpoint("53/udp", "a", A)], &[], Cut);
+        let flow = lab.client.flow("203.0.113.7:53");
+        assert_eq!(flow.ask(), Ok("a 198.51.100.9".into()));
+        let taking_over = Endpoint { udp_handover: said, ..endpoint("53/udp", "b", B) };
+        lab.hand_over(&[taking_over], &[], of_the_node);
+        assert_eq!(flow.ask(), Ok(format!("{answers} 198.51.100.9")), "{of_the_node:?} {said:?}");
+    }
 }
 
 fn r24_a_udp_flow_ends_with_its_entry(lab: &mut Lab) {
@@ -267,7 +282,7 @@ fn r24_a_udp_flow_ends_with_its_entry(lab: &mut Lab) {
     lab.apply(&[endpoint("53/udp", "a", A), endpoint("54/udp", "a", A)]);
     let flow = lab.client.flow("203.0.113.7:53");
     assert_eq!(flow.ask(), Ok("a 198.51.100.9".into()));
-    lab.hand_over(&[endpoint("54/udp", "a", A)], &[], Handover::Drain);
+    lab.hand_over(&[endpoint("54/udp", "a", A)], &[], UdpHandover::Drain);
     assert!(flow.ask().is_err());
 }
 
@@ -278,7 +293,7 @@ fn r24_a_udp_flow_that_started_before_its_entry_is_served(lab: &mut Lab) {
     assert_eq!(flow.ask(), Ok("node 198.51.100.9".into()));
     drop(node);
     let _a = lab.a.serve("a", "[::]:53");
-    lab.hand_over(&[endpoint("53/udp", "a", A)], &[], Handover::Drain);
+    lab.hand_over(&[endpoint("53/udp", "a", A)], &[], UdpHandover::Drain);
     assert_eq!(flow.ask(), Ok("a 198.51.100.9".into()));
 }
 
@@ -289,9 +304,9 @@ fn r24_only_flows_through_our_ports_are_ended(lab: &mut Lab) {
     direct.ask().unwrap();
     let mut ours = lab.client.connect("203.0.113.7:53").unwrap();
     ours.ask().unwrap();
-    lab.hand_over(&[endpoint("53/udp", "b", B), endpoint("53/tcp", "b", B)], &[], Handover::Cut);
+    lab.hand_over(&[endpoint("53/udp", "b", B), endpoint("53/tcp", "b", B)], &[], UdpHandover::Cut);
     assert_eq!(ours.ask().unwrap(), "a 198.51.100.9", "TCP connections end by themselves");
-    lab.hand_over(&[endpoint("53/udp", "b", B), endpoint("53/tcp", "b", B)], A, Handover::Cut);
+    lab.hand_over(&[endpoint("53/udp", "b", B), endpoint("53/tcp", "b", B)], A, UdpHandover::Cut);
     assert!(ours.ask().is_err(), "the pod is gone, and its address may get another owner");
     let left = lab.node.sh("conntrack -L -f ipv4 2>/dev/null");
     assert!(
@@ -312,6 +327,7 @@ with_every_backend!(
     r10_an_edited_or_removed_entry_closes_its_old_port_at_once,
     r24_a_udp_flow_stays_with_a_draining_pod_until_it_is_gone,
     r24_a_udp_flow_is_cut_over_when_asked_to,
+    r24_what_becomes_of_a_udp_flow_is_said_by_who_takes_over_before_the_node,
     r24_a_udp_flow_ends_with_its_entry,
     r24_a_udp_flow_that_started_before_its_entry_is_served,
     r24_only_flows_through_our_ports_are_ended,

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
-use pinhole::dataplane::conntrack::Handover;
+use pinhole::model::handover::UdpHandover;
 use pinhole::ruleset::endpoint::Endpoint;
 
 use crate::kernel::lab::A;
@@ -219,7 +219,7 @@ fn a_connection_ends_with_its_permission_where_that_was_asked_for(lab: &mut Lab)
     speaking.write_all(b"one").unwrap();
     assert_eq!(hearing.read(&mut heard).unwrap(), 3);
 
-    lab.hand_over(&wanted(&both[1..], &both[1..]), &[], Handover::Drain);
+    lab.hand_over(&wanted(&both[1..], &both[1..]), &[], UdpHandover::Drain);
     // Whoever speaks first: the pod's packets must not begin the connection again.
     speaking.write_all(b"two").unwrap();
     assert!(hearing.read(&mut heard).is_err(), "what the pod sends does not arrive");

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use pinhole::dataplane::settings::ReturnPath;
+use pinhole::ruleset::endpoint::Leaving;
 use rustix::net::AddressFamily;
 use rustix::net::RecvFlags;
 use rustix::net::SendFlags;
@@ -19,6 +20,7 @@ use crate::kernel::gateway::FAR;
 use crate::kernel::lab::A;
 use crate::kernel::lab::Lab;
 use crate::kernel::lab::endpoint;
+use crate::kernel::lab::leaving;
 use crate::kernel::namespace::Namespace;
 use crate::kernel::with_every_backend;
 
@@ -115,11 +117,14 @@ fn r55_nor_does_one_of_a_pod_on_another_node(lab: &mut Lab) {
     let _far = beyond.pod.serve("far", "[::]:80");
     beyond.route_back();
     lab.settings.return_path = ReturnPath::Routed;
-    let wanted = [endpoint("80/tcp", "far", FAR)];
-    lab.apply(&wanted);
-    lab.read();
-    assert_eq!(lab.apply(&wanted).transactions, [], "it is read as it was written");
-    reject(lab, &beyond.pod, Ipv4Addr::new(10, 244, 2, 9), Ipv4Addr::new(198, 18, 0, 9));
+    for leaves in [Leaving::WithItsPorts, Leaving::AsTheClusterDoes] {
+        let wanted = [leaving(endpoint("80/tcp", "far", FAR), leaves)];
+        lab.apply(&wanted);
+        lab.read();
+        assert_eq!(lab.apply(&wanted).transactions, [], "{leaves:?}: it is read as it was written");
+        reject(lab, &beyond.pod, Ipv4Addr::new(10, 244, 2, 9), Ipv4Addr::new(198, 18, 0, 9));
+        lab.read();
+    }
 }
 
 with_every_backend!(

@@ -2,12 +2,14 @@
 
 use std::io::ErrorKind;
 
+use pinhole::ruleset::endpoint::Leaving;
 use pinhole::ruleset::node::NodeFacts;
 
 use crate::kernel::lab::A;
 use crate::kernel::lab::B;
 use crate::kernel::lab::Lab;
 use crate::kernel::lab::endpoint;
+use crate::kernel::lab::leaving;
 use crate::kernel::lab::only_from;
 use crate::kernel::lab::to_port;
 use crate::kernel::rewriting::while_connecting;
@@ -93,6 +95,38 @@ fn r20_a_pod_with_two_external_addresses_leaves_with_one_whatever_the_order_and_
         Ok("client 10.244.1.10".into()),
         "pods without entries are left alone"
     );
+}
+
+fn a_pod_behind_a_pinhole_leaves_with_its_address_only_where_that_is_asked_for(lab: &mut Lab) {
+    let (_client, _a) = (lab.client.serve("client", "[::]:9000"), lab.a.serve("a", "[::]:80"));
+    let pinhole = |external, leaves| leaving(endpoint(external, "pinhole", A), leaves);
+    let leaves = |lab: &Lab| {
+        assert_eq!(
+            lab.client.tcp("203.0.113.8:80"),
+            Ok("a 198.51.100.9".into()),
+            "it is reached all the same"
+        );
+        let as_whom = lab.a.tcp("198.51.100.9:9000");
+        assert_eq!(lab.a.udp("198.51.100.9:9000"), as_whom);
+        (as_whom.unwrap(), lab.a.tcp("[2001:db8:51::9]:9000").unwrap())
+    };
+    let seen = |v4: &str, v6: &str| (format!("client {v4}"), format!("client {v6}"));
+    let (pod_v4, pod_v6) = (A[0], A[1]);
+    lab.apply(&[pinhole("203.0.113.8:80/tcp", Leaving::AsTheClusterDoes)]);
+    assert_eq!(leaves(lab), seen(pod_v4, pod_v6), "as the cluster does it, which here does nothing");
+    let external = pinhole("203.0.113.8:80/tcp", Leaving::WithTheExternal);
+    lab.apply(std::slice::from_ref(&external));
+    assert_eq!(leaves(lab), seen("203.0.113.8", pod_v6));
+    // The pod's own annotation names a lower address, and has the other family alone.
+    let annotated = endpoint("81/tcp", "a", A);
+    for both in [[&external, &annotated], [&annotated, &external]] {
+        lab.apply(&both.map(Clone::clone));
+        assert_eq!(leaves(lab), seen("203.0.113.8", "2001:db8::7"));
+    }
+    lab.read();
+    assert_eq!(lab.apply(&[external, annotated.clone()]).transactions, [], "it is read as it was written");
+    lab.apply(&[pinhole("203.0.113.8:80/tcp", Leaving::AsTheClusterDoes), annotated]);
+    assert_eq!(leaves(lab), seen("203.0.113.7", "2001:db8::7"));
 }
 
 fn r06_a_pods_egress_address_survives_the_removal_of_one_of_its_entries(lab: &mut Lab) {
@@ -255,6 +289,7 @@ with_every_backend!(
     r18_a_pod_reaches_its_neighbour_by_the_external_address,
     r19_the_node_reaches_a_pod_by_its_external_address,
     r20_a_pod_with_two_external_addresses_leaves_with_one_whatever_the_order_and_protocol,
+    a_pod_behind_a_pinhole_leaves_with_its_address_only_where_that_is_asked_for,
     r06_a_pods_egress_address_survives_the_removal_of_one_of_its_entries,
     r25_cluster_networks_keep_the_pods_address_and_corporate_ones_do_not,
     r29_ranges_lead_port_by_port_to_the_same_or_shifted_ports,
