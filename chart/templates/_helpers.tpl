@@ -199,3 +199,8 @@ key.startsWith('pinhole.dev/') || key in [
 {{- $keys := concat (list "pinhole.dev/nat" "pinhole.dev/expose" "pinhole.dev/handover" "pinhole.dev/udp-handover" "pinhole.dev/sharing") (include "pinhole.foreignKeys" .root | fromYamlArray) .more -}}
 [{{ include "pinhole.celList" (dict "keys" $keys "indent" 0) }}]
 {{- end -}}
+
+{{- /* The node of the pod that a token is of, as a CEL list. */ -}}
+{{- define "pinhole.ownNode" -}}
+has(request.userInfo.extra) && 'authentication.kubernetes.io/node-name' in request.userInfo.extra ? request.userInfo.extra['authentication.kubernetes.io/node-name'] : []
+{{- end -}}

@@ -70,6 +70,10 @@ pinholes.v1alpha1.pinhole.dev?app.kubernetes.io/managed-by=pinhole-controller
 - apiGroups: [pinhole.dev]
   resources: [{{ include "pinhole.kindsOfUsers" . | fromYamlArray | join ", " }}]
   verbs: [list, patch]
+# By this the policy of Pinholes tells who may take theirs off.
+- apiGroups: [pinhole.dev]
+  resources: [pinholes/finalizers]
+  verbs: [update]
 # Nobody is left to find ports for pods that wait at our scheduling gate.
 - apiGroups: [""]
   resources: [pods]

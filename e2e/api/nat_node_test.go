@@ -111,6 +111,58 @@ func TestAnAgentKeepsTheNatNodeOfItsNodeAndChangesNothingWhilePaused(t *testing.
 	awaits("nothing is programmed", func(n natNode) bool { return n.Status.Programmed.Entries == 0 })
 }
 
+// What it says of a node decides where addresses are served and whose ports are taken.
+func TestAnAgentKeepsTheNatNodeOfItsOwnNodeAlone(t *testing.T) {
+	c := newClerk(t, "nat-nodes-own")
+	const path, merge, apply = "/apis/pinhole.dev/v1alpha1/natnodes/", "application/merge-patch+json", "application/apply-patch+yaml"
+	t.Cleanup(func() {
+		for _, node := range []string{"own-1", "own-2", "own-3"} {
+			c.must(http.MethodDelete, path+node, nil, nil)
+		}
+	})
+	// asAgent has the agent of a node write the NatNode at a path; "" is a token that is of no pod.
+	asAgent := func(node, contentType, at string, body object) (string, bool) {
+		t.Helper()
+		headers := map[string]string{"Impersonate-User": "system:serviceaccount:pinhole-system:pinhole-agent", "Content-Type": contentType}
+		if node != "" {
+			headers["Impersonate-Extra-authentication.kubernetes.io%2Fnode-name"] = node
+		}
+		err := c.cluster.DoWith(t.Context(), 0, headers, http.MethodPatch, path+at, body, nil)
+		return fmt.Sprint(err), err == nil
+	}
+	named := func(name, part string, content object) object {
+		return object{"apiVersion": "pinhole.dev/v1alpha1", "kind": "NatNode", "metadata": object{"name": name}, part: content}
+	}
+	status := object{"backend": "nftables"}
+	for _, as := range []struct{ node, writes string }{{"own-1", "own-1"}, {"own-2", "own-2"}, {"", "own-3"}, {"", "own-1"}} {
+		for _, part := range []struct {
+			subresource, name string
+			content           object
+		}{{"", "spec", object{}}, {"/status", "status", status}} {
+			at := as.writes + part.subresource + "?force=true&fieldManager=pinhole-agent"
+			if said, allowed := asAgent(as.node, apply, at, named(as.writes, part.name, part.content)); !allowed {
+				t.Errorf("a token of %q writes %s: %s", as.node, at, said)
+			}
+		}
+	}
+	for what, attempt := range map[string]struct {
+		contentType, at string
+		body            object
+	}{
+		"another's status": {merge, "own-2/status", object{"status": status}},
+		"another's pause":  {merge, "own-2", object{"spec": object{"paused": true}}},
+		"another's labels": {merge, "own-2", object{"metadata": object{"labels": notes{"gateway": "true"}}}},
+		"a new one":        {apply, "own-4?fieldManager=pinhole-agent", named("own-4", "spec", object{})},
+	} {
+		if said, allowed := asAgent("own-1", attempt.contentType, attempt.at, attempt.body); allowed || !strings.Contains(said, "keeps the NatNode of its own node alone") {
+			t.Errorf("%s, by the agent of own-1: %s", what, said)
+		}
+	}
+	if said, allowed := c.kubectl("", "patch", "natnode", "own-2", "--type=merge", "-p", `{"spec":{"paused":true}}`); !allowed {
+		t.Errorf("an operator: %s", said)
+	}
+}
+
 // One after the other with the other tests of agents, whose node is the same.
 func TestAnAgentUsesTheLinksOfThePoolsThatSelectItsNodeWithoutARestart(t *testing.T) {
 	c := newClerk(t, "links")

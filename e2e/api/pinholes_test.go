@@ -168,6 +168,50 @@ func TestAnAgentReportsOnItsOwnNodeAndChangesNothingElse(t *testing.T) {
 	}
 }
 
+// Its ports would be the next holder's while a node still leads them to its pods.
+func TestOnlyWhoeverMayEndPinholesEverywhereEndsOneBeforeItsNodesHaveLetGo(t *testing.T) {
+	t.Parallel()
+	c := newClerk(t, "stripped")
+	for name, port := range map[string]string{"mx": "25", "web": "443"} {
+		c.placed(name, "192.0.2.110:"+port)
+		c.eventuallyShown(name, name+" 192.0.2.110:"+port+"/tcp Pod "+name+" node-7")
+	}
+	may := func(user, kind, path string, rules ...object) {
+		t.Helper()
+		name := object{"name": "stripped-" + user}
+		path = "/apis/rbac.authorization.k8s.io/v1/" + path + strings.ToLower(kind)
+		c.must(http.MethodPost, path+"s", object{"metadata": name, "rules": rules}, nil)
+		c.must(http.MethodPost, path+"bindings", object{"metadata": name,
+			"roleRef":  object{"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name["name"]},
+			"subjects": []object{{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}}}, nil)
+	}
+	ours := func(resource, verb string) object {
+		return object{"apiGroups": []string{"pinhole.dev"}, "resources": []string{resource}, "verbs": []string{verb}}
+	}
+	may("tenant", "Role", "namespaces/stripped/", object{"apiGroups": []string{"*"}, "resources": []string{"*"}, "verbs": []string{"*"}})
+	may("operator", "ClusterRole", "", ours("pinholes", "get"), ours("pinholes", "patch"), ours("pinholes/finalizers", "update"))
+	strip := func(name string, as ...string) (string, bool) {
+		return c.kubectl("", append(as, "patch", "ph", name, "--type=merge", "-p", `{"metadata":{"finalizers":null}}`)...)
+	}
+	for _, step := range [][]string{{"annotate", "ph", "mx", "example.com/note=kept"}, {"delete", "ph", "mx", "--wait=false"}} {
+		if said, allowed := strip("mx", "--as=tenant"); allowed || !strings.Contains(said, "the controller takes it off then") {
+			t.Errorf("who owns the namespace took the finalizer off: %s", said)
+		}
+		if said, allowed := c.kubectl("", append(step, "--as=tenant")...); !allowed {
+			t.Errorf("kubectl %v: %s", step, said)
+		}
+	}
+	if said, allowed := strip("mx", "--as=tenant"); allowed || !strings.Contains(said, "the controller takes it off then") {
+		t.Errorf("who owns the namespace took the finalizer off what is deleted: %s", said)
+	}
+	if said, allowed := strip("mx", "--as=operator"); !allowed {
+		t.Errorf("whoever may update pinholes/finalizers everywhere: %s", said)
+	}
+	if said, allowed := strip("web"); !allowed {
+		t.Errorf("an administrator of the cluster: %s", said)
+	}
+}
+
 func TestAPinholeThatAUserWroteIsNeverTakenOver(t *testing.T) {
 	t.Parallel()
 	c := newClerk(t, "theirs")

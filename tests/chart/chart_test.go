@@ -61,7 +61,7 @@ var matrix = map[string][]string{
 		"extraObjects[0].metadata.namespace=\\{{ .Release.Namespace }}", "agent.metrics.mode=off",
 	},
 	"no uninstall": {"uninstall.enabled=false"},
-	"claims":       {"claims.enabled=true"},
+	"claims":       {"claims.enabled=true", "claims.gateways={gw-1,gw-2.example.com}"},
 	"everything else": {
 		"imagePullSecrets[0].name=registry", "commonLabels.team=net", "commonAnnotations.owner=net", "fullnameOverride=nat", "createNamespace=true",
 		"image.tag=1.2.3", "image.pullPolicy=Always", "agent.image.digest=sha256:" + strings.Repeat("0", 64),
@@ -253,7 +253,7 @@ func TestAValueThatDoesNotExistOrCannotBeIsRefused(t *testing.T) {
 	for _, setting := range []string{
 		"webhok.replicas=3", "webhook.replica=3", "webhook.replicas=0", "certificates.mode=vault", "certificates.self.caSoak=2 minutes",
 		"agent.flags.drain-period=1s", "policy.annotationKeys={a b}", "policy.compat={smartnat}", "policy.statefulKinds={gameserversets}", "agent.metrics.address=everywhere", "webhook.failurePolicy=Maybe",
-		"certificates.files.caBundle=ca.crt",
+		"certificates.files.caBundle=ca.crt", "claims.gateways={Edge'}",
 	} {
 		if text, err := helm("template", "pinhole", chart, "--set="+setting); err == nil || !strings.Contains(text, "values don't meet the specifications") {
 			t.Errorf("--set %s: %v", setting, err)

@@ -69,6 +69,46 @@ func TestTheAPIServerAcceptsWhatTheChartRenders(t *testing.T) {
 	}
 }
 
+// A token that is of no pod says nothing of where its agent runs.
+func TestAnAgentOutsideTheClusterKeepsTheNatNodesThatTheValuesName(t *testing.T) {
+	policies := func(text string) string {
+		var documents []string
+		for _, object := range objects(t, text) {
+			if strings.Contains(object.Metadata.Name, "agent-nat-node") {
+				documents = append(documents, object.text)
+			}
+		}
+		return strings.Join(documents, "\n---\n")
+	}
+	writes := func(name string) (string, bool) {
+		natNode := "{apiVersion: pinhole.dev/v1alpha1, kind: NatNode, metadata: {name: " + name + "}, spec: {}}"
+		result := kubectl(t, natNode, "apply", "--as=system:serviceaccount:pinhole-system:pinhole-agent", "--server-side", "-f", "-")
+		return result.Stderr, result.Succeeded
+	}
+	t.Cleanup(func() { kubectl(t, "", "delete", "natnodes", "--all") })
+	for _, step := range []struct {
+		settings []string
+		others   bool
+	}{{nil, true}, {[]string{"claims.gateways={gw-1,gw-2}"}, false}} {
+		text := policies(render(t, append(step.settings, "claims.enabled=true")...))
+		if result := kubectl(t, text, "apply", "-f", "-"); !result.Succeeded {
+			t.Fatal(result.Stderr)
+		}
+		// A policy counts a moment after it is stored.
+		if err := lab.Poll(20*time.Second, func() error {
+			for name, expected := range map[string]bool{"gw-1": true, "gw-2": true, "other": step.others} {
+				said, allowed := writes(name)
+				if allowed != expected || (!allowed && !strings.Contains(said, "claims.gateways names: gw-1, gw-2")) {
+					return fmt.Errorf("%v: the NatNode %s: %v %s", step.settings, name, allowed, said)
+				}
+			}
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // The strictest level of Pod Security admits the webhook, whatever its namespace says for the agent's sake.
 func TestTheWebhooksPodsNeedNoPrivilege(t *testing.T) {
 	namespace := "apiVersion: v1\nkind: Namespace\nmetadata: {name: strict, labels: {pod-security.kubernetes.io/enforce: restricted}}\n"
