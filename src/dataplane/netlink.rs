@@ -61,10 +61,10 @@ impl Socket {
     }
 
     /// Holds this much of what the kernel tells by itself, until it is heard.
-    pub(crate) fn with_room_for(self, bytes: usize) -> io::Result<Self> {
+    pub(crate) fn with_room_for(self, bytes: usize) -> Self {
         // Without the right to more it holds what it can.
         let _ = sockopt::set_socket_recv_buffer_size_force(&self.fd, bytes);
-        Ok(self)
+        self
     }
 
     /// Sends a request and hands on its answers; false when they do not fit together.

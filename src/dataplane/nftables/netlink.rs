@@ -202,7 +202,7 @@ impl Socket {
 impl Listener {
     /// Begins to hear of the changes in the calling thread's network namespace.
     pub(crate) fn open() -> io::Result<Self> {
-        open(NF_TABLES_CHANGES)?.with_room_for(ROOM).map(Self)
+        Ok(Self(open(NF_TABLES_CHANGES)?.with_room_for(ROOM)))
     }
 
     /// What was changed since this was asked last.
