@@ -9,37 +9,59 @@ import (
 	"github.com/pinhole-dev/pinhole/e2e/api/lab"
 )
 
+// startGateway starts an agent of node-1 that has this address, and returns once the controller can know that.
+func (c clerk) startGateway(address string) *lab.Agent {
+	c.t.Helper()
+	c.t.Cleanup(func() { c.must(http.MethodDelete, "/apis/pinhole.dev/v1alpha1/natnodes/node-1", nil, nil) })
+	agent := c.startAgent(address, "--nat-node")
+	path := fmt.Sprintf(`{.status.addresses[?(@.address==%q)].address}=%[1]s`, address)
+	if said, known := c.kubectl("", "wait", "--for=jsonpath="+path, "natnode/node-1", "--timeout=30s"); !known {
+		c.t.Fatal(said)
+	}
+	return agent
+}
+
+// ofFleet creates a pod of a holder whose pods are on several nodes.
+func (c clerk) ofFleet(name, fleet, node string, annotations notes) {
+	c.t.Helper()
+	pod := asking(name, "")
+	pod["metadata"].(object)["annotations"] = annotations
+	pod["metadata"].(object)["ownerReferences"] = []object{{"apiVersion": "example.com/v1", "kind": "Fleet", "name": fleet,
+		"uid": "6ab5e84e-2a5a-4d3c-8d0a-4f0f5a6f0a02", "controller": true}}
+	pod["spec"].(object)["nodeName"] = node
+	if code, said := c.create("", pod); code != http.StatusCreated {
+		c.t.Fatalf("HTTP %d: %s", code, said)
+	}
+}
+
+// eventuallyHas waits until the entries of an agent's kernel are such.
+func (c clerk) eventuallyHas(agent *lab.Agent, expected func(entries string) bool) {
+	c.t.Helper()
+	if err := lab.Poll(patience, func() error {
+		entries, err := agent.Entries()
+		if err == nil && !expected(entries) {
+			shown, _ := c.kubectl("", "get", "ph")
+			err = fmt.Errorf("the kernel has %s\n%s", entries, shown)
+		}
+		return err
+	}); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
 // The pods of a StatefulSet-like holder run on other nodes than the one that has their address.
 func TestAnAgentServesPodsOfOtherNodesAtTheAddressThatItsNodeHas(t *testing.T) {
 	c := newClerk(t, "gateway")
-	t.Cleanup(func() { c.must(http.MethodDelete, "/apis/pinhole.dev/v1alpha1/natnodes/node-1", nil, nil) })
-	agent := c.startAgent("192.0.2.95", "--nat-node")
+	agent := c.startGateway("192.0.2.95")
 	entries := func(expected string) {
 		t.Helper()
-		if err := lab.Poll(patience, func() error {
-			entries, err := agent.Entries()
-			if err == nil && (!strings.Contains(entries, expected) || expected == "" && strings.Contains(entries, "192.0.2.95")) {
-				err = fmt.Errorf("the kernel has %s, expected %q\n%s\n%s", entries, expected, c.shown("mx-0"), c.shown("mx-1"))
-			}
-			return err
-		}); err != nil {
-			t.Fatal(err)
-		}
+		c.eventuallyHas(agent, func(entries string) bool {
+			return strings.Contains(entries, expected) && (expected != "" || !strings.Contains(entries, "192.0.2.95"))
+		})
 	}
 	place := func(name, node string) {
 		t.Helper()
-		pod := asking(name, "192.0.2.95:2525:25")
-		pod["metadata"].(object)["ownerReferences"] = []object{{"apiVersion": "example.com/v1", "kind": "Fleet", "name": "mx",
-			"uid": "6ab5e84e-2a5a-4d3c-8d0a-4f0f5a6f0a02", "controller": true}}
-		pod["spec"].(object)["nodeName"] = node
-		if code, said := c.create("", pod); code != http.StatusCreated {
-			t.Fatalf("HTTP %d: %s", code, said)
-		}
-	}
-	// The controller learns from the NatNode who has the address.
-	if said, known := c.kubectl("", "wait", "--for=jsonpath={.status.addresses[?(@.address==\"192.0.2.95\")].address}=192.0.2.95",
-		"natnode/node-1", "--timeout=30s"); !known {
-		t.Fatal(said)
+		c.ofFleet(name, "mx", node, notes{"pinhole.dev/expose": "192.0.2.95:2525:25"})
 	}
 	place("mx-0", "node-2")
 	c.eventuallyShown("mx-0", "mx-0 192.0.2.95:2525/tcp Pod mx-0 node-1 Fleet mx False NoAddress")
@@ -77,4 +99,45 @@ func TestAnAgentServesPodsOfOtherNodesAtTheAddressThatItsNodeHas(t *testing.T) {
 	c.pause(false)
 	entries("")
 	c.eventuallyShown("mx-1", "NotFound")
+}
+
+// How a port is handed over, a pod says in its annotations, and the gateway hears it from the pod's Pinhole.
+func TestAGatewayHandsOverWhenThePodsSayThatItIsTime(t *testing.T) {
+	c := newClerk(t, "handed-on")
+	agent := c.startGateway("192.0.2.94")
+	leadsTo := func(address string) {
+		t.Helper()
+		c.eventuallyHas(agent, func(entries string) bool { return strings.Contains(entries, address) })
+	}
+	place := func(name, fleet, node, port, handover string) {
+		t.Helper()
+		c.ofFleet(name, fleet, node, notes{"pinhole.dev/expose": "192.0.2.94:" + port, "pinhole.dev/handover": handover})
+	}
+
+	place("stays-0", "stays", "node-2", "2601", "WhenGone")
+	c.kubelet("stays-0", "10.244.2.21", "True")
+	leadsTo("10.244.2.21")
+	place("stays-1", "stays", "node-3", "2601", "WhenGone")
+	c.kubelet("stays-1", "10.244.3.21", "True")
+	c.eventuallyShown("stays-1", "node-1 Fleet stays False Standby")
+	c.kubelet("stays-0", "10.244.2.21", "False")
+	c.eventuallyShown("stays-0", "node-1 Fleet stays True Programmed")
+	leadsTo("10.244.2.21")
+	c.must(http.MethodDelete, c.podsPath()+"/stays-0", object{"gracePeriodSeconds": 0}, nil)
+	leadsTo("10.244.3.21")
+	c.eventuallyShown("stays-1", "node-1 Fleet stays True Programmed")
+
+	place("hurries-0", "hurries", "node-2", "2602", "Immediate")
+	c.kubelet("hurries-0", "10.244.2.22", "True")
+	leadsTo("10.244.2.22")
+	place("hurries-1", "hurries", "node-3", "2602", "Immediate")
+	c.kubelet("hurries-1", "10.244.3.22", "False")
+	leadsTo("10.244.3.22")
+	c.eventuallyShown("hurries-1", "node-1 Fleet hurries True Programmed")
+
+	c.ofFleet("alone", "alone", "node-2", notes{"pinhole.dev/expose": "192.0.2.94:2603", "pinhole.dev/sharing": "Exclusive"})
+	c.eventuallyShown("alone", "Fleet alone False NoAddress")
+	if said, _ := c.kubectl("", "get", "ph", "alone", "-o", "jsonpath={.spec.sharing}"); said != "Exclusive" {
+		t.Errorf("its Pinhole has sharing: %s", said)
+	}
 }

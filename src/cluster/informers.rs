@@ -169,11 +169,8 @@ fn feed(index: &mut Index, resource: Resource, news: &News) {
     }
 }
 
-/// What besides requests is read of annotations: by the rules, and by the controller, of pods that ask for ports.
-const READ: [&str; 5] = [keys::MIRROR_POD, keys::SPREAD, keys::POOL, keys::TRANSFER_TO, keys::ENDPOINTS];
-
 /// Takes from an object what nobody reads of it; `false` when that is everything.
-fn trim(object: &mut Object, policy: &Policy) -> bool {
+pub(crate) fn trim(object: &mut Object, policy: &Policy) -> bool {
     let Some(kind) = object.known_kind() else { return true };
     let asks = Subject::of(object)
         .is_some_and(|subject| subject.pinhole.is_some() || policy.asks(&subject.metadata.annotations));
@@ -187,14 +184,21 @@ fn trim(object: &mut Object, policy: &Policy) -> bool {
         object.spec = Spec::default();
         object.status = Status::default();
     }
-    let is_read = |key: &str| policy.input_keys().any(|input| input == key) || READ.contains(&key);
-    object.metadata.annotations.retain(|key, _| is_read(key));
+    object.metadata.annotations.retain(|key, _| is_read(key, policy));
     object.metadata.labels.clear();
     asks || is_link || has_host_ports || names_heir
 }
 
+/// Whether somebody reads an annotation: all that ask, and all of ours but the request with its defaults, which is as long as the
+/// request itself.
+fn is_read(key: &str, policy: &Policy) -> bool {
+    let is_ours = || keys::OURS.contains(&key) && key != keys::EFFECTIVE;
+    key == keys::MIRROR_POD || is_ours() || policy.input_keys().any(|input| input == key)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::convert::Infallible;
     use std::sync::Mutex;
 
@@ -340,19 +344,34 @@ mod tests {
     }
 
     #[test]
-    fn what_the_controller_reads_of_a_pod_outlives_trimming_and_the_rest_goes() {
-        let read = json!({"pinhole.dev/expose": "auto:80", "pinhole.dev/pool": "edge", "pinhole.dev/spread": "true",
-            "pinhole.dev/endpoints": "[]", "kubernetes.io/config.mirror": "x"});
-        let mut all = read.clone();
-        all["pinhole.dev/effective"] = json!("{}");
-        all["team"] = json!("mail");
-        let mut trimmed = pod("postfix", &all);
-        assert!(trim(&mut trimmed, &Policy::default()));
-        assert_eq!(trimmed.metadata.annotations, pod("postfix", &read).metadata.annotations);
+    fn what_anybody_reads_of_a_pod_outlives_trimming_and_the_rest_goes() {
+        let policy = Policy {
+            more_annotation_keys: vec![keys::PODNAT.to_owned()],
+            reads_ack: true,
+            ..Policy::default()
+        };
+        let mut read = BTreeSet::from([keys::PODNAT, keys::MIRROR_POD]);
+        read.extend(keys::OURS.into_iter().chain(keys::ACK).filter(|key| *key != keys::EFFECTIVE));
+        let unread = [keys::EFFECTIVE, keys::WOKEN, "team"];
+        let annotations: BTreeMap<_, _> = read.iter().chain(&unread).map(|key| (*key, "x")).collect();
+        let mut trimmed = pod("postfix", &json!(annotations));
+        assert!(trim(&mut trimmed, &policy));
+        let kept: BTreeSet<_> = trimmed.metadata.annotations.keys().map(String::as_str).collect();
+        assert_eq!(kept, read);
         assert_eq!(
             (trimmed.spec.node_name.as_deref(), trimmed.status.phase.as_str()),
             (Some("node-1"), "Running")
         );
+    }
+
+    #[test]
+    fn a_change_of_any_key_that_is_a_new_request_is_seen() {
+        let policy = Policy { reads_ack: true, ..Policy::default() };
+        for key in policy.request_keys() {
+            let mut trimmed = pod("postfix", &json!({"pinhole.dev/expose": "25", key: "x"}));
+            trim(&mut trimmed, &policy);
+            assert_eq!(trimmed.metadata.annotations[key], "x", "{key}");
+        }
     }
 
     /// An API server that lists what it was given, page by page, and then has no news.

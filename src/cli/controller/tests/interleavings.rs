@@ -29,10 +29,13 @@ use crate::allocation::memory::Memory;
 use crate::allocation::operation::Operation;
 use crate::allocation::pool::Pool;
 use crate::api::object::Object;
+use crate::cluster::asking_pods;
 use crate::cluster::asking_pods::AskingPods;
 use crate::cluster::claim_watch::Claims;
+use crate::cluster::informers;
 use crate::cluster::pinhole_reports::Report;
 use crate::cluster::pinhole_watch::Pinholes;
+use crate::cluster::watch::News;
 use crate::controller::automatic;
 use crate::controller::automatic::Found;
 use crate::controller::pinholes;
@@ -235,7 +238,7 @@ impl World {
             }
             Step::Find(number) => self.find(number),
             Step::LookAtPods => {
-                self.known_pods.clone_from(&self.pods);
+                self.known_pods = self.listed();
                 self.known_nat_nodes = self.nat_nodes;
             }
             Step::LookAtClaims => self.look_at_claims(),
@@ -338,8 +341,17 @@ impl World {
         Known { claims, found, waiting, handed_over: &NOTHING, index, policy: &self.policy }
     }
 
+    /// The pods as the controller's watch hands them on.
+    fn listed(&self) -> AskingPods {
+        let mut listed: Vec<_> = self.pods.values().cloned().collect();
+        listed.retain_mut(|pod| informers::trim(pod, &self.policy));
+        let mut pods = AskingPods::new();
+        asking_pods::feed(&mut pods, &News::Listed(listed), &self.policy);
+        pods
+    }
+
     fn look(&mut self) {
-        self.known_pods.clone_from(&self.pods);
+        self.known_pods = self.listed();
         self.known_nat_nodes = self.nat_nodes;
         self.known_pinholes.clone_from(&self.pinholes);
         self.look_at_claims();
