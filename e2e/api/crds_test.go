@@ -31,6 +31,15 @@ func pinhole(name, spec string) string {
 	return fmt.Sprintf("apiVersion: pinhole.dev/v1alpha1\nkind: Pinhole\nmetadata: {name: %s}\nspec: {%s}\n", name, spec)
 }
 
+// manyPorts is the list of that many ports of a Pinhole, in its longest form.
+func manyPorts(count int) string {
+	var ports strings.Builder
+	for number := range count {
+		fmt.Fprintf(&ports, "{name: %s-%d, address: '2001:0db8:0000:0000:0000:0000:0000:0001', port: %d, targetPort: 80},", strings.Repeat("n", 50), number, 7000+number)
+	}
+	return "ports: [" + ports.String() + "]"
+}
+
 // One line per way to get an object wrong that the API server notices by itself. The golden file holds what kubectl prints.
 var wrongObjects = []struct{ name, manifest string }{
 	{"a claim whose name is of another port", claim("v4-192-0-2-1-tcp-81", "address: 192.0.2.1\n  protocol: TCP\n  port: 80")},
@@ -51,6 +60,7 @@ var wrongObjects = []struct{ name, manifest string }{
 	{"a pinhole to nothing", pinhole("wrong", "target: {}, ports: [{port: 443}]")},
 	{"a pinhole to two things", pinhole("wrong", "target: {service: web, pod: web-0}, ports: [{port: 443}]")},
 	{"a pinhole without ports", pinhole("wrong", "target: {service: web}, ports: []")},
+	{"a pinhole with too many ports", pinhole("wrong", "target: {service: web}, "+manyPorts(65))},
 	{"a pinhole with something else for an address", pinhole("wrong", "target: {service: web}, addresses: [203.0.113], ports: [{port: 443}]")},
 	{"a pinhole with a source that is no network", pinhole("wrong", "target: {service: web}, allowedSources: [10.0.0.1], ports: [{port: 443}]")},
 	{"a pinhole with a port beyond 65535", pinhole("wrong", "target: {service: web}, ports: [{port: 65536}]")},
@@ -76,6 +86,12 @@ func TestTheAPIServerRefusesWrongObjectsByItself(t *testing.T) {
 		fmt.Fprintf(&transcript, "# %s\n%s\n", wrong.name, d.refused(wrong.manifest))
 	}
 	d.golden("crd-refusals.txt", transcript.String())
+}
+
+func TestAPinholeTakesAsManyPortsAsWasPromised(t *testing.T) {
+	d := newDesk(t, "many-ports")
+	d.accepted(pinhole("of-a-user", "target: {service: web}, "+manyPorts(64)))
+	d.accepted(pinhole("of-a-pod", "target: {pod: web}, "+manyPorts(256)))
 }
 
 func TestTheDefinitionsAreEstablishedAndExplained(t *testing.T) {

@@ -141,3 +141,25 @@ func TestAGatewayHandsOverWhenThePodsSayThatItIsTime(t *testing.T) {
 		t.Errorf("its Pinhole has sharing: %s", said)
 	}
 }
+
+func TestAGatewayServesEachOfTheManyPortsOfAPod(t *testing.T) {
+	const first, count = 26000, 100
+	c := newClerk(t, "many")
+	agent := c.startGateway("192.0.2.93")
+	var ports []string
+	for number := range count {
+		ports = append(ports, fmt.Sprintf("192.0.2.93:%d:80", first+number))
+	}
+	c.ofFleet("many-0", "many", "node-2", notes{"pinhole.dev/expose": strings.Join(ports, ",")})
+	c.kubelet("many-0", "10.244.2.31", "True")
+	c.eventuallyShown("many-0", "many-0 192.0.2.93:26000/tcp +99 10.244.2.31:80 node-1 Fleet many True Programmed")
+	entries, err := agent.Entries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for number := range count {
+		if !strings.Contains(entries, fmt.Sprintf(`"%d"`, first+number)) {
+			t.Fatalf("port %d is not in the kernel: %s", first+number, entries)
+		}
+	}
+}

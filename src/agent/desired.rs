@@ -71,6 +71,8 @@ pub struct Plan {
     pub unready: BTreeSet<String>,
     /// The UIDs of the pods that ask for nothing which this node serves.
     pub idle: BTreeSet<String>,
+    /// What was granted to whom and led nowhere, by UID: it does not follow from what is known here of the pod or Pinhole.
+    pub unwanted: BTreeMap<String, BTreeSet<Key>>,
     /// Who stays without a port because another pod has it.
     pub losers: Vec<Loser>,
     /// Who stays without ports for any other reason.
@@ -167,6 +169,10 @@ impl Plan {
         let limit = |grants: &Grants| grants.limit(&mut candidate, known.node, known.programmed);
         if let Some(problem) = known.grants.and_then(limit) {
             self.refuse((&candidate.pod, &candidate.uid), RefusedBy::Claims, problem);
+        }
+        let unwanted = known.grants.map(|grants| grants.unwanted(&candidate, known.node)).unwrap_or_default();
+        if !unwanted.is_empty() {
+            self.unwanted.insert(candidate.uid.clone(), unwanted);
         }
         if !candidate.ready {
             self.unready.insert(candidate.uid.clone());

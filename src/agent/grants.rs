@@ -49,6 +49,8 @@ pub struct Grants {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Grant {
     keys: BTreeSet<Key>,
+    /// Those of which the controller says that this node serves them. It names no node where it knows of none.
+    named: BTreeSet<Key>,
     /// The pod's port behind each key.
     targets: BTreeMap<Key, Port>,
     /// Who holds the ports: its root owner, or whoever that one has handed them over to.
@@ -133,6 +135,14 @@ impl Grants {
         grant.refusal.clone().filter(|_| is_limited)
     }
 
+    /// What the controller says that this node serves for a candidate that does not want it there.
+    pub fn unwanted(&self, candidate: &Candidate, node: &NodeFacts) -> BTreeSet<Key> {
+        let wanted: BTreeSet<_> =
+            candidate.mappings.iter().flat_map(|mapping| keys(mapping, &candidate.ips, node)).collect();
+        let grant = self.by_pod.get(&candidate.uid);
+        grant.map(|grant| grant.named.difference(&wanted).copied().collect()).unwrap_or_default()
+    }
+
     /// Whether the controller has yet to decide about something that a candidate wants on the node's own address as it is now.
     pub fn are_awaited(&self, candidate: &Candidate, node: &NodeFacts) -> bool {
         let decided = self.by_pod.get(&candidate.uid).map(|grant| &grant.decided);
@@ -205,12 +215,12 @@ fn grant(pinhole: &Pinhole, node_name: &str) -> Grant {
     let target = |endpoint: &Endpoint| Some((granted(endpoint)?, Port::new(endpoint.target_port)?));
     // A controller that names no nodes means that of the pod.
     let is_open = !remote::is_elsewhere(pinhole, node_name);
-    let is_here = |endpoint: &&Endpoint| {
-        endpoint.nodes.iter().any(|node| node == node_name) || (endpoint.nodes.is_empty() && is_open)
-    };
+    let is_named = |endpoint: &&Endpoint| endpoint.nodes.iter().any(|node| node == node_name);
+    let is_here = |endpoint: &&Endpoint| is_named(endpoint) || (endpoint.nodes.is_empty() && is_open);
     let here = || status.endpoints.iter().filter(is_here);
     Grant {
         keys: here().filter_map(granted).collect(),
+        named: here().filter(is_named).filter_map(granted).collect(),
         targets: here().filter_map(target).collect(),
         holder: pinhole.spec.holder.as_ref().map(Holder::from),
         decided: decision.map_or(Decided::Nothing, |_| Decided::NamedAnd(own())),

@@ -1,7 +1,8 @@
 //! What a node says in the status of each Pinhole that it serves: whether the kernel answers for it, and if not, why.
 //!
 //! A report names the generation that it is about only when the controller has said what is granted of it, and nothing else is
-//! left in the kernel: it is on such a report that a port may become somebody else's.
+//! left in the kernel: it is on such a report that a port may become somebody else's. It never says that all is programmed while
+//! something is granted on the node that the node serves for nobody.
 
 use std::collections::BTreeMap;
 
@@ -154,6 +155,14 @@ fn say(
         } else {
             Said::no("NoAddress", "the pod has no address yet")
         };
+    }
+    if let Some(unwanted) = plan.unwanted.get(uid) {
+        let listed = list(unwanted.iter());
+        let message = format!(
+            "{listed} is granted on {node_name}, whose agent does not find it among what is asked for there, so it is served for \
+             nobody; an agent that is older than the controller may not read all of a request"
+        );
+        return Said::no("NotProgrammed", message);
     }
     Said { is_programmed: true, ..Said::no("Programmed", "") }
 }

@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::admission::handover;
 use crate::admission::index::Index;
 use crate::admission::sharing;
+use crate::api::annotation::MAX_ENTRIES;
 use crate::api::crd::condition::Condition;
 use crate::api::crd::condition::ConditionStatus;
 use crate::api::crd::pinhole::Endpoint;
@@ -51,9 +52,6 @@ use crate::model::holder::ObjectName;
 use crate::model::mapping::Address;
 use crate::model::mapping::Mapping;
 use crate::model::port::PortRange;
-
-/// The most ports that one object shows.
-const MOST_PORTS: usize = 64;
 
 /// The longest message of a condition.
 const LONGEST_MESSAGE: usize = 4096;
@@ -204,9 +202,9 @@ fn wanted(pod: &Object, standing: &Standing, index: &Index) -> Pinhole {
 /// What the Pinhole of a pod asks for.
 fn spec(pod: &Object, standing: &Standing) -> PinholeSpec {
     let mut ports: Vec<&Mapping> = Vec::new();
-    // One that asks for a port twice is refused; the object shows the first.
+    // One that asks for a port twice, or for more than it may, is refused; the object shows the first.
     for mapping in &standing.wanted {
-        if ports.len() < MOST_PORTS && ports.iter().all(|shown| shown.overlap(mapping).is_none()) {
+        if ports.len() < MAX_ENTRIES && ports.iter().all(|shown| shown.overlap(mapping).is_none()) {
             ports.push(mapping);
         }
     }
@@ -220,7 +218,7 @@ fn spec(pod: &Object, standing: &Standing) -> PinholeSpec {
             .into_iter()
             .map(port)
             .chain(standing.automatic.iter().map(|(port, _)| open_port(port)))
-            .take(MOST_PORTS)
+            .take(MAX_ENTRIES)
             .collect(),
         holder: Some(HolderReference::from(standing.shown_holder())),
         handover: handover::of(&pod.metadata.annotations).into(),

@@ -76,7 +76,11 @@ use crate::model::mapping::Mapping;
 #[x_kube(
     validation = Rule::new("!has(self.addresses) || size(self.addresses) == 0 || !self.ports.exists(port, !has(port.port)) || size(self.addresses) == 1")
         .message("a port without a number is found on one address: leave addresses out, or name one"),
-    validation = Rule::new("self.ports.all(port, !has(port.port) || self.ports.filter(other, has(other.port) && other.protocol == port.protocol && (has(other.address) ? other.address : '') == (has(port.address) ? port.address : '') && other.port <= (has(port.portEnd) ? port.portEnd : port.port) && port.port <= (has(other.portEnd) ? other.portEnd : other.port)).size() <= 1)")
+    validation = Rule::new("has(self.target.pod) || size(self.ports) <= 64")
+        .message("ports has more than 64 entries; write another Pinhole for the rest, or ask for ports in a row as a range by portEnd"),
+    // What the controller writes asks for no port twice, and of 256 entries the comparison of all pairs would cost more than the
+    // API server allows.
+    validation = Rule::new("has(self.target.pod) || self.ports.all(port, !has(port.port) || self.ports.filter(other, has(other.port) && other.protocol == port.protocol && (has(other.address) ? other.address : '') == (has(port.address) ? port.address : '') && other.port <= (has(port.portEnd) ? port.portEnd : port.port) && port.port <= (has(other.portEnd) ? other.portEnd : other.port)).size() <= 1)")
         .message("two entries of ports ask for the same external port and protocol"),
     validation = Rule::new("self.ports.all(port, !has(port.name) || self.ports.filter(other, has(other.name) && other.name == port.name).size() == 1)")
         .message("two entries of ports have the same name"),
@@ -99,8 +103,8 @@ pub struct PinholeSpec {
     #[schemars(length(min = 1, max = 253))]
     pub pool: Option<String>,
 
-    /// The ports, at least one and at most 64.
-    #[schemars(length(min = 1, max = 64))]
+    /// The ports, at least one and at most 64. Only what the controller writes has up to 256, as many as a pod can ask for.
+    #[schemars(length(min = 1, max = 256))]
     pub ports: Vec<PinholePort>,
 
     /// The networks (CIDRs) that may connect; everybody else is dropped. Default: everybody.

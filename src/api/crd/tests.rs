@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::*;
+use crate::api::annotation;
 
 /// Every property of a schema with its path, those of nested objects and lists included.
 fn properties<'a>(schema: &'a Value, path: &str, found: &mut Vec<(String, &'a Value)>) {
@@ -83,6 +84,13 @@ fn everything_that_a_user_can_make_long_has_a_limit() {
             property["type"] == "string" && property["enum"].is_null() && property["format"].is_null();
         assert!(!is_free || property["maxLength"].is_u64(), "{path} is a text without maxLength");
     });
+}
+
+#[test]
+fn a_pinhole_has_room_for_all_that_a_pod_can_ask_for() {
+    let definitions = definitions().unwrap();
+    let schema = &definitions[2]["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    assert_eq!(schema["properties"]["spec"]["properties"]["ports"]["maxItems"], annotation::MAX_ENTRIES);
 }
 
 #[test]

@@ -258,6 +258,16 @@ fn what_a_pod_says_of_its_kind_of_handover_and_sharing_is_shown() {
 }
 
 #[test]
+fn all_that_a_pod_can_ask_for_is_shown() {
+    let asked: Vec<_> = (0..MAX_ENTRIES - 1).map(|number| format!("203.0.113.7:{}", 7000 + number)).collect();
+    let mut scene = scene().with(pod(&format!("{},auto:9000", asked.join(",")), json!({})));
+    scene.settle();
+    let shown = &scene.mx().spec.ports;
+    assert_eq!(shown.len(), MAX_ENTRIES);
+    assert_eq!(shown.last().unwrap().port, None, "{shown:?}");
+}
+
+#[test]
 fn a_claim_that_was_never_granted_grants_nothing() {
     let mut scene = scene().with(pod("203.0.113.7:7008-7023", json!({})));
     let (block, port) = ("v4-203-0-113-7-tcp-7008-7023", "v4-203-0-113-7-tcp-7010");
