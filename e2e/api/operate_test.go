@@ -85,6 +85,51 @@ func TestAnOperatorReleasesAClaimThatIsStuckAndNoneThatIsInUse(t *testing.T) {
 	c.grants("next", "192.0.2.77:25")
 }
 
+func TestAnOperatorReleasesNoPortThatWasFoundForAPodOrIsKeptForTheNextOne(t *testing.T) {
+	t.Parallel()
+	c := newClerk(t, "found")
+	c.must(http.MethodPost, poolsPath, natPool("found", object{
+		"addresses": []string{"198.51.100.48"}, "ports": []object{{"first": 32000, "last": 32099}}, "namespaces": object{"names": []string{"found"}},
+	}), nil)
+	has := func(pod object) string {
+		t.Helper()
+		if code, said := c.create("", pod); code != http.StatusCreated {
+			t.Fatalf("HTTP %d: %s", code, said)
+		}
+		told := c.letGo(pod["metadata"].(object)["name"].(string)).told(t)
+		return fmt.Sprintf("%s:%d", told[0].Address, told[0].Port)
+	}
+	ends := func(pod string) {
+		t.Helper()
+		c.must(http.MethodDelete, c.podsPath()+"/"+pod, object{"gracePeriodSeconds": 0}, nil)
+	}
+
+	game := has(fromPool("game", "auto:9000", "found"))
+	c.says(c.plugin("release", game, "--yes"), 1, "held by Pod found/game, pool found", "Pod found/game asks for it, so it would be claimed again at once")
+	c.applied(workload("StatefulSet", "lobby", expose("fixed:7777")))
+	member := fromPool("lobby-0", "fixed:7777", "found")
+	member["metadata"].(object)["ownerReferences"] = []object{{
+		"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "lobby", "uid": "d1b2f3a4-0000-4000-8000-000000000000", "controller": true,
+	}}
+	lobby := has(member)
+	c.says(c.plugin("release", lobby, "--yes"), 1, "Pod found/lobby-0 asks for it, so it would be claimed again at once")
+	ends("lobby-0")
+	c.says(c.plugin("release", lobby, "--yes"), 1, "StatefulSet found/lobby asks for it", "take the port out of the annotation of its template")
+	ends("game")
+	if claims := c.claims("198.51.100.48"); len(claims) != 2 {
+		t.Errorf("one of the claims was released: %v", claims)
+	}
+	// The controller may note at the same moment that the pod is gone.
+	if err := lab.Poll(patience, func() error {
+		if result := c.plugin("release", game, "--yes"); result.Code != 0 || !strings.Contains(result.Stdout, game+"/tcp is free") {
+			return errors.New(result.Stdout + result.Stderr)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestTheHistoryTellsWhoHeldAPortAfterItsClaimIsGone(t *testing.T) {
 	t.Parallel()
 	c := newClerk(t, "annals")

@@ -108,7 +108,17 @@ impl Picture {
 
     /// Everything that was read, as admission knows it.
     pub(crate) fn index(&self) -> Index {
+        self.within(Index::new(Arc::clone(&self.policy)))
+    }
+
+    /// The same, with those who leave ports to a pool to find: where ports are claimed.
+    pub(crate) fn claiming_index(&self) -> Index {
         let mut index = Index::new(Arc::clone(&self.policy));
+        index.set_pools(Some(Arc::default()));
+        self.within(index)
+    }
+
+    fn within(&self, mut index: Index) -> Index {
         // A pod that names its node by hostname can only be placed once the nodes are known.
         let is_place = |object: &&Object| ["Namespace", "Node"].contains(&object.kind.as_str());
         self.objects.iter().filter(is_place).for_each(|object| index.apply(object));
