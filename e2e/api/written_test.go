@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pinhole-dev/pinhole/e2e/api/lab"
 )
@@ -144,6 +145,46 @@ func TestAPinholeFollowsItsServiceAndKeepsWhatItsUserWrote(t *testing.T) {
 	if said, _ := c.kubectl("", "get", "ph", "mx", "-o", "jsonpath={.status.targets[0].pod} {.status.targets[0].active}"); said != "mx-0 true" {
 		t.Errorf("the target is %s", said)
 	}
+}
+
+func TestAPinholeIsHandedOverWhenItsUserSaysThatItIsTime(t *testing.T) {
+	t.Parallel()
+	c := newClerk(t, "takes-over")
+	runs := func(name, address, ready string) {
+		t.Helper()
+		c.must(http.MethodPost, c.podsPath(), object{"metadata": object{"name": name, "labels": notes{"app": "mx"}},
+			"spec": object{"nodeName": "node-7", "containers": []object{{"name": "main", "image": "example.com/app:1"}}}}, nil)
+		c.kubelet(name, address, ready)
+	}
+	leadsTo := func(name, expected string) {
+		t.Helper()
+		if err := lab.Poll(patience, func() error {
+			said, _ := c.kubectl("", "get", "ph", name, "-o", "jsonpath={.status.targets[?(@.active==true)].pod}")
+			if said != expected {
+				return fmt.Errorf("%s leads to %q, expected %s", name, said, expected)
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	runs("mx-0", "10.244.7.20", "True")
+	for port, handover := range []string{"Immediate", "WhenGone", "WhenReady"} {
+		name := strings.ToLower(handover)
+		c.applied(pinhole(name, fmt.Sprintf("target: {podSelector: {matchLabels: {app: mx}}}, addresses: [192.0.2.84], ports: [{port: %d}], handover: %s", 25+port, handover)))
+		leadsTo(name, "mx-0")
+	}
+	// Of two pods of one second neither is the newer one.
+	time.Sleep(1100 * time.Millisecond)
+	runs("mx-1", "10.244.7.21", "False")
+	leadsTo("immediate", "mx-1")
+	leadsTo("whenready", "mx-0")
+	c.kubelet("mx-0", "10.244.7.20", "False")
+	c.kubelet("mx-1", "10.244.7.21", "True")
+	leadsTo("whenready", "mx-1")
+	leadsTo("whengone", "mx-0")
+	c.must(http.MethodDelete, c.podsPath()+"/mx-0", object{"gracePeriodSeconds": 0}, nil)
+	leadsTo("whengone", "mx-1")
 }
 
 func TestAnAgentServesAPinholeThatAUserWrote(t *testing.T) {

@@ -1,7 +1,7 @@
 //! What a Pinhole that a user wrote asks for: the same mappings that an annotation asks for, read from its `spec`.
 //!
-//! The API server has checked the object's shape by then; `pinhole check` has not, so that nothing is taken for granted. What
-//! the types offer and nothing serves yet is refused, never passed over.
+//! The API server has checked the object's shape by then; `pinhole check` has not, so that nothing is taken for granted. A
+//! port that is left to be found is refused: nothing finds one for a Pinhole yet.
 
 use std::fmt::Display;
 
@@ -13,7 +13,6 @@ use crate::admission::violation::Violation;
 use crate::admission::violation::shown;
 use crate::admission::wanted::Located;
 use crate::admission::wanted::Wanted;
-use crate::api::crd::pinhole::Handover;
 use crate::api::crd::pinhole::PinholePort;
 use crate::api::crd::pinhole::PinholeSpec;
 use crate::api::crd::pinhole::TargetPort;
@@ -47,7 +46,7 @@ pub(crate) fn read(spec: &PinholeSpec) -> Wanted {
 
 /// What a Pinhole asks for, port by port, and what is wrong with the rest.
 pub fn forwards(spec: &PinholeSpec) -> (Vec<Forward>, Vec<Violation>) {
-    let mut reader = Reader { violations: not_served(spec) };
+    let mut reader = Reader { violations: Vec::new() };
     let addresses: Vec<_> = spec
         .addresses
         .iter()
@@ -86,18 +85,6 @@ pub fn forwards(spec: &PinholeSpec) -> (Vec<Forward>, Vec<Violation>) {
         }
     }
     (forwards, reader.violations)
-}
-
-/// What can be written down and has no effect yet.
-fn not_served(spec: &PinholeSpec) -> Vec<Violation> {
-    let options = [(spec.handover != Handover::WhenReady, "handover", format!("{:?}", spec.handover))];
-    let violation = |(_, field, value): (bool, &str, String)| Violation {
-        field: format!("spec.{field}"),
-        value,
-        problem: "is not served yet; leave it out".to_owned(),
-        rule: Rule::Syntax,
-    };
-    options.into_iter().filter(|(is_given, ..)| *is_given).map(violation).collect()
 }
 
 struct Reader {

@@ -15,6 +15,7 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::Endpoint;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::Client;
 use kube::runtime::WatchStreamExt;
@@ -95,6 +96,10 @@ pub struct LabelledPod {
     pub labels: BTreeMap<String, String>,
     /// The pod.
     pub backend: Backend,
+    /// When it was created.
+    pub created: Option<Timestamp>,
+    /// Whether it is being deleted.
+    pub is_leaving: bool,
 }
 
 /// All that is known.
@@ -113,7 +118,7 @@ pub struct Backends {
 pub struct Need {
     /// Services and their slices.
     pub services: bool,
-    /// Pods by label.
+    /// Pods, by label and by age.
     pub pods: bool,
 }
 
@@ -321,6 +326,8 @@ fn pod_of(seen: Seen) -> Option<LabelledPod> {
             fitness: fitness(are_ready && !is_leaving, are_ready && is_leaving),
         },
         labels: metadata.labels,
+        created: metadata.creation_timestamp.parse().ok(),
+        is_leaving,
     })
 }
 

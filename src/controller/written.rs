@@ -17,6 +17,7 @@ use crate::admission::pinhole;
 use crate::admission::pinhole::Forward;
 use crate::api::crd::condition::ConditionStatus;
 use crate::api::crd::pinhole::Endpoint;
+use crate::api::crd::pinhole::Handover;
 use crate::api::crd::pinhole::Pinhole;
 use crate::api::crd::pinhole::PinholePort;
 use crate::api::crd::pinhole::PinholeSpec;
@@ -80,7 +81,9 @@ pub fn need(pinholes: &Pinholes) -> Need {
     let mut need = Need::default();
     for pinhole in pinholes.values() {
         need.services |= pinhole.spec.target.service.is_some();
-        need.pods |= pinhole.spec.target.pod_selector.is_some();
+        // Which pod is the newest no slice tells.
+        need.pods |=
+            pinhole.spec.target.pod_selector.is_some() || pinhole.spec.handover == Handover::Immediate;
     }
     need
 }
@@ -199,7 +202,7 @@ impl Scene<'_> {
         let mut conditions = conditions(known.conditions, accepted, programmed, generation, patience.now);
         conditions.retain(|condition| condition.type_ != EXCLUSIVE || spec.sharing == Sharing::Exclusive);
         if spec.sharing == Sharing::Exclusive {
-            let said = is_exclusive(&resolved.ready);
+            let said = is_exclusive(&resolved);
             said.into_condition(EXCLUSIVE, generation, patience.now).set(&mut conditions);
         }
         let endpoints = self.endpoints(&resolved);
@@ -273,18 +276,17 @@ const SUSPENDED: &str = "Suspended";
 const EXCLUSIVE: &str = "Exclusive";
 
 /// What is said of the pods that are ready where there should be one.
-fn is_exclusive(ready: &[String]) -> Said {
-    let [first, others @ ..] = ready else {
-        return Said::new(ConditionStatus::True, "NoPod", "");
-    };
-    let listed = others.iter().take(MOST_NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
-    match others.len() {
-        0 => Said::new(ConditionStatus::True, "OnePod", ""),
+fn is_exclusive(Resolved { ready, targets, .. }: &Resolved) -> Said {
+    match ready.len() {
+        0 => Said::new(ConditionStatus::True, "NoPod", ""),
+        1 => Said::new(ConditionStatus::True, "OnePod", ""),
         number => {
-            let more = if MOST_NAMED < number { ", ..." } else { "" };
+            let served = targets.first().map_or("none", |target| &target.pod);
+            let others: Vec<_> = ready.iter().map(String::as_str).filter(|pod| *pod != served).collect();
+            let listed = others.iter().take(MOST_NAMED).copied().collect::<Vec<_>>().join(", ");
+            let more = if MOST_NAMED < others.len() { ", ..." } else { "" };
             let message = format!(
-                "{} pods are ready: {first} is served, {listed}{more} would take over; keep one, or write sharing: ActiveStandby",
-                ready.len()
+                "{number} pods are ready: {served} is served, {listed}{more} would take over; keep one, or write sharing: ActiveStandby"
             );
             Said::new(ConditionStatus::False, "SeveralPods", &message)
         }

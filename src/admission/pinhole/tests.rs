@@ -128,7 +128,6 @@ fn what_cannot_work_is_refused_with_its_place_and_what_to_do() {
             json!({"ports": [{"port": 22}]}),
             "spec.ports[0].port: 203.0.113.7:22/tcp: is restricted in this cluster",
         ),
-        (json!({"handover": "WhenGone"}), "spec.handover: WhenGone: is not served yet"),
     ];
     for (changes, expected) in cases {
         let said = said(&judged(&create(&object("web", web(changes.clone()))), &index()));

@@ -125,8 +125,9 @@ pub struct PinholeSpec {
     #[serde(default)]
     pub sharing: Sharing,
 
-    /// When a newer pod of the same holder takes over. WhenReady: as soon as its containers are ready. WhenGone: when the old
-    /// pod is gone. Immediate: as soon as it has an address. Default: WhenReady.
+    /// When a newer pod of the same holder takes over. WhenReady: as soon as its containers are ready; in a Pinhole of yours only
+    /// once the old pod is not ready any more. WhenGone: when the old pod is gone. Immediate: as soon as it has an address.
+    /// Default: WhenReady.
     #[serde(default)]
     pub handover: Handover,
 

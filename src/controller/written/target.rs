@@ -2,13 +2,18 @@
 //! port of each there. Pure.
 //!
 //! One pod at a time is active, by nearly the rule of holders: the fittest; of several the one that is active now, so that
-//! nothing moves without need; else one on a node that serves the Pinhole; else the first by name.
+//! nothing moves without need; else one on a node that serves the Pinhole; else the first by name. That is the handover
+//! `WhenReady`. With `WhenGone` the active one stays while it exists, and with `Immediate` the newest is active that has an address
+//! and is not being deleted.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use k8s_openapi::jiff::Timestamp;
+
+use crate::api::crd::pinhole::Handover;
 use crate::api::crd::pinhole::PinholePort;
 use crate::api::crd::pinhole::PinholeSpec;
 use crate::api::crd::pinhole::TargetPort;
@@ -83,14 +88,20 @@ pub fn resolve(
         (None, None) => (BTreeMap::new(), None),
     };
     let mut candidates: Vec<_> = candidates.into_values().collect();
+    let is_active = |backend: &Backend| active == Some(backend.uid.as_str());
+    let age = |backend: &Backend| {
+        newcomer(backend, namespace, backends).filter(|_| spec.handover == Handover::Immediate)
+    };
     candidates.sort_by_cached_key(|Candidate { backend, .. }| {
-        let is_active = active == Some(backend.uid.as_str());
+        let stays = spec.handover == Handover::WhenGone && is_active(backend);
         let is_near = backend.node.as_ref().is_some_and(|node| serving.contains(node));
-        (Reverse((backend.fitness, is_active, is_near)), backend.pod.clone(), backend.uid.clone())
+        let rank = (stays, age(backend), backend.fitness, is_active(backend), is_near);
+        (Reverse(rank), backend.pod.clone(), backend.uid.clone())
     });
     let takes = |candidate: &&Candidate| {
-        let Backend { uid, fitness, addresses, .. } = &candidate.backend;
-        !addresses.is_empty() && (*fitness != Fitness::Unready || active == Some(uid.as_str()))
+        let backend = &candidate.backend;
+        let is_fit = backend.fitness != Fitness::Unready || is_active(backend) || age(backend).is_some();
+        is_fit && !backend.addresses.is_empty()
     };
     let chosen = candidates.first().filter(takes);
     let ports = chosen.map(|chosen| chosen.ports.clone()).unwrap_or_default();
@@ -112,6 +123,13 @@ pub fn resolve(
         ready,
         problem,
     }
+}
+
+/// When a pod came that has an address and is not about to go.
+fn newcomer(backend: &Backend, namespace: &str, backends: &Backends) -> Option<Timestamp> {
+    let known = backends.pods.get(&ObjectName::new(namespace, backend.pod.as_str()))?;
+    let comes = known.backend.uid == backend.uid && !known.is_leaving && !backend.addresses.is_empty();
+    known.created.filter(|_| comes)
 }
 
 fn no_target(spec: &PinholeSpec, present: usize) -> Problem {

@@ -1,5 +1,6 @@
 //! What is written into users' Pinholes for claims, Services, pods and nodes that a test says there are.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::jiff::SignedDuration;
@@ -55,6 +56,10 @@ fn backend(pod: &str, address: &str, node: &str, fitness: Fitness) -> Backend {
         node: Some(node.to_owned()),
         fitness,
     }
+}
+
+fn labelled(backend: Backend) -> LabelledPod {
+    LabelledPod { labels: BTreeMap::new(), backend, created: None, is_leaving: false }
 }
 
 /// The Pinhole web of namespace shop, whose port is claimed and whose address node-1 has; `changes` is merged into its spec.
@@ -385,7 +390,7 @@ fn a_standby_takes_over_when_the_active_pod_is_gone_ends_or_loses_its_node() {
             .into_iter()
             .map(|backend| {
                 let labels = [("app".to_owned(), "web".to_owned())].into();
-                (named("shop", &backend.pod), LabelledPod { labels, backend })
+                (named("shop", &backend.pod), LabelledPod { labels, ..labelled(backend) })
             })
             .collect();
         for scene in [&mut of_service, &mut of_labels] {
@@ -393,6 +398,61 @@ fn a_standby_takes_over_when_the_active_pod_is_gone_ends_or_loses_its_node() {
             assert!(shown.contains(&format!("| {expected} |")), "{name}: {shown}");
         }
     }
+}
+
+#[test]
+fn the_active_pod_stays_until_it_is_gone_where_that_is_asked_for() {
+    let mut scene = scene(json!({"handover": "WhenGone"}));
+    let a = |fitness| Some(backend("a", "10.244.1.1", "node-1", fitness));
+    let b = |fitness| Some(backend("b", "10.244.2.1", "node-2", fitness));
+    let steps = [
+        ("none is ready", [a(Fitness::Unready), b(Fitness::Unready)], ""),
+        ("the one that is ready", [a(Fitness::Unready), b(Fitness::Ready)], "b"),
+        ("it is not ready any more", [a(Fitness::Ready), b(Fitness::Unready)], "b"),
+        ("it leaves", [a(Fitness::Ready), b(Fitness::Leaving)], "b"),
+        ("it is gone", [a(Fitness::Ready), None], "a"),
+        ("it is back", [a(Fitness::Ready), b(Fitness::Ready)], "a"),
+    ];
+    for (name, pods, expected) in steps {
+        scene.behind(vec![port("https", 8443)], pods.into_iter().flatten().collect());
+        let shown = scene.shown();
+        assert!(shown.contains(&format!("| {expected} |")), "{name}: {shown}");
+    }
+}
+
+#[test]
+fn the_newest_pod_with_an_address_is_active_where_that_is_asked_for() {
+    let mut scene = scene(json!({"handover": "Immediate"}));
+    assert_eq!(need(&scene.pinholes), Need { services: true, pods: true });
+    let pod = |name: &str, created: i64, fitness, is_leaving| {
+        let backend = backend(name, "10.244.1.1", "node-1", fitness);
+        let created = Timestamp::from_second(created).ok();
+        LabelledPod { created, is_leaving, ..labelled(backend) }
+    };
+    let old = || pod("b", 1, Fitness::Ready, false);
+    let without_address = || {
+        let mut pod = pod("a", 3, Fitness::Unready, false);
+        pod.backend.addresses.clear();
+        pod
+    };
+    let steps = [
+        ("the only one, and not ready", vec![pod("b", 1, Fitness::Unready, false)], "b"),
+        ("a newer one, and not ready", vec![old(), pod("c", 2, Fitness::Unready, false)], "c"),
+        ("the newest has no address", vec![old(), without_address()], "b"),
+        ("the newest is being deleted", vec![old(), pod("c", 2, Fitness::Leaving, true)], "b"),
+        ("two of one second", vec![pod("a", 1, Fitness::Ready, false), old()], "b"),
+        ("only one that is being deleted", vec![pod("b", 1, Fitness::Unready, true)], "b"),
+    ];
+    for (name, pods, expected) in steps {
+        scene.behind(vec![port("https", 8443)], pods.iter().map(|pod| pod.backend.clone()).collect());
+        scene.backends.pods = pods.into_iter().map(|pod| (named("shop", &pod.backend.pod), pod)).collect();
+        let shown = scene.shown();
+        assert!(shown.contains(&format!("| {expected} |")), "{name}: {shown}");
+    }
+    scene.backends.pods.clear();
+    scene
+        .behind(vec![port("https", 8443)], vec![old().backend, pod("c", 2, Fitness::Unready, false).backend]);
+    assert!(scene.shown().contains("| b |"), "of which nobody knows the age, the ready one");
 }
 
 #[test]
@@ -419,6 +479,12 @@ fn where_there_should_be_one_pod_a_condition_tells_of_others() {
         condition(&mut scene).unwrap(),
         format!("False SeveralPods: 8 {told}, web-3, web-4, web-5, web-6, ... {advice}")
     );
+    scene.stored().spec.handover = Handover::WhenGone;
+    scene.behind(
+        vec![port("https", 8443)],
+        vec![backend("web-1", "10.244.1.1", "node-1", Fitness::Unready), pod(2), pod(3)],
+    );
+    assert_eq!(condition(&mut scene).unwrap(), format!("False SeveralPods: 2 {told}, web-3 {advice}"));
     scene.stored().spec.sharing = Sharing::ActiveStandby;
     assert_eq!(condition(&mut scene), None);
 }
@@ -452,7 +518,7 @@ fn pods_are_found_by_their_labels_in_the_pinhole_s_own_namespace() {
     let mut add = |namespace: &str, name: &str, app: &str| {
         let pod = LabelledPod {
             labels: [("app".to_owned(), app.to_owned())].into(),
-            backend: backend(name, "10.244.1.9", "node-1", Fitness::Ready),
+            ..labelled(backend(name, "10.244.1.9", "node-1", Fitness::Ready))
         };
         scene.backends.pods.insert(named(namespace, name), pod);
     };
