@@ -78,8 +78,8 @@ use crate::model::mapping::Mapping;
         .message("a port without a number is found on one address: leave addresses out, or name one"),
     validation = Rule::new("has(self.target.pod) || size(self.ports) <= 64")
         .message("ports has more than 64 entries; write another Pinhole for the rest, or ask for ports in a row as a range by portEnd"),
-    // What the controller writes asks for no port twice, and of 256 entries the comparison of all pairs would cost more than the
-    // API server allows.
+    // What the controller writes asks for no port twice; to compare all pairs of 256 entries would cost more than the API server
+    // lets a rule spend.
     validation = Rule::new("has(self.target.pod) || self.ports.all(port, !has(port.port) || self.ports.filter(other, has(other.port) && other.protocol == port.protocol && (has(other.address) ? other.address : '') == (has(port.address) ? port.address : '') && other.port <= (has(port.portEnd) ? port.portEnd : port.port) && port.port <= (has(other.portEnd) ? other.portEnd : other.port)).size() <= 1)")
         .message("two entries of ports ask for the same external port and protocol"),
     validation = Rule::new("self.ports.all(port, !has(port.name) || self.ports.filter(other, has(other.name) && other.name == port.name).size() == 1)")
