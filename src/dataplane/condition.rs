@@ -20,6 +20,8 @@ pub enum ConditionKind {
     ForwardBlocked,
     /// The kernel does not forward packets of a family.
     ForwardingDisabled,
+    /// Another program insists on the place of a jump of ours.
+    JumpContested,
     /// A link to the outside cannot be used, so replies do not leave by it.
     LinkUnusable,
     /// Both flavours of iptables hold rules.
@@ -30,9 +32,10 @@ pub enum ConditionKind {
 
 impl ConditionKind {
     /// All kinds.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::ForwardBlocked,
         Self::ForwardingDisabled,
+        Self::JumpContested,
         Self::LinkUnusable,
         Self::MixedFlavors,
         Self::ReversePathFilter,
@@ -43,6 +46,7 @@ impl ConditionKind {
         match self {
             Self::ForwardBlocked => "ForwardBlocked",
             Self::ForwardingDisabled => "ForwardingDisabled",
+            Self::JumpContested => "JumpContested",
             Self::LinkUnusable => "LinkUnusable",
             Self::MixedFlavors => "MixedFlavors",
             Self::ReversePathFilter => "ReversePathFilter",

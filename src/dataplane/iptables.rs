@@ -6,6 +6,7 @@
 
 pub mod blockers;
 mod chain;
+mod contest;
 pub mod decode;
 #[cfg(test)]
 mod fixtures;
@@ -35,6 +36,7 @@ use crate::dataplane::command::CommandError;
 use crate::dataplane::command::Tools;
 use crate::dataplane::condition::Condition;
 use crate::dataplane::counters::Counters;
+use crate::dataplane::iptables::contest::Contests;
 use crate::dataplane::iptables::decode::decode;
 use crate::dataplane::iptables::layout::Layout;
 use crate::dataplane::iptables::layout::layout;
@@ -42,7 +44,9 @@ use crate::dataplane::iptables::names::Names;
 use crate::dataplane::iptables::parse::ParseError;
 use crate::dataplane::iptables::plan::Means;
 use crate::dataplane::iptables::plan::Plan;
-use crate::dataplane::iptables::plan::plan;
+use crate::dataplane::iptables::plan::plan_beside;
+use crate::dataplane::iptables::position::preempted;
+use crate::dataplane::iptables::table::TableName;
 use crate::dataplane::iptables::table::Tables;
 use crate::dataplane::isolation;
 use crate::dataplane::nftables;
@@ -64,17 +68,18 @@ const INCOMPATIBLE_PAUSE: Duration = Duration::from_millis(50);
 /// Up to this many chains, reading their counters one by one is cheaper than reading all tables.
 const LISTED_CHAINS: usize = 4;
 
-/// Programs a node by one flavour of iptables.
+/// Programs a node by one flavour of iptables. Clones know of the same contests.
 #[derive(Clone, Debug)]
 pub struct Iptables {
     flavor: Flavor,
     settings: Settings,
+    contests: Contests,
 }
 
 impl Iptables {
     /// Uses this flavour; [`crate::dataplane::probe`] finds out which one a node uses.
-    pub const fn new(flavor: Flavor, settings: Settings) -> Self {
-        Self { flavor, settings }
+    pub fn new(flavor: Flavor, settings: Settings) -> Self {
+        Self { flavor, settings, contests: Contests::default() }
     }
 
     /// The flavour in use.
@@ -118,7 +123,8 @@ impl Iptables {
             Some(tables) => tables,
             None => save(&self.settings, self.flavor, family).await?,
         };
-        let work = Work::new(&self.settings, self.flavor, family, tables);
+        let contests = self.contests.clone();
+        let work = Work { contests, ..Work::new(&self.settings, self.flavor, family, tables) };
         let mut way = Way { work, progress: Progress::new(family, applied) };
         let mut refused = Vec::new();
         let outcome = isolation::bring(&mut way, desired, &mut refused).await;
@@ -178,7 +184,10 @@ impl Dataplane for Iptables {
     }
 
     async fn conditions(&self, desired: &Ruleset) -> Vec<Condition> {
-        blockers::conditions(&self.settings, Firewall::Iptables(self.flavor), desired).await
+        let mut conditions =
+            blockers::conditions(&self.settings, Firewall::Iptables(self.flavor), desired).await;
+        conditions.extend(self.contests.conditions(self.flavor));
+        conditions
     }
 }
 
@@ -243,10 +252,11 @@ pub(crate) struct Work<'a> {
     /// Chains whose counters were read on the way.
     counted: Vec<String>,
     means: Means,
+    contests: Contests,
 }
 
 impl<'a> Work<'a> {
-    pub(crate) const fn new(settings: &'a Settings, flavor: Flavor, family: Family, tables: Tables) -> Self {
+    pub(crate) fn new(settings: &'a Settings, flavor: Flavor, family: Family, tables: Tables) -> Self {
         Self {
             settings,
             flavor,
@@ -255,6 +265,7 @@ impl<'a> Work<'a> {
             transactions: Vec::new(),
             counted: Vec::new(),
             means: Means::Rules,
+            contests: Contests::default(),
         }
     }
 
@@ -264,11 +275,11 @@ impl<'a> Work<'a> {
         let Self { settings, flavor, family, .. } = *self;
         let names = Names(&settings.prefix);
         for _ in 0..JUMP_ATTEMPTS {
-            let Some(mut next) = plan(&self.tables, wanted, names, self.means) else { return Ok(()) };
+            let Some(mut next) = self.plan(wanted) else { return Ok(()) };
             if !next.rewritten.is_empty() {
                 self.refresh_counters(&next).await?;
                 self.counted.append(&mut next.rewritten);
-                next = plan(&self.tables, wanted, names, self.means).unwrap_or(next);
+                next = self.plan(wanted).unwrap_or(next);
             }
             match restore(settings, flavor, family, &next.text).await {
                 // Looking for rules one by one would take as long the next time.
@@ -279,6 +290,7 @@ impl<'a> Work<'a> {
                 }
                 outcome => outcome?,
             }
+            self.count_moves(wanted);
             // A position counts rules of others, who may have changed them since.
             let known = next.jumps == 0 && memory::restore(&mut self.tables, &next.text, names).is_ok();
             let Plan { text: input, chains, .. } = next;
@@ -288,10 +300,23 @@ impl<'a> Work<'a> {
             }
             self.tables = save(settings, flavor, family).await?;
         }
-        match plan(&self.tables, wanted, names, self.means) {
+        match self.plan(wanted) {
             None => Ok(()),
             Some(_) => Err(DataplaneError::Displaced { program: program(flavor, family, "") }),
         }
+    }
+
+    fn plan(&self, wanted: &Layout) -> Option<Plan> {
+        let yielded = self.contests.yielded(self.family);
+        plan_beside(&self.tables, wanted, Names(&self.settings.prefix), self.means, &yielded)
+    }
+
+    /// Remembers who stood in front of us before the transaction that was just made.
+    fn count_moves(&self, wanted: &Layout) {
+        let (names, yielded) = (Names(&self.settings.prefix), self.contests.yielded(self.family));
+        let mut moved = preempted(TableName::Nat, &self.tables.nat, &wanted.nat, names);
+        moved.retain(|(spot, _)| !yielded.contains(spot));
+        self.contests.moved(self.family, moved);
     }
 
     async fn refresh_counters(&mut self, plan: &Plan) -> Result<(), DataplaneError> {

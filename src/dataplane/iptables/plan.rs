@@ -19,6 +19,7 @@ use crate::dataplane::iptables::layout::SKELETON;
 use crate::dataplane::iptables::names::Names;
 use crate::dataplane::iptables::position;
 use crate::dataplane::iptables::position::Edit;
+use crate::dataplane::iptables::position::Yielded;
 use crate::dataplane::iptables::rule::Rule;
 use crate::dataplane::iptables::table::SavedRule;
 use crate::dataplane::iptables::table::Table;
@@ -49,6 +50,17 @@ pub enum Means {
 
 /// How to get from `observed` to `wanted`; `None` when nothing is to be done.
 pub fn plan(observed: &Tables, wanted: &Layout, names: Names<'_>, means: Means) -> Option<Plan> {
+    plan_beside(observed, wanted, names, means, &Yielded::new())
+}
+
+/// Likewise, where others may stand in front of us in some chains.
+pub fn plan_beside(
+    observed: &Tables,
+    wanted: &Layout,
+    names: Names<'_>,
+    means: Means,
+    yielded: &Yielded,
+) -> Option<Plan> {
     let mut plan = Plan::default();
     // What has no skeleton has no version.
     let current = !wanted.filter.contains_key(&names.forward()) || is_current(observed, names, SKELETON);
@@ -66,7 +78,7 @@ pub fn plan(observed: &Tables, wanted: &Layout, names: Names<'_>, means: Means) 
                 None => work.rewritten.push((chain, rules)),
             }
         }
-        work.jumps = position::edits(name, table, wanted, names);
+        work.jumps = position::edits(name, table, wanted, names, yielded);
         write(&mut plan, name, table, &work, names);
     }
     (!plan.text.is_empty()).then_some(plan)

@@ -5,9 +5,11 @@
 //! - The forward accept: behind every jump to another chain and every drop, because network policies stand there and
 //!   must keep the last word; but in front of a final rule that rejects everything.
 //!
-//! A jump that stands well is not touched, wherever it stands.
+//! A jump that stands well is not touched, wherever it stands, and neither is one for NAT where others insist on the first
+//! place.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use crate::dataplane::iptables::names::Names;
 use crate::dataplane::iptables::rule::Action;
@@ -17,7 +19,7 @@ use crate::dataplane::iptables::table::Table;
 use crate::dataplane::iptables::table::TableName;
 
 /// The comment of a jump.
-const JUMP: &str = "pinhole:jump";
+pub(crate) const JUMP: &str = "pinhole:jump";
 /// How deep chains are followed: the kernel allows few more, and real rulesets need less.
 const DEPTH: usize = 16;
 
@@ -35,6 +37,18 @@ struct Hook {
     chain: String,
     place: Place,
 }
+
+/// A built-in chain with a jump for NAT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Spot {
+    /// The table.
+    pub table: TableName,
+    /// The chain.
+    pub chain: &'static str,
+}
+
+/// Where others may stand in front of us.
+pub type Yielded = BTreeSet<Spot>;
 
 /// A change of one rule in a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +102,7 @@ pub fn edits(
     table: &Table,
     wanted: &BTreeMap<String, Vec<Rule>>,
     names: Names<'_>,
+    yielded: &Yielded,
 ) -> Vec<Edit> {
     let mut hooks = hooks(name, names);
     hooks.retain(|hook| wanted.contains_key(&hook.chain));
@@ -100,10 +115,30 @@ pub fn edits(
     for chain in ["INPUT", "FORWARD", "PREROUTING", "OUTPUT", "POSTROUTING"] {
         let here: Vec<_> = hooks.iter().filter(|hook| hook.built_in == chain).collect();
         if !here.is_empty() {
-            edits.extend(edits_of_chain(chain, &here, table, names));
+            let yields = yielded.contains(&Spot { table: name, chain });
+            edits.extend(edits_of_chain(chain, &here, table, names, yields));
         }
     }
     edits
+}
+
+/// Where others stand in front of a jump for NAT that is as we write it, each with the first such rule.
+pub fn preempted(
+    name: TableName,
+    table: &Table,
+    wanted: &BTreeMap<String, Vec<Rule>>,
+    names: Names<'_>,
+) -> Vec<(Spot, String)> {
+    let hooks = hooks(name, names).into_iter();
+    let hooks = hooks.filter(|hook| hook.place == Place::BeforeNat && wanted.contains_key(&hook.chain));
+    let preempted = hooks.filter_map(|hook| {
+        let rules = table.rules(hook.built_in);
+        let (before, _) = rules.split_at(index_of_only_jump(&hook, rules)?);
+        let mut foreign = before.iter().filter(|rule| !names.owns(&rule.target));
+        let first = foreign.find(|rule| may_end(rule, table, DEPTH))?;
+        Some((Spot { table: name, chain: hook.built_in }, first.text.clone()))
+    });
+    preempted.collect()
 }
 
 /// The changes that take every jump to a chain of ours out.
@@ -128,10 +163,10 @@ fn deletions<'a>(
         .map(|rule| Edit::Delete { chain: chain.to_owned(), rule: rule.text.clone() })
 }
 
-fn edits_of_chain(chain: &str, hooks: &[&Hook], table: &Table, names: Names<'_>) -> Vec<Edit> {
+fn edits_of_chain(chain: &str, hooks: &[&Hook], table: &Table, names: Names<'_>, yields: bool) -> Vec<Edit> {
     let rules = table.rules(chain);
     let good: Vec<&Hook> =
-        hooks.iter().copied().filter(|hook| stands_well(hook, rules, table, names)).collect();
+        hooks.iter().copied().filter(|hook| stands_well(hook, rules, table, names, yields)).collect();
     let is_good = |rule: &SavedRule| good.iter().any(|hook| hook.chain == rule.target);
     let mut edits: Vec<_> = deletions(chain, table, names, |rule| !is_good(rule)).collect();
     let mut left: Vec<_> =
@@ -156,24 +191,27 @@ fn jump(chain: &str) -> Rule {
     Rule::new(Action::Jump(chain.to_owned())).comment(JUMP)
 }
 
-/// Whether exactly one jump leads to the chain, as we write it, and stands where it works.
-fn stands_well(hook: &Hook, rules: &[SavedRule], table: &Table, names: Names<'_>) -> bool {
+/// Where the jump to the chain stands, if it is the only one and as we write it.
+fn index_of_only_jump(hook: &Hook, rules: &[SavedRule]) -> Option<usize> {
     let mut found = rules.iter().enumerate().filter(|(_, rule)| rule.target == hook.chain);
-    let (Some((index, rule)), None) = (found.next(), found.next()) else { return false };
+    let (Some((index, rule)), None) = (found.next(), found.next()) else { return None };
+    (rule.rule.as_ref() == Some(&jump(&hook.chain))).then_some(index)
+}
+
+/// Whether exactly one jump leads to the chain, as we write it, and stands where it works.
+fn stands_well(hook: &Hook, rules: &[SavedRule], table: &Table, names: Names<'_>, yields: bool) -> bool {
+    let Some(index) = index_of_only_jump(hook, rules) else { return false };
     let foreign = |rule: &&SavedRule| !names.owns(&rule.target);
     let (before, behind) = rules.split_at(index);
     let mut before = before.iter().filter(foreign);
     let mut behind = behind.iter().filter(foreign).take_while(|rule| !rejects_everything(rule));
-    rule.rule.as_ref() == Some(&jump(&hook.chain))
-        && match hook.place {
-            Place::BeforeNat => !before.any(|rule| may_end(rule, table, DEPTH)),
-            Place::BeforeAccept => {
-                !before.any(|rule| matches!(rule.target.as_str(), "ACCEPT" | "RETURN" | "QUEUE" | "NFQUEUE"))
-            }
-            Place::BehindPolicy => {
-                !before.any(rejects_everything) && !behind.any(|rule| may_refuse(rule, table))
-            }
+    match hook.place {
+        Place::BeforeNat => yields || !before.any(|rule| may_end(rule, table, DEPTH)),
+        Place::BeforeAccept => {
+            !before.any(|rule| matches!(rule.target.as_str(), "ACCEPT" | "RETURN" | "QUEUE" | "NFQUEUE"))
         }
+        Place::BehindPolicy => !before.any(rejects_everything) && !behind.any(|rule| may_refuse(rule, table)),
+    }
 }
 
 /// Whether nothing comes past this rule.

@@ -2,9 +2,11 @@
 
 use std::io::ErrorKind;
 
+use pinhole::dataplane::Dataplane;
 use pinhole::dataplane::condition::ConditionKind;
 use pinhole::dataplane::settings::Firewall;
 use pinhole::dataplane::settings::Flavor;
+use pinhole::ruleset::desired::desired;
 
 use crate::kernel::lab::A;
 use crate::kernel::lab::B;
@@ -266,6 +268,44 @@ fn a_kernel_that_does_not_forward_is_told(lab: &mut Lab) {
     let kinds: Vec<_> = conditions.iter().map(|condition| condition.kind).collect();
     assert_eq!(kinds, [ConditionKind::ForwardingDisabled]);
     assert!(conditions[0].fix.contains("sysctl -w net.ipv4.ip_forward=1"));
+}
+
+/// As Calico does where it is told to insert: it looks from time to time whether it stands first.
+#[test]
+fn an_engine_that_insists_on_the_first_place_is_moved_a_few_times_and_told() {
+    for flavor in Flavor::ALL {
+        contest(&Lab::new(Firewall::Iptables(flavor)));
+    }
+}
+
+fn contest(lab: &Lab) {
+    let _a = lab.a.serve("a", "[::]:80");
+    let wanted = [endpoint("80/tcp", "a", A)];
+    let backend = lab.backend();
+    lab.repair(&backend, &wanted);
+    lab.iptables("-t nat -N cali-PREROUTING");
+    lab.iptables("-t nat -A cali-PREROUTING -d 192.0.2.99 -j DNAT --to-destination 10.244.1.10");
+    let jump = "-m comment --comment cali:6gwbT8clXdHdC1b1 -j cali-PREROUTING";
+    let mut moves = 0;
+    for _ in 0..12 {
+        lab.iptables(&format!("-t nat -D PREROUTING {jump} 2>/dev/null || true"));
+        lab.iptables(&format!("-t nat -I PREROUTING 1 {jump}"));
+        moves += lab.repair(&backend, &wanted).transactions.len();
+        assert_eq!(lab.client.tcp("203.0.113.7:80"), Ok("a 198.51.100.9".into()));
+    }
+    assert_eq!(moves, 5, "then it is left where it stands");
+    let rules = lab.iptables("-t nat -S PREROUTING");
+    assert!(rules.find("cali-PREROUTING").unwrap() < rules.find("PINHOLE-DNAT").unwrap(), "{rules}");
+    let desired = desired(&[], &Lab::facts()).ruleset;
+    let conditions = lab.on_node(async || backend.conditions(&desired).await);
+    let told: Vec<_> =
+        conditions.iter().map(|told| (told.kind, told.message.contains("-j cali-PREROUTING`"))).collect();
+    assert_eq!(told, [(ConditionKind::JumpContested, true)], "{conditions:?}");
+
+    // A jump that is gone is put in as ever.
+    lab.iptables("-t nat -F PREROUTING");
+    assert!(!lab.repair(&backend, &wanted).transactions.is_empty());
+    assert_eq!(lab.client.tcp("203.0.113.7:80"), Ok("a 198.51.100.9".into()));
 }
 
 with_every_backend!(
