@@ -11,6 +11,7 @@ pub mod conntrack;
 pub mod counters;
 pub mod drift;
 pub mod dry_run;
+pub mod former;
 pub mod iptables;
 pub(crate) mod isolation;
 pub mod links;

@@ -54,6 +54,7 @@ use crate::dataplane::choice::FirewallChoice;
 use crate::dataplane::drift::Watcher;
 use crate::dataplane::dry_run::Dialect;
 use crate::dataplane::dry_run::DryRun;
+use crate::dataplane::former::Successor;
 use crate::dataplane::links::Link;
 use crate::dataplane::links::LinkMask;
 use crate::dataplane::links::Links;
@@ -263,7 +264,7 @@ impl AgentFlags {
         let settings = kernel.settings()?;
         let links = settings.links.clone();
         let (dataplane, backend) = kernel.backend(&settings).await?;
-        let dataplane = Arc::new(dataplane);
+        let dataplane = Arc::new(Successor::new(dataplane, settings.clone()));
         let connection = client::connect(&kubeconfig.map_or(Source::Usual, Source::File)).await?;
         let http_listener = listen::bind(http_address, "--http-address").await?;
         let entries_listener = listen::bind(entries_address, "--entries-address").await?;
@@ -284,7 +285,7 @@ impl AgentFlags {
         let pods = Arc::new(NodePods::new(Arc::clone(&policy)));
         let watching =
             tokio::spawn(Arc::clone(&pods).follow(connection.clone(), node_name.clone(), observer));
-        let is_dry_run = matches!(*dataplane, Backend::DryRun(_));
+        let is_dry_run = matches!(dataplane.inner(), Backend::DryRun(_));
         // A dry run tells nobody that it did something.
         let (events, writing) = if is_dry_run {
             (None, None)
@@ -293,7 +294,7 @@ impl AgentFlags {
             (Some(events), Some(writing))
         };
         let (granting, following) = resources.granting(&connection, &node_name, &pods, is_dry_run).unzip();
-        let vigil = Vigil::new(Watcher::new(&dataplane, settings.clone()), resync);
+        let vigil = Vigil::new(Watcher::new(dataplane.inner(), settings.clone()), resync);
         let flows = (!is_dry_run).then(Flows::default);
         if let Some(flows) = flows.clone() {
             tokio::spawn(flows.run(settings, kernel.udp_handover, metrics.clone()));

@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// The flags of `pinhole cleanup`.
 #[derive(Debug, Args)]
 pub(crate) struct Cleanup {
-    /// What the chains start with: the agent's --resource-prefix.
+    /// What the chains start with: the agent's --resource-prefix. What is known as ours under another one goes, too.
     #[arg(long, value_name = "NAME", default_value_t = Prefix::default(), env = "PINHOLE_RESOURCE_PREFIX")]
     resource_prefix: Prefix,
 
@@ -85,13 +85,13 @@ async fn for_good(remove: impl AsyncFn() -> anyhow::Result<Vec<Removed>>) -> any
 fn report(removed: &[Removed], prefix: &Prefix) -> String {
     if removed.is_empty() {
         return format!(
-            "Nothing to remove: no chain of this node starts with {prefix}-, and no table is named so.\n"
+            "Nothing to remove: no chain of this node starts with {prefix}-, no table is named so, and nothing is ours under another prefix.\n"
         );
     }
     let mut text = String::new();
     for removed in removed {
-        let (firewall, transaction) = match removed {
-            Removed::Rules { firewall, transaction } => (firewall, transaction),
+        let (prefix, firewall, transaction) = match removed {
+            Removed::Rules { prefix, firewall, transaction } => (prefix, firewall, transaction),
             Removed::Routing(Changed { rules, routes }) => {
                 let _ = writeln!(text, "Removed {rules} rules and {routes} routes of links.");
                 continue;
@@ -121,7 +121,7 @@ mod tests {
 
     fn one() -> Removed {
         let transaction = Transaction { family: Family::V4, input: String::new(), chains: 6, elements: 0 };
-        Removed::Rules { firewall: Firewall::Nftables, transaction }
+        Removed::Rules { prefix: Prefix::default(), firewall: Firewall::Nftables, transaction }
     }
 
     #[tokio::test(start_paused = true)]
@@ -157,20 +157,21 @@ mod tests {
         let prefix = Prefix::default();
         assert_eq!(
             report(&[], &prefix),
-            "Nothing to remove: no chain of this node starts with PINHOLE-, and no table is named so.\n"
+            "Nothing to remove: no chain of this node starts with PINHOLE-, no table is named so, and nothing is ours under another prefix.\n"
         );
-        let removed =
-            [(Firewall::Iptables(Flavor::Nft), 7), (Firewall::Nftables, 6)].map(|(firewall, chains)| {
+        let removed = [("PINHOLE", Firewall::Iptables(Flavor::Nft), 7), ("NAT", Firewall::Nftables, 6)].map(
+            |(prefix, firewall, chains)| {
                 let transaction =
                     Transaction { family: Family::V4, input: String::new(), chains, elements: 0 };
-                Removed::Rules { firewall, transaction }
-            });
+                Removed::Rules { prefix: prefix.parse().unwrap(), firewall, transaction }
+            },
+        );
         let routing = Removed::Routing(Changed { rules: 4, routes: 2 });
         let removed: Vec<_> = removed.into_iter().chain([routing]).collect();
         assert_eq!(
             report(&removed, &prefix),
             "Removed 7 chains of PINHOLE and what leads to them: IPv4, iptables-nft.\n\
-             Removed 6 chains of PINHOLE and what leads to them: IPv4, nftables.\n\
+             Removed 6 chains of NAT and what leads to them: IPv4, nftables.\n\
              Removed 4 rules and 2 routes of links.\n\
              Published ports are closed. Rules of others are as they were.\n"
         );

@@ -5,6 +5,7 @@ use std::fmt;
 
 use crate::dataplane::DataplaneError;
 use crate::dataplane::Transaction;
+use crate::dataplane::former;
 use crate::dataplane::iptables::names::Names;
 use crate::dataplane::iptables::plan::removal;
 use crate::dataplane::iptables::restore;
@@ -14,6 +15,7 @@ use crate::dataplane::routing;
 use crate::dataplane::routing::Changed;
 use crate::dataplane::settings::Firewall;
 use crate::dataplane::settings::Flavor;
+use crate::dataplane::settings::Prefix;
 use crate::dataplane::settings::Settings;
 use crate::model::address::Family;
 
@@ -22,6 +24,8 @@ use crate::model::address::Family;
 pub enum Removed {
     /// The rules of one family.
     Rules {
+        /// What they were named after.
+        prefix: Prefix,
         /// Where they were.
         firewall: Firewall,
         /// The transaction that removed them.
@@ -49,34 +53,25 @@ impl fmt::Display for Uncleaned {
 
 impl Error for Uncleaned {}
 
-/// Removes jumps and chains with our prefix, our tables, and the rules and routes of links; what others made stays. Nothing there is no error, and
-/// neither is a flavour that is not installed or a kernel without nf_tables or without a family.
+/// Removes jumps and chains with our prefix, our tables, and the rules and routes of links, and what is known as ours under any
+/// other prefix; what others made stays. Nothing there is no error, and neither is a flavour that is not installed or a kernel
+/// without nf_tables or without a family.
 ///
 /// Established connections through entries break when no other program on the node tracks connections.
 ///
 /// # Errors
 /// What cannot be removed keeps nothing else from being removed, and is told at the end.
 pub async fn cleanup(settings: &Settings) -> Result<Vec<Removed>, Uncleaned> {
-    let (mut removed, mut errors) = (Vec::new(), Vec::new());
-    for flavor in Flavor::ALL {
-        for family in Family::ALL {
-            match remove(settings, flavor, family).await {
-                Ok(None) => {}
-                Ok(Some(transaction)) => {
-                    removed.push(Removed::Rules { firewall: Firewall::Iptables(flavor), transaction });
-                }
-                Err(error) => errors.push(error),
+    let (mut removed, mut errors) = remove_rules(settings).await;
+    match former::prefixes(settings).await {
+        Ok(prefixes) => {
+            for prefix in prefixes {
+                let (more, failed) = remove_rules(&former::with_prefix(settings, &prefix)).await;
+                removed.extend(more);
+                errors.extend(failed);
             }
         }
-    }
-    for family in Family::ALL {
-        match nftables::remove(settings, family).await {
-            Ok(None) => {}
-            Ok(Some(transaction)) => {
-                removed.push(Removed::Rules { firewall: Firewall::Nftables, transaction });
-            }
-            Err(error) => errors.push(error),
-        }
+        Err(error) => errors.push(error),
     }
     match routing::remove().await {
         Ok(routing) if routing == Changed::default() => {}
@@ -84,6 +79,31 @@ pub async fn cleanup(settings: &Settings) -> Result<Vec<Removed>, Uncleaned> {
         Err(error) => errors.push(DataplaneError::Routing(error)),
     }
     if errors.is_empty() { Ok(removed) } else { Err(Uncleaned { removed, errors }) }
+}
+
+/// Removes jumps, chains and tables of one prefix; what was removed, and why the rest was not.
+pub(crate) async fn remove_rules(settings: &Settings) -> (Vec<Removed>, Vec<DataplaneError>) {
+    let (mut removed, mut errors) = (Vec::new(), Vec::new());
+    let mut put = |firewall, transaction| {
+        removed.push(Removed::Rules { prefix: settings.prefix.clone(), firewall, transaction });
+    };
+    for flavor in Flavor::ALL {
+        for family in Family::ALL {
+            match remove(settings, flavor, family).await {
+                Ok(None) => {}
+                Ok(Some(transaction)) => put(Firewall::Iptables(flavor), transaction),
+                Err(error) => errors.push(error),
+            }
+        }
+    }
+    for family in Family::ALL {
+        match nftables::remove(settings, family).await {
+            Ok(None) => {}
+            Ok(Some(transaction)) => put(Firewall::Nftables, transaction),
+            Err(error) => errors.push(error),
+        }
+    }
+    (removed, errors)
 }
 
 /// Removes what one flavour of iptables has of ours in one family, if there is anything.

@@ -35,6 +35,7 @@ use crate::dataplane::nftables::netlink::Listener;
 use crate::dataplane::nftables::netlink::Part;
 use crate::dataplane::nftables::netlink::Socket;
 use crate::dataplane::nftables::netlink::Touched;
+use crate::dataplane::nftables::netlink::is_unanswered;
 use crate::dataplane::nftables::plan::Table;
 use crate::dataplane::nftables::read::digest_of_chain;
 use crate::dataplane::routing;
@@ -260,8 +261,7 @@ impl Marks {
             Ok(generation) => Ok(Some(generation)),
             Err(error) => {
                 self.socket = None;
-                // The kernel says so when nobody answers for nf_tables.
-                if error.raw_os_error() == Some(libc::EINVAL) { Ok(None) } else { Err(error) }
+                if is_unanswered(&error) { Ok(None) } else { Err(error) }
             }
         }
     }

@@ -22,6 +22,7 @@ pub mod skeleton;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io;
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -60,6 +61,7 @@ use crate::dataplane::progress::Progress;
 use crate::dataplane::routing;
 use crate::dataplane::settings::Firewall;
 use crate::dataplane::settings::Flavor;
+use crate::dataplane::settings::Prefix;
 use crate::dataplane::settings::Settings;
 use crate::model::address::Family;
 use crate::ruleset::Ruleset;
@@ -169,6 +171,25 @@ impl Nftables {
             }
         }
         Ok(tables)
+    }
+
+    /// The names of all tables that are ours, under whatever prefix.
+    pub(crate) async fn prefixes(&self) -> Result<BTreeSet<Prefix>, DataplaneError> {
+        let settings = self.settings.clone();
+        let found = self.blocking(move |shared| {
+            let mut found = BTreeSet::new();
+            for family in Family::ALL {
+                for prefix in shared.ask(|socket| read::names_like_ours(socket, family))? {
+                    let named = Settings { prefix: prefix.clone(), ..settings.clone() };
+                    let skeleton = Skeleton::new(family, &named);
+                    if shared.ask(|socket| read::is_ours(socket, &skeleton))? {
+                        found.insert(prefix);
+                    }
+                }
+            }
+            Ok(found)
+        });
+        found.await.map_err(DataplaneError::Netlink)
     }
 
     /// Whether the kernel and the installed `nft` can make our table: it is tried, without making it.

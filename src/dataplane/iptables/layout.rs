@@ -40,6 +40,8 @@ use crate::ruleset::served;
 
 /// The comment of the rule that tells which layout the chains have. Chains of another version are rewritten whole.
 pub const SKELETON: &str = "pinhole:skeleton:1";
+/// What the comment begins with in every version.
+pub(crate) const SKELETON_OF_ANY_VERSION: &str = "pinhole:skeleton:";
 /// The packet mark by which kube-proxy asks for masquerading. Its rule for that may stand behind ours.
 const KUBE_MASQUERADE: u32 = 0x4000;
 

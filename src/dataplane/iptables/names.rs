@@ -187,6 +187,13 @@ impl Names<'_> {
     }
 }
 
+/// The prefix under which a chain is one of those that rules of others lead to.
+pub(crate) fn prefix_of(chain: &str) -> Option<Prefix> {
+    let (prefix, stem) = chain.rsplit_once('-')?;
+    let is_ours = ["IN", "FWD", "ACCEPT", "LINK", "DNAT", "SNAT"].contains(&stem);
+    prefix.parse().ok().filter(|_| is_ours)
+}
+
 /// The small network of pod addresses that share an egress chain.
 pub fn egress_net(pod: IpAddr) -> IpNet {
     let bits = match Family::of(pod) {

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::dataplane::counters::Counters;
+use crate::dataplane::iptables::names::Names;
+use crate::dataplane::iptables::parse::saved_rule;
 use crate::dataplane::iptables::rule::Rule;
 
 /// The tables that rules of ours are in.
@@ -53,6 +55,12 @@ impl Tables {
         }
     }
 
+    /// The same tables, as a program with these names reads them.
+    pub(crate) fn seen_as(&self, names: Names<'_>) -> Self {
+        let Self { filter, mangle, nat } = self;
+        Self { filter: filter.seen_as(names), mangle: mangle.seen_as(names), nat: nat.seen_as(names) }
+    }
+
     /// One of the tables, to be changed.
     pub const fn get_mut(&mut self, name: TableName) -> &mut Table {
         match name {
@@ -97,6 +105,16 @@ pub struct SavedRule {
 }
 
 impl Table {
+    /// The same rules, of which those in chains with these names are understood.
+    fn seen_as(&self, names: Names<'_>) -> Self {
+        let understood = |(name, chain): (&String, &Arc<Chain>)| {
+            let read = |rule: &SavedRule| saved_rule(rule.counters, &rule.text, names.owns(name));
+            let rules = chain.rules.iter().map(read).collect();
+            (name.clone(), Arc::new(Chain { policy: chain.policy.clone(), rules }))
+        };
+        Self { chains: self.chains.iter().map(understood).collect() }
+    }
+
     /// A chain to be changed; it comes into being if it is not there.
     pub fn chain_mut(&mut self, name: &str) -> &mut Chain {
         Arc::make_mut(self.chains.entry(name.to_owned()).or_default())

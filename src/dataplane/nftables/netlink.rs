@@ -252,6 +252,11 @@ pub(crate) fn is_without(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT | libc::EOPNOTSUPP))
 }
 
+/// Whether an answer means the same: for all that is no change, the kernel says that the request makes no sense.
+pub(crate) fn is_unanswered(error: &io::Error) -> bool {
+    is_without(error) || error.raw_os_error() == Some(libc::EINVAL)
+}
+
 fn open(groups: u32) -> io::Result<netlink::Socket> {
     netlink::Socket::open(Some(NETFILTER), groups)
 }

@@ -23,7 +23,9 @@ use crate::dataplane::nftables::netlink::Socket;
 use crate::dataplane::nftables::plan::State;
 use crate::dataplane::nftables::plan::Table;
 use crate::dataplane::nftables::skeleton::Chain;
+use crate::dataplane::nftables::skeleton::OURS;
 use crate::dataplane::nftables::skeleton::Skeleton;
+use crate::dataplane::settings::Prefix;
 use crate::model::address::Family;
 use crate::model::digest::fnv1a;
 
@@ -118,6 +120,30 @@ fn leave_out_unrestricted(elements: &mut Elements, unread: &BTreeSet<Collection>
             elements.remove(&open);
         }
     }
+}
+
+/// The names of tables that could be ours.
+pub(crate) fn names_like_ours(socket: &mut Socket, family: Family) -> io::Result<Vec<Prefix>> {
+    let listed = socket.list(
+        GET_TABLE,
+        family,
+        |_| {},
+        Vec::new,
+        |list, table| {
+            list.extend(table.text(TABLE).and_then(|name| name.parse::<Prefix>().ok()));
+        },
+    )?;
+    Ok(listed.unwrap_or_default())
+}
+
+/// Whether the rules of a table with the skeleton's name are ours, of whatever version.
+pub(crate) fn is_ours(socket: &mut Socket, skeleton: &Skeleton) -> io::Result<bool> {
+    for chain in &skeleton.chains {
+        if rules_of(socket, skeleton, chain.name)?.iter().any(|(comment, _)| comment.starts_with(OURS)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn named(skeleton: &Skeleton) -> impl Fn(&mut Builder<'_>) {

@@ -22,6 +22,9 @@ use crate::dataplane::settings::Settings;
 use crate::model::address::Family;
 use crate::model::digest::fnv1a;
 
+/// What the comments of our rules begin with.
+pub(crate) const OURS: &str = "pinhole:";
+
 /// The packet mark by which kube-proxy asks for masquerading. Its rule for that stands behind ours.
 const KUBE_MASQUERADE: u32 = 0x4000;
 
@@ -98,7 +101,7 @@ impl Skeleton {
     }
 
     fn comment(&self, number: usize) -> String {
-        format!("pinhole:{:08x}:{number}", self.digest)
+        format!("{OURS}{:08x}:{number}", self.digest)
     }
 
     /// The commands that make the table, replacing whatever there is under its name, all of them in one transaction.

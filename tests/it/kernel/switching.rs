@@ -2,12 +2,17 @@
 
 use std::fs;
 
+use pinhole::dataplane::Dataplane;
 use pinhole::dataplane::choice::Chosen;
 use pinhole::dataplane::choice::FirewallChoice;
 use pinhole::dataplane::choice::choose;
+use pinhole::dataplane::cleanup::cleanup;
+use pinhole::dataplane::former::Successor;
 use pinhole::dataplane::settings::Firewall;
 use pinhole::dataplane::settings::Flavor;
 use pinhole::dataplane::settings::FlavorChoice;
+use pinhole::dataplane::settings::Prefix;
+use pinhole::ruleset::desired::desired;
 
 use crate::kernel::lab::A;
 use crate::kernel::lab::Lab;
@@ -74,6 +79,60 @@ fn r43_r45_a_switch_from_nftables_to_iptables_legacy_loses_no_connection() {
 #[test]
 fn r43_r45_a_switch_from_one_flavour_of_iptables_to_the_other_loses_no_connection() {
     switch(NFT, LEGACY);
+}
+
+/// What has a name with this prefix, in all of them.
+fn named(lab: &Lab, prefix: &str) -> bool {
+    let all = "nft list ruleset; iptables-legacy-save; ip6tables-legacy-save";
+    lab.node.sh(&format!("({all}) 2>/dev/null | grep -c '\\b{prefix}\\b' || true")).trim() != "0"
+}
+
+/// A changed `--resource-prefix` is a switch, too: what served under the old one is known by its comments.
+#[test]
+fn r45_a_change_of_the_prefix_loses_no_connection_and_leaves_nothing_behind() {
+    for (before, after) in [(NFTABLES, NFTABLES), (NFT, NFT), (LEGACY, NFTABLES)] {
+        let mut lab = Lab::new(before);
+        let _a = lab.a.serve("a", "[::]:80");
+        let wanted =
+            [endpoint("80/tcp", "a", A), endpoint("9000-9009/udp", "a", A), endpoint("90/tcp", "b", &[])];
+        lab.settings.prefix = "FORMER".parse().unwrap();
+        lab.apply(&wanted);
+        let mut established = lab.client.connect("203.0.113.7:80").unwrap();
+        established.ask().unwrap();
+        lab.settings.prefix = Prefix::default();
+        lab.switch_to(after);
+        let desired = desired(&wanted, &Lab::facts()).ruleset;
+        while_connecting(&mut lab, |lab| {
+            let successor = Successor::new(lab.backend(), lab.settings.clone());
+            lab.on_node(async || {
+                let observed = successor.read().await.unwrap();
+                assert_eq!(observed.ruleset.len(), 2 * wanted.len(), "what the other one serves is told");
+                let applied = successor.apply(&desired, observed).await;
+                assert!(applied.failures.is_empty(), "{:?}", applied.failures);
+                assert_eq!(applied.changes, [], "nobody is told of a change");
+                assert_eq!(applied.observed.ruleset, desired);
+            });
+            assert_eq!((named(lab, "FORMER"), named(lab, "PINHOLE")), (false, true), "{before}");
+        });
+        assert_eq!(established.ask().unwrap(), "a 198.51.100.9");
+        lab.read();
+        assert!(lab.apply(&wanted).transactions.is_empty());
+    }
+}
+
+#[test]
+fn a_clean_up_takes_whatever_is_ours_under_any_prefix() {
+    for firewall in [NFTABLES, NFT, LEGACY] {
+        let mut lab = Lab::new(firewall);
+        lab.apply(&[endpoint("80/tcp", "a", A)]);
+        lab.node.sh("nft add table ip THEIRS; nft add chain ip THEIRS c_ingress; nft add rule ip THEIRS c_ingress accept");
+        lab.settings.prefix = "OTHER".parse().unwrap();
+        let settings = lab.settings.clone();
+        let removed = lab.on_node(async || cleanup(&settings).await).unwrap();
+        assert_eq!(removed.len(), 2, "one of each family: {removed:?}");
+        assert!(!named(&lab, "PINHOLE"), "{firewall}");
+        assert!(lab.node.sh("nft list tables").contains("ip THEIRS"));
+    }
 }
 
 fn chosen(lab: &Lab, choice: FirewallChoice, flavor: FlavorChoice) -> Chosen {
