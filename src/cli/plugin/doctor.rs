@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use crate::api::crd::nat_node::NatNode;
 use crate::api::object::Object;
 use crate::cli::plugin::finding::Finding;
 use crate::cli::plugin::installation::Part;
@@ -26,6 +27,8 @@ pub(crate) struct Observed {
     pub(crate) version: Result<Value, String>,
     /// The nodes.
     pub(crate) nodes: Result<Vec<Value>, String>,
+    /// What agents told of their nodes; none without the right to read it, or where agents keep none.
+    pub(crate) nat_nodes: Vec<NatNode>,
     /// Every Deployment and DaemonSet.
     pub(crate) workloads: Result<Vec<Value>, String>,
     /// The webhook's Deployment, if there is one.

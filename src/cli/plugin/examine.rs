@@ -16,6 +16,7 @@ use crate::admission::policy::Policy;
 use crate::api::keys;
 use crate::api::object::Kind;
 use crate::certificates::bundle::Bundle;
+use crate::cli::plugin::API;
 use crate::cli::plugin::doctor::Observed;
 use crate::cli::plugin::doctor::Proof;
 use crate::cli::plugin::doctor::agents::conditions;
@@ -85,9 +86,12 @@ pub(crate) async fn installation(reader: &Reader, namespace: &str) -> Observed {
         (Ok(deployments), Ok(daemon_sets)) => Ok(deployments.into_iter().chain(daemon_sets).collect()),
         (Err(reason), _) | (_, Err(reason)) => Err(reason),
     };
+    let nat_nodes = reader.list(&format!("{API}/natnodes")).await.unwrap_or_default();
+    let nat_nodes = nat_nodes.into_iter().filter_map(|found| serde_json::from_value(found).ok()).collect();
     Observed {
         version,
         nodes,
+        nat_nodes,
         workloads,
         webhook,
         webhook_pods,

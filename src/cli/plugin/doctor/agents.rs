@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
+use crate::api::crd::nat_node::NatNodeStatus;
 use crate::cli::plugin::doctor::Observed;
 use crate::cli::plugin::doctor::count;
 use crate::cli::plugin::doctor::tag;
@@ -15,6 +16,8 @@ use crate::cli::plugin::installation::text;
 
 const AGENTS: &str = "agents";
 const VERSIONS: &str = "versions";
+/// Minutes after which a NatNode is out of date: three times as long as agents wait at most.
+const STALE: i64 = 15;
 const RULES: &str = "rules on the nodes";
 
 pub(crate) fn findings(observed: &Observed) -> Vec<Finding> {
@@ -53,7 +56,10 @@ fn on_nodes(observed: &Observed) -> Vec<Finding> {
     for node in nodes.iter().filter(|node| is_linux(node)) {
         let name = text(node, "/metadata/name");
         match by_node.get(name.as_str()) {
-            Some(pod) if pod.ready => ready += 1,
+            Some(pod) if pod.ready => {
+                ready += 1;
+                findings.extend(silent(&name, observed));
+            }
             Some(pod) => {
                 let why = pod.waits.clone().unwrap_or_else(|| {
                     "its kernel does not have exactly what it should, or it has not started yet".to_owned()
@@ -61,14 +67,27 @@ fn on_nodes(observed: &Observed) -> Vec<Finding> {
                 findings.push(Finding::problem(
                     AGENTS,
                     format!("the agent on {name} is not ready: {why}"),
-                    format!("kubectl -n {namespace} describe pod {0}; kubectl -n {namespace} logs {0}", pod.name),
+                    format!(
+                        "kubectl -n {namespace} describe pod {0}; kubectl -n {namespace} logs {0}",
+                        pod.name
+                    ),
                 ));
             }
-            None => findings.push(Finding::problem(
-                AGENTS,
-                format!("no agent runs on {name}, so nothing is programmed for its pods"),
-                format!("kubectl -n {namespace} describe {reference}: a taint, a nodeSelector or a quota keeps it off"),
-            )),
+            None => {
+                let left = left_behind(&name, observed);
+                let cleanup = match left.is_empty() {
+                    true => String::new(),
+                    false => format!(
+                        "; if no agent is to run there again: kubectl debug node/{name} -it --profile=netadmin --image={} -- pinhole cleanup --xtables-lock-file=/host/run/xtables.lock",
+                        part.image
+                    ),
+                };
+                findings.push(Finding::problem(
+                    AGENTS,
+                    format!("no agent runs on {name}, so nothing is programmed for its pods{left}"),
+                    format!("kubectl -n {namespace} describe {reference}: a taint, a nodeSelector or a quota keeps it off{cleanup}"),
+                ));
+            }
         }
     }
     let all = nodes.iter().filter(|node| is_linux(node)).count();
@@ -78,6 +97,39 @@ fn on_nodes(observed: &Observed) -> Vec<Finding> {
         findings.push(Finding::problem(AGENTS, "the cluster has no Linux node", "add one"));
     }
     findings
+}
+
+/// What an agent that ran on a node left in its kernel, where it serves on without anybody.
+fn left_behind(node: &str, observed: &Observed) -> String {
+    let Some(status) = status_of(node, observed) else { return String::new() };
+    let entries = status.programmed.as_ref().map_or(0, |programmed| programmed.entries);
+    if entries == 0 {
+        return String::new();
+    }
+    let told =
+        minutes_since(status, observed).map_or(String::new(), |minutes| format!(" {minutes} minutes ago"));
+    format!(
+        "; what an agent last told of it{told}, {entries} entries, is still in its kernel, until the node is restarted"
+    )
+}
+
+/// An agent whose pod is ready and that yet tells nothing.
+fn silent(node: &str, observed: &Observed) -> Option<Finding> {
+    let minutes = minutes_since(status_of(node, observed)?, observed).filter(|minutes| STALE <= *minutes)?;
+    Some(Finding::problem(
+        AGENTS,
+        format!("the agent on {node} has told nothing in its NatNode for {minutes} minutes"),
+        "the log of the agent on that node says why it cannot write it; what is programmed does not depend on it",
+    ))
+}
+
+fn status_of<'a>(node: &str, observed: &'a Observed) -> Option<&'a NatNodeStatus> {
+    let found = observed.nat_nodes.iter().find(|found| found.metadata.name.as_deref() == Some(node));
+    found?.status.as_ref()
+}
+
+fn minutes_since(status: &NatNodeStatus, observed: &Observed) -> Option<i64> {
+    Some((observed.now - status.last_report.as_ref()?.as_second()) / 60)
 }
 
 fn is_linux(node: &Value) -> bool {
@@ -223,6 +275,9 @@ fn fix_of(kind: &str) -> &'static str {
         }
         "ForwardingDisabled" => {
             "switch forwarding on: sysctl -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1, and in /etc/sysctl.d"
+        }
+        "JumpContested" => {
+            "let the other program append its NAT rules, or use --firewall nftables; the log of the node's agent quotes its rule"
         }
         "LinkUnusable" => "bring the link up, or correct --link of the node's agent; its log says which",
         "ReversePathFilter" => {

@@ -3,6 +3,7 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
 
 use super::*;
@@ -74,6 +75,18 @@ fn node(name: &str) -> Value {
     json!({"metadata": {"name": name}, "status": {"nodeInfo": {"operatingSystem": "linux"}}})
 }
 
+/// What the agent on a node told at this second.
+fn nat_node(name: &str, last_report: i64) -> NatNode {
+    let told = json!({
+        "apiVersion": "pinhole.dev/v1alpha1", "kind": "NatNode", "metadata": {"name": name}, "spec": {},
+        "status": {
+            "lastReport": Timestamp::from_second(last_report).unwrap().to_string(),
+            "programmed": {"entries": 12, "missing": 0},
+        },
+    });
+    serde_json::from_value(told).unwrap()
+}
+
 /// Everything is as it should be.
 fn healthy() -> Observed {
     let version = env!("CARGO_PKG_VERSION");
@@ -103,6 +116,7 @@ fn healthy() -> Observed {
     Observed {
         version: Ok(json!({"major": "1", "minor": "36", "gitVersion": "v1.36.2"})),
         nodes: Ok(vec![node("node-1"), node("node-2")]),
+        nat_nodes: vec![nat_node("node-1", NOW - 60), nat_node("node-2", NOW - 300)],
         webhook: installation::parts(std::slice::from_ref(&webhook), Role::Webhook).into_iter().next(),
         webhook_pods: Vec::new(),
         controller: installation::parts(&[controller], Role::Controller).into_iter().next(),
@@ -297,7 +311,20 @@ fn each_trouble_is_found_with_its_fix() {
             &|o| {
                 o.agents.pods.pop();
             },
-            "no agent runs on node-2",
+            "no agent runs on node-2, so nothing is programmed for its pods; what an agent last told of it 5 minutes ago, 12 entries, is still in its kernel",
+        ),
+        (
+            "a node that never had one",
+            &|o| {
+                o.agents.pods.pop();
+                o.nat_nodes.pop();
+            },
+            "no agent runs on node-2, so nothing is programmed for its pods\n",
+        ),
+        (
+            "an agent that says nothing",
+            &|o| o.nat_nodes[0] = nat_node("node-1", NOW - 3600),
+            "the agent on node-1 has told nothing in its NatNode for 60 minutes",
         ),
         (
             "an agent that is not ready",
