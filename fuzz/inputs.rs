@@ -21,6 +21,19 @@ pub(crate) fn netlink(input: &[u8]) {
     pinhole::dataplane::nftables::fuzzing::read_messages(input);
 }
 
+/// Routes, rules and addresses as the kernel lists them, or tells of them.
+pub(crate) fn rtnetlink(input: &[u8]) {
+    pinhole::dataplane::routing::read_messages(input);
+    pinhole::agent::addresses::read_messages(input);
+}
+
+/// The text of `conntrack -L`.
+pub(crate) fn conntrack(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    pinhole::dataplane::conntrack::read_listed(text);
+    pinhole::dataplane::seen_flows::read_listed(text);
+}
+
 /// The text of `iptables-save -c`, or of `iptables -v -S`. A rule that is understood is written as it was read.
 pub(crate) fn iptables_save(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };

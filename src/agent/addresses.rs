@@ -16,6 +16,8 @@ use std::net::UdpSocket;
 
 use ipnet::IpNet;
 
+#[doc(hidden)]
+pub use crate::agent::addresses::netlink::read_messages;
 use crate::model::address::ExternalAddress;
 use crate::model::address::Family;
 use crate::model::address::is_public;

@@ -288,6 +288,17 @@ fn parse_line(line: &str) -> Option<Flow> {
     Some(Flow { protocol, source, destination, port, answers_from, answers_to, mark })
 }
 
+/// Reads what `conntrack -L` may have printed, for the fuzzer: nothing may panic, and whatever is to end does.
+#[doc(hidden)]
+pub fn read_listed(listed: &str) {
+    let flows: Vec<Flow> = parse(listed).collect();
+    let ending: BTreeSet<&Flow> = flows.iter().step_by(2).collect();
+    let deletions = deletions(&flows, &ending);
+    for flow in ending {
+        assert!(deletions.iter().any(|deletion| deletion.covers(flow)), "{flow:?}");
+    }
+}
+
 const fn option(family: Family) -> &'static str {
     match family {
         Family::V4 => "ipv4",

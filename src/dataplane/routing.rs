@@ -45,6 +45,8 @@ use crate::dataplane::routing::rtnetlink::PROTOCOL;
 use crate::dataplane::routing::rtnetlink::Route;
 use crate::dataplane::routing::rtnetlink::Rule;
 use crate::dataplane::routing::rtnetlink::UNICAST;
+#[doc(hidden)]
+pub use crate::dataplane::routing::rtnetlink::fuzzing::read_messages;
 use crate::dataplane::settings::Settings;
 use crate::model::address::Family;
 use crate::model::interface::InterfaceName;

@@ -41,7 +41,13 @@ pub async fn flows_to(
     let (protocol, address, port) = (protocol.to_string(), address.to_string(), port.to_string());
     let arguments = ["-L", "-f", family, "-p", &protocol, "--orig-dst", &address, "--orig-port-dst", &port];
     let listed = tools.run("conntrack", &arguments, "").await?;
-    Ok(listed.lines().filter_map(parse_line).collect())
+    Ok(read_listed(&listed))
+}
+
+/// Reads what `conntrack -L` printed.
+#[doc(hidden)]
+pub fn read_listed(listed: &str) -> Vec<SeenFlow> {
+    listed.lines().filter_map(parse_line).collect()
 }
 
 /// Reads `tcp 6 117 SYN_SENT src=… dst=… sport=… dport=… [UNREPLIED] src=… dst=… sport=… dport=… mark=0 use=1`.

@@ -25,6 +25,16 @@ fn elements_of_nftables_are_read_whatever_comes() {
 }
 
 #[test]
+fn routes_rules_and_addresses_are_read_whatever_comes() {
+    replay("rtnetlink", inputs::rtnetlink);
+}
+
+#[test]
+fn the_text_of_conntrack_is_read_whatever_comes() {
+    replay("conntrack", inputs::conntrack);
+}
+
+#[test]
 fn the_text_of_iptables_save_is_read_whatever_comes() {
     replay("iptables-save", inputs::iptables_save);
 }

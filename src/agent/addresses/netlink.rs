@@ -4,6 +4,7 @@ use std::io;
 use std::net::IpAddr;
 
 use crate::dataplane::netlink::message::Attributes;
+use crate::dataplane::netlink::message::Message;
 use crate::dataplane::netlink::route::Socket;
 use crate::dataplane::netlink::route::interface_names;
 
@@ -39,6 +40,13 @@ pub(super) fn addresses() -> io::Result<Vec<InterfaceAddress>> {
         Some(InterfaceAddress { ip, interface: names.get(&interface)?.clone(), lasts })
     };
     Ok(found.into_iter().filter_map(with_name).collect())
+}
+
+/// Reads messages as if the kernel had sent them, for the fuzzer: nothing may panic.
+pub fn read_messages(mut input: &[u8]) {
+    while let Some(message) = Message::take(&mut input) {
+        Found::parse(message.payload);
+    }
 }
 
 /// An address whose interface is known by number only.

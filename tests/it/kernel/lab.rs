@@ -11,6 +11,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -109,7 +110,7 @@ impl Lab {
     }
 
     /// Lets the bridge pass its packets through iptables, or not. False where it cannot, because `br_netfilter` is not
-    /// loaded: loading it would change the bridges of the whole machine, so tests do not.
+    /// loaded: loading it would change the bridges of the whole machine, so tests do not, and say what they leave out.
     pub(crate) fn bridge_calls_iptables(&self, calls: bool) -> bool {
         let keys = ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"];
         let can = keys.iter().all(|key| self.node.has_sysctl(key));
@@ -117,6 +118,15 @@ impl Lab {
             for key in keys {
                 self.node.sysctl(key, if calls { "1" } else { "0" });
             }
+        }
+        if calls && !can {
+            // Past the harness, which shows what a test prints only when it fails.
+            let skipped = "SKIPPED: br_netfilter is not loaded (modprobe br_netfilter), so nothing is tried on a bridge that calls iptables";
+            let _ = writeln!(
+                std::io::stderr(),
+                "{skipped}: {}",
+                std::thread::current().name().unwrap_or_default()
+            );
         }
         can || !calls
     }
