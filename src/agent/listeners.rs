@@ -166,14 +166,7 @@ fn ports<'a>(sockets: impl Iterator<Item = &'a Socket>) -> Vec<PortInUse> {
             {
                 last.last = port;
             }
-            _ => found.push(PortInUse {
-                protocol,
-                first: port,
-                last: port,
-                addresses,
-                by: PortUser::Socket,
-                name: String::new(),
-            }),
+            _ => found.push(PortInUse { protocol, first: port, last: port, addresses, by: PortUser::Socket }),
         }
     }
     found.truncate(MOST);

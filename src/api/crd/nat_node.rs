@@ -101,7 +101,7 @@ pub struct NatNodeStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub links: Vec<LinkInUse>,
-    /// Ports that programs have on the node, so that nobody is granted one there. Those of Services and hostPorts are known from
+    /// Ports that programs have on the node, so that nobody is granted one there. Those of Services and of hostPorts are known from
     /// the Services and pods themselves.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 4096))]
@@ -190,12 +190,8 @@ pub struct PortInUse {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub addresses: Vec<String>,
-    /// Socket: a program listens. HostPort: a pod has it. NodePort: Services get theirs from here.
+    /// Socket: a program listens.
     pub by: PortUser,
-    /// The program, or the pod as namespace/name.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    #[schemars(length(max = 320))]
-    pub name: String,
 }
 
 /// What has a port.
@@ -203,10 +199,6 @@ pub struct PortInUse {
 pub enum PortUser {
     /// A listening program.
     Socket,
-    /// A pod's `hostPort`.
-    HostPort,
-    /// The range of NodePorts.
-    NodePort,
 }
 
 /// What became of a MasqueradePolicy on a node.
