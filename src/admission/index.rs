@@ -194,7 +194,7 @@ impl Index {
         protocol: Protocol,
         ports: PortRange,
     ) -> Option<Arc<Occupant>> {
-        self.occupants.of_address(address, self.is_node_address(address), protocol, ports)
+        self.occupants.of_address(address, self.answers_node_ports(address), protocol, ports)
     }
 
     /// Who beside our holders has ports of a node's own address: of the named node, or of whichever a pod comes to.
@@ -439,6 +439,13 @@ impl Index {
     /// Whether an address is a node's own.
     pub fn is_node_address(&self, address: ExternalAddress) -> bool {
         self.facts.is_node_address(address.ip())
+    }
+
+    /// Whether the NodePorts of Services are answered at an address: at each of a node's, but not at those of a gateway outside of
+    /// the cluster.
+    fn answers_node_ports(&self, address: ExternalAddress) -> bool {
+        let mut nodes = self.nodes_of_address(address);
+        self.is_node_address(address) || nodes.any(|node| self.facts.knows_node(node))
     }
 
     /// Whether the node of this name can be asked anything.

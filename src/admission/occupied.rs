@@ -76,7 +76,7 @@ fn violation(entry: &Located, occupant: &Arc<Occupant>, namespace: &str, world: 
     let place = match &occupant.place {
         Place::EveryNode => "on every node ".to_owned(),
         Place::Node { name, .. } => format!("on node {name} "),
-        Place::Address(address) => format!("on {address} "),
+        Place::Address(address) | Place::NodeAddress { address, .. } => format!("on {address} "),
     };
     let named = |kind: &str, name: &ObjectName| {
         if world.policy.disclose_holder || *name.namespace == *namespace {

@@ -192,6 +192,9 @@ pub struct Spec {
     /// Pod: `containers`, with nothing but their ports.
     #[serde(deserialize_with = "null_is_default")]
     pub containers: Vec<Container>,
+    /// Pod: of `initContainers` those that go on running beside the others.
+    #[serde(rename = "initContainers", deserialize_with = "sidecars")]
+    pub sidecars: Vec<Container>,
     /// Pod: `schedulingGates`, while it may not be scheduled.
     #[serde(deserialize_with = "null_is_default")]
     pub scheduling_gates: Vec<SchedulingGate>,
@@ -220,6 +223,14 @@ pub struct Spec {
     /// Node: `taints`.
     #[serde(deserialize_with = "null_is_default")]
     pub taints: Vec<Taint>,
+}
+
+impl Spec {
+    /// The `ports` of a pod's containers by which it has ports of its node.
+    pub fn host_ports(&self) -> impl Iterator<Item = &ContainerPort> {
+        let running = self.containers.iter().chain(&self.sidecars);
+        running.flat_map(|container| &container.ports).filter(|port| port.host_port != 0)
+    }
 }
 
 /// One of a node's `taints`.
@@ -524,7 +535,7 @@ impl Object {
 
     /// Whether a pod has ports of its node by `hostPort`.
     pub fn has_host_ports(&self) -> bool {
-        self.spec.containers.iter().flat_map(|container| &container.ports).any(|port| port.host_port != 0)
+        self.spec.host_ports().next().is_some()
     }
 
     /// The IP families of a pod's addresses; empty while it has none.
@@ -540,6 +551,22 @@ impl Object {
             _ => false,
         }
     }
+}
+
+/// Of init containers those that are never done. What others have of their node is free again before the pod serves anybody, and
+/// neither the scheduler nor the kubelet counts it.
+fn sidecars<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Container>, D::Error> {
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "camelCase", default)]
+    struct InitContainer {
+        #[serde(deserialize_with = "null_is_default")]
+        restart_policy: String,
+        #[serde(deserialize_with = "null_is_default")]
+        ports: Vec<ContainerPort>,
+    }
+    let all: Vec<InitContainer> = null_is_default(deserializer)?;
+    let running = all.into_iter().filter(|one| one.restart_policy == "Always" && !one.ports.is_empty());
+    Ok(running.map(|one| Container { ports: one.ports }).collect())
 }
 
 /// `null` where a value was expected, as hand-written YAML has it, is the default.
@@ -565,6 +592,24 @@ mod tests {
         assert_eq!(object.known_kind(), Some(Kind::Pod));
         assert_eq!(object.metadata.name, "web");
         assert!(object.metadata.annotations.is_empty());
+    }
+
+    #[test]
+    fn of_init_containers_only_those_that_go_on_running_have_ports_of_their_node() {
+        let pod: Object = serde_json::from_str(
+            r#"{"kind":"Pod","spec":{
+                "containers":[{"ports":[{"containerPort":80,"hostPort":8080},{"containerPort":81}]}],
+                "initContainers":[
+                    {"name":"proxy","restartPolicy":"Always","ports":[{"hostPort":9090,"protocol":"UDP"}]},
+                    {"name":"quiet","restartPolicy":"Always","ports":null},
+                    {"name":"migrate","restartPolicy":null,"ports":[{"hostPort":7070}]}]}}"#,
+        )
+        .unwrap();
+        let ports: Vec<_> = pod.spec.host_ports().map(|port| port.host_port).collect();
+        assert_eq!(ports, [8080, 9090]);
+        assert_eq!(pod.spec.sidecars.len(), 1);
+        let bare: Object = serde_json::from_str(r#"{"kind":"Pod","spec":{"initContainers":null}}"#).unwrap();
+        assert!(!bare.has_host_ports());
     }
 
     #[test]

@@ -146,28 +146,31 @@ impl Speaks for Service {
         let externals: Vec<_> = spec.external_ips.iter().flatten().filter_map(external).collect();
         let balanced: Vec<_> = ingresses.filter_map(|ingress| external(ingress.ip.as_ref()?)).collect();
         let mut taken = Vec::new();
+        let mut take = |protocol, number: i32, place: &Place, by| {
+            let number = u16::try_from(number).ok().and_then(Port::new);
+            taken.extend(number.map(|number| Occupant {
+                source: source.clone(),
+                protocol,
+                ports: PortRange::single(number),
+                place: place.clone(),
+                by,
+            }));
+        };
         for port in spec.ports.iter().flatten() {
             let protocol = port.protocol.as_deref().unwrap_or("TCP").to_lowercase().parse();
             let Ok(protocol) = protocol else { continue };
-            let mut take = |number: i32, place: &Place, by| {
-                let number = u16::try_from(number).ok().and_then(Port::new);
-                taken.extend(number.map(|number| Occupant {
-                    source: source.clone(),
-                    protocol,
-                    ports: PortRange::single(number),
-                    place: place.clone(),
-                    by,
-                }));
-            };
             if let Some(node_port) = port.node_port {
-                take(node_port, &Place::EveryNode, "NodePort");
+                take(protocol, node_port, &Place::EveryNode, "NodePort");
             }
             for place in &externals {
-                take(port.port, place, "externalIPs");
+                take(protocol, port.port, place, "externalIPs");
             }
             for place in &balanced {
-                take(port.port, place, "load balancer");
+                take(protocol, port.port, place, "load balancer");
             }
+        }
+        if let Some(health) = spec.health_check_node_port {
+            take(Protocol::Tcp, health, &Place::EveryNode, "healthCheckNodePort");
         }
         Occupants { version: version(self), source, taken, addresses: Vec::new() }
     }
@@ -193,7 +196,7 @@ mod tests {
     fn a_service_has_its_node_ports_and_the_ports_of_its_external_addresses() {
         let service: Service = serde_json::from_value(json!({
             "metadata": {"name": "web", "namespace": "shop", "resourceVersion": "7"},
-            "spec": {"externalIPs": ["198.51.100.9", "nonsense"], "ports": [
+            "spec": {"externalIPs": ["198.51.100.9", "nonsense"], "healthCheckNodePort": 31999, "ports": [
                 {"port": 80, "nodePort": 30080}, {"port": 53, "protocol": "UDP"}]},
             "status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.10"}, {"hostname": "lb.example.com"}]}},
         }))
@@ -211,9 +214,10 @@ mod tests {
                 "tcp 80 load balancer Address(198.51.100.10)",
                 "udp 53 externalIPs Address(198.51.100.9)",
                 "udp 53 load balancer Address(198.51.100.10)",
+                "tcp 31999 healthCheckNodePort EveryNode",
             ]
         );
-        let plain = json!({"metadata": {"name": "a", "namespace": "b"}, "spec": {"ports": [{"port": 80}]}});
+        let plain = json!({"metadata": {"name": "a", "namespace": "b"}, "spec": {"ports": [{"port": 80}], "healthCheckNodePort": 0}});
         assert!(serde_json::from_value::<Service>(plain).unwrap().says().taken.is_empty());
     }
 

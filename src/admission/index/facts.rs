@@ -123,6 +123,10 @@ impl Facts {
         self.nodes.values().any(|node| node.addresses.contains(&address))
     }
 
+    pub(super) fn knows_node(&self, name: &str) -> bool {
+        self.nodes.contains_key(name)
+    }
+
     /// Of which families the addresses of a node's pods are; empty where it does not say.
     pub(super) fn pod_families(&self, name: &str) -> Families {
         self.nodes.get(name).map(|node| node.pod_families).unwrap_or_default()

@@ -32,7 +32,7 @@ pub enum Source {
 /// Where a port is taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// On every address of every node: a NodePort.
+    /// On every address of every node of the cluster: a NodePort.
     EveryNode,
     /// On every address of this node, or on every IPv4 address.
     Node {
@@ -43,6 +43,13 @@ pub enum Place {
     },
     /// On one address.
     Address(IpAddr),
+    /// On one address of this node. Whoever names an address has not got it: on other nodes' addresses it takes nothing.
+    NodeAddress {
+        /// The node.
+        name: Arc<str>,
+        /// The address.
+        address: IpAddr,
+    },
 }
 
 /// Ports that are taken.
@@ -56,7 +63,7 @@ pub struct Occupant {
     pub ports: PortRange,
     /// Where.
     pub place: Place,
-    /// How they are used, in words: `NodePort`, `externalIPs`, `hostPort`, `a program`.
+    /// How they are used, in words: `NodePort`, `healthCheckNodePort`, `externalIPs`, `load balancer`, `hostPort`, `a program`.
     pub by: &'static str,
 }
 
@@ -79,7 +86,6 @@ impl Occupants {
         let metadata = &pod.metadata;
         let source = Source::Pod(ObjectName::new(metadata.namespace.as_str(), metadata.name.as_str()));
         let node = pod.spec.node_name.as_deref().filter(|name| !name.is_empty() && !pod.is_finished());
-        let ports = pod.spec.containers.iter().flat_map(|container| &container.ports);
         let occupant = |port: &ContainerPort| {
             let number = u16::try_from(port.host_port).ok().and_then(Port::new)?;
             let protocol = match port.protocol.as_str() {
@@ -87,12 +93,16 @@ impl Occupants {
                 named => named.to_lowercase().parse().ok()?,
             };
             let address = port.host_ip.parse::<IpAddr>().ok().filter(|address| !address.is_unspecified());
-            let on_node = || Place::Node { name: node.unwrap_or_default().into(), is_v4_only: false };
-            let place = address.map_or_else(on_node, Place::Address);
+            let name: Arc<str> = node.unwrap_or_default().into();
+            let place = match address {
+                Some(address) => Place::NodeAddress { name, address },
+                None => Place::Node { name, is_v4_only: false },
+            };
             let ports = PortRange::single(number);
             Some(Occupant { source: source.clone(), protocol, ports, place, by: "hostPort" })
         };
-        let taken = if node.is_some() { ports.filter_map(occupant).collect() } else { Vec::new() };
+        let taken =
+            if node.is_some() { pod.spec.host_ports().filter_map(occupant).collect() } else { Vec::new() };
         Self { version: metadata.version(), taken, source, addresses: Vec::new() }
     }
 }
@@ -190,11 +200,11 @@ impl Table {
         }
     }
 
-    /// Who has these ports of a fixed address.
+    /// Who has these ports of a fixed address, at which NodePorts are answered or not.
     pub(super) fn of_address(
         &self,
         address: ExternalAddress,
-        is_node_address: bool,
+        answers_node_ports: bool,
         protocol: Protocol,
         ports: PortRange,
     ) -> Option<Arc<Occupant>> {
@@ -202,9 +212,10 @@ impl Table {
         let nodes = self.nodes.get(&ip);
         let is_on = |name: &Arc<str>| nodes.is_some_and(|nodes| nodes.contains(name));
         self.overlapping(protocol, ports).into_iter().find(|occupant| match &occupant.place {
-            Place::EveryNode => is_node_address || nodes.is_some(),
+            Place::EveryNode => answers_node_ports,
             Place::Node { name, is_v4_only } => is_on(name) && !(*is_v4_only && ip.is_ipv6()),
             Place::Address(taken) => *taken == ip,
+            Place::NodeAddress { name, address } => *address == ip && self.may_have(name, ip),
         })
     }
 
@@ -221,6 +232,9 @@ impl Table {
                 Place::EveryNode => return Some(Taken::Everywhere(occupant)),
                 Place::Node { name, .. } => Some(Arc::clone(name)),
                 Place::Address(address) => self.owner(*address),
+                Place::NodeAddress { name, address } => {
+                    self.owners(*address).any(|owner| owner == name).then(|| Arc::clone(name))
+                }
             };
             if let Some(node) = node {
                 nodes.entry(node).or_insert(occupant);
@@ -252,6 +266,12 @@ impl Table {
             let known = self.by_source.get(&Source::NatNode(Arc::clone(node)));
             known.is_some_and(|known| known.addresses.contains(&(address, true)))
         })
+    }
+
+    /// Whether a node has an address, by what NatNodes say; of a node without one, whether nobody else says so.
+    fn may_have(&self, name: &Arc<str>, address: IpAddr) -> bool {
+        let is_known = self.by_source.contains_key(&Source::NatNode(Arc::clone(name)));
+        self.nodes.get(&address).map_or(!is_known, |nodes| nodes.contains(name))
     }
 
     /// The node whose own address this is.

@@ -38,8 +38,12 @@ fn service() -> Occupants {
     Occupants { source, version: Some(1), taken: occupants, addresses: Vec::new() }
 }
 
+fn member(name: &str) -> Value {
+    json!({"kind": "Node", "metadata": {"name": name}})
+}
+
 fn cluster() -> Cluster {
-    let mut cluster = Cluster::new();
+    let mut cluster = Cluster::new().store(member("node-1")).store(member("node-2"));
     cluster.index.set_occupants(node("node-1", "203.0.113.7", "203.0.113.17"));
     cluster.index.set_occupants(node("node-2", "203.0.113.8", "2001:db8::8"));
     cluster.index.set_occupants(service());
@@ -62,6 +66,7 @@ fn what_something_else_has_is_refused_where_it_has_it() {
         ("203.0.113.17:3000", Some("is in use on 203.0.113.17 by a program")),
         ("203.0.113.7:3000", None),
         ("203.0.113.7:30080", Some("is in use on every node by Service shop/web (NodePort)")),
+        ("203.0.113.17:30080", Some("is in use on every node by Service shop/web (NodePort)")),
         ("198.51.100.9:443", Some("is in use on 198.51.100.9 by Service shop/web (externalIPs)")),
         ("198.51.100.9:30080", None),
         ("198.51.100.77:2222", None),
@@ -91,6 +96,16 @@ fn what_something_else_has_is_refused_where_it_has_it() {
 }
 
 #[test]
+fn a_gateway_outside_of_the_cluster_answers_no_node_port() {
+    let mut cluster = cluster();
+    cluster.index.set_occupants(node("gateway", "192.0.2.1", "192.0.2.2"));
+    assert_granted(&cluster.create(exposing("web", "192.0.2.1:30080")));
+    assert!(!cluster.create(exposing("web", "192.0.2.1:2222")).is_granted());
+    let cluster = cluster.store(member("gateway"));
+    assert!(!cluster.create(exposing("web", "192.0.2.1:30080")).is_granted());
+}
+
+#[test]
 fn a_pod_that_can_still_come_to_another_node_is_warned_and_not_refused() {
     let mut cluster = cluster();
     let free =
@@ -111,8 +126,17 @@ fn a_host_port_of_a_pod_is_taken_on_its_node_as_long_as_the_pod_is_there() {
     let ports = json!([{"ports": [
         {"containerPort": 80, "hostPort": 8080}, {"containerPort": 81, "hostPort": 8081, "hostIP": "203.0.113.17"},
         {"containerPort": 53, "hostPort": 53, "protocol": "UDP"}, {"containerPort": 9}]}]);
-    let holder =
-        with(pod("ingress", json!({})), &[("/spec/containers", ports), ("/spec/nodeName", json!("node-1"))]);
+    let sidecars = json!([
+        {"restartPolicy": "Always", "ports": [{"containerPort": 82, "hostPort": 8082}]},
+        {"ports": [{"containerPort": 83, "hostPort": 8083}]}]);
+    let holder = with(
+        pod("ingress", json!({})),
+        &[
+            ("/spec/containers", ports),
+            ("/spec/initContainers", sidecars),
+            ("/spec/nodeName", json!("node-1")),
+        ],
+    );
     let mut cluster = cluster.store(holder.clone());
     cluster.index.set_pools(None);
     let refuses = |cluster: &Cluster, ports: &str| !cluster.create(exposing("web", ports)).is_granted();
@@ -122,6 +146,8 @@ fn a_host_port_of_a_pod_is_taken_on_its_node_as_long_as_the_pod_is_there() {
         ("203.0.113.8:8080", false),
         ("203.0.113.17:8081", true),
         ("203.0.113.7:8081", false),
+        ("203.0.113.7:8082", true),
+        ("203.0.113.7:8083", false),
         ("203.0.113.7:9", false),
         ("203.0.113.7:80", false),
     ];
@@ -140,6 +166,40 @@ fn a_host_port_of_a_pod_is_taken_on_its_node_as_long_as_the_pod_is_there() {
     let mut cluster = cluster.store(with(holder, &[("/status/phase", json!("Succeeded"))]));
     cluster.index.set_pools(None);
     assert!(!refuses(&cluster, "203.0.113.7:8080"));
+}
+
+#[test]
+fn a_host_ip_takes_nothing_of_an_address_that_the_pod_s_node_does_not_have() {
+    let on = |node: &str, host_ip: &str| {
+        let ports = json!([{"ports": [{"containerPort": 80, "hostPort": 8080, "hostIP": host_ip}]}]);
+        let squatter =
+            with(pod("squatter", json!({})), &[("/spec/containers", ports), ("/spec/nodeName", json!(node))]);
+        let mut cluster = cluster();
+        cluster.index.set_pools(Some(Arc::default()));
+        let mut cluster = cluster.store(squatter);
+        cluster.index.set_pools(None);
+        cluster
+    };
+    let cases = [
+        ("its node's own", "node-2", "203.0.113.8", true),
+        ("another node's own", "node-2", "203.0.113.7", false),
+        ("another one of another node", "node-2", "203.0.113.17", false),
+        ("nobody's, as far as NatNodes know", "node-2", "198.51.100.9", false),
+        ("another node's, of a node without NatNode", "node-3", "203.0.113.7", false),
+        ("nobody's, of a node without NatNode", "node-3", "198.51.100.9", true),
+    ];
+    for (what, node, address, is_taken) in cases {
+        let decision = on(node, address).create(exposing("web", &format!("{address}:8080")));
+        assert_eq!(!decision.is_granted(), is_taken, "{what}: {}", summary(&decision.violations));
+    }
+    let pinned = with(exposing("web", "8080"), &[("/spec/nodeName", json!("node-1"))]);
+    assert_granted(&on("node-2", "203.0.113.7").create(pinned.clone()));
+    assert_eq!(on("node-2", "203.0.113.7").create(exposing("web", "8080")).warnings, Vec::<String>::new());
+    let own = on("node-1", "203.0.113.7").create(pinned);
+    assert!(
+        summary(&own.violations).contains("is in use on 203.0.113.7 by Pod default/squatter (hostPort)"),
+        "{own:?}"
+    );
 }
 
 #[test]
