@@ -97,6 +97,9 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- if kindIs "string" .protectedPorts }}
 - {{ printf "--protected-ports=%s" .protectedPorts | quote }}
 {{- end }}
+{{- if kindIs "string" .nodePortRange }}
+- {{ printf "--node-port-range=%s" .nodePortRange | quote }}
+{{- end }}
 {{- with .allowedNamespaces }}
 - --allowed-namespaces={{ join "," . }}
 {{- end }}

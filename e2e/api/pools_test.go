@@ -153,6 +153,75 @@ func TestWhatProgramsAndServicesHaveIsNotGranted(t *testing.T) {
 	c.grants("last", "192.0.2.98:8888")
 }
 
+func TestThePortsThatServicesMayGetAreKeptOnAddressesOfNodes(t *testing.T) {
+	t.Parallel()
+	c := newClerk(t, "pier")
+	const address, shared = "198.51.100.34", poolsPath + "/pier"
+	spec := object{
+		"addresses": []string{address}, "ports": []object{{"first": 29999, "last": 30003, "staticBand": 0}}, "protocols": []string{"TCP"},
+		"namespaces": object{"names": []string{"pier"}},
+	}
+	c.must(http.MethodPost, poolsPath, natPool("pier", spec), nil)
+	// While no node has the address, nobody answers a NodePort there.
+	c.grants("first", address+":30003")
+	c.must(http.MethodPost, "/api/v1/nodes", object{"apiVersion": "v1", "kind": "Node", "metadata": object{"name": "pier"}}, nil)
+	c.must(http.MethodPost, natNodesPath, object{"apiVersion": "pinhole.dev/v1alpha1", "kind": "NatNode", "metadata": object{"name": "pier"}, "spec": object{}}, nil)
+	t.Cleanup(func() {
+		c.must(http.MethodDelete, natNodesPath+"/pier", nil, nil)
+		c.must(http.MethodDelete, "/api/v1/nodes/pier", nil, nil)
+	})
+	c.calls("pier", address)
+	c.comesToRefuse(address+":30001", address+":30001/tcp: overlaps the NodePort range (30000-32767), of which a Service may get any port on every node; "+
+		"choose another external port, or have NatPool pier open it by a range of ports inside of it; this namespace may use")
+	c.refuses("own", "30002:80", "30002/tcp: overlaps the NodePort range (30000-32767)")
+	// What has one goes on.
+	c.must(http.MethodPatch, c.podsPath()+"/first", object{"metadata": object{"labels": notes{"a": "b"}}}, nil)
+	status := func(what string, holds func(storedPool) bool) {
+		t.Helper()
+		if err := lab.Poll(patience, func() error {
+			var found storedPool
+			if err := c.cluster.Do(t.Context(), 0, http.MethodGet, shared, nil, &found); err != nil {
+				return err
+			}
+			if !holds(found) {
+				return fmt.Errorf("%s: %+v", what, found)
+			}
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+	status("what is kept, and what was granted before that", func(p storedPool) bool {
+		usage := p.Status.Usage
+		return usage.Capacity == 1 && usage.Reserved == 4 && usage.OutOfRange == 1 &&
+			strings.Contains(p.says("OutOfRange"), "1 claim of the NodePort range (30000-32767), such as v4-198-51-100-34-tcp-30003 of Pod pier/first")
+	})
+
+	found := func(name string) int {
+		t.Helper()
+		if code, said := c.create("", fromPool(name, "auto:80", "pier")); code != http.StatusCreated {
+			t.Fatalf("HTTP %d: %s", code, said)
+		}
+		return c.letGo(name).told(t)[0].Port
+	}
+	if port := found("lucky"); port != 29999 {
+		t.Errorf("port %d was found, which a Service may get", port)
+	}
+	if code, said := c.create("", fromPool("late", "auto:80", "pier")); code != http.StatusCreated {
+		t.Fatalf("HTTP %d: %s", code, said)
+	}
+	c.eventuallyShown("late", "no address of NatPool pier has a free port outside the NodePort range (30000-32767); give ports up")
+
+	// Whoever writes a range inside of it means it.
+	opened := append(spec["ports"].([]object), object{"first": 30000, "last": 30001, "staticBand": 0})
+	c.must(http.MethodPatch, shared, object{"spec": object{"ports": opened}}, nil)
+	if told := c.letGo("late").told(t); told[0].Port != 30000 && told[0].Port != 30001 {
+		t.Errorf("the pod was told %v", told)
+	}
+	c.refuses("between", address+":30001-30002", "overlaps the NodePort range")
+	status("what is opened", func(p storedPool) bool { return p.Status.Usage.Capacity == 3 && p.Status.Usage.Reserved == 2 })
+}
+
 type storedPool struct {
 	Metadata struct {
 		Finalizers        []string

@@ -11,6 +11,7 @@ use crate::admission::conflict::Evidence;
 use crate::admission::index::Holding;
 use crate::admission::index::ObjectKey;
 use crate::admission::index::Scope;
+use crate::admission::index::occupants::Source;
 use crate::admission::subject::Subject;
 use crate::admission::violation::Rule;
 use crate::admission::violation::Violation;
@@ -55,12 +56,18 @@ pub(crate) fn judge(
     let holder = world.index.holder(&itself, subject.owner.controller());
     let mut is_refused = false;
     for entry in entries {
-        let wish = Named::from(&entry.mapping);
+        let mapping = &entry.mapping;
+        let node_ports = world.index.kept_for_node_ports(mapping.address(), mapping.external());
+        let wish = Named::from(mapping).within(node_ports);
         let pool = match granted(pools, asker, wish, subject.pinhole.and_then(|spec| spec.pool.as_deref())) {
             Ok(pool) => Some(pool),
             Err(problem) => {
                 if !holder.as_ref().is_ok_and(|holder| has_already(world, holder, &entry.mapping)) {
                     is_refused = true;
+                    if let (Address::Fixed(address), Some(_)) = (mapping.address(), node_ports) {
+                        let nodes = world.index.nodes_of_address(address).cloned();
+                        decision.evidence.extend(nodes.map(Source::NatNode).map(Evidence::Occupant));
+                    }
                     decision.violations.push(Violation {
                         field: entry.port_field.clone(),
                         value: entry.mapping.to_string(),

@@ -25,6 +25,7 @@ use crate::admission::wanted;
 use crate::admission::wanted::Located;
 use crate::admission::wanted::Wanted;
 use crate::allocation::pool::Pool;
+use crate::allocation::pool::usage::NodePorts;
 use crate::allocation::transfer;
 use crate::allocation::transfer::Heirs;
 use crate::api::object::Kind;
@@ -441,11 +442,28 @@ impl Index {
         self.facts.is_node_address(address.ip())
     }
 
+    /// What of these ports is kept for the NodePorts of Services: the range of all of them, where an address of a node is asked for.
+    pub fn kept_for_node_ports(&self, address: Address, ports: PortRange) -> Option<PortRange> {
+        let is_of_node = || match address {
+            Address::Node => true,
+            Address::Fixed(address) => self.answers_node_ports(address),
+        };
+        self.policy.node_port_range.filter(|range| range.intersection(ports).is_some() && is_of_node())
+    }
+
     /// Whether the NodePorts of Services are answered at an address: at each of a node's, but not at those of a gateway outside of
     /// the cluster.
     fn answers_node_ports(&self, address: ExternalAddress) -> bool {
         let mut nodes = self.nodes_of_address(address);
         self.is_node_address(address) || nodes.any(|node| self.facts.knows_node(node))
+    }
+
+    /// Which ports are kept for the NodePorts of Services, and where.
+    pub fn node_ports(&self) -> NodePorts {
+        let of_nat_nodes = self.occupants.addresses(|node| self.facts.knows_node(node));
+        let addresses = self.facts.node_addresses().chain(of_nat_nodes);
+        let external = addresses.filter_map(|address| ExternalAddress::new(address).ok());
+        NodePorts { range: self.policy.node_port_range, addresses: external.collect() }
     }
 
     /// Whether the node of this name can be asked anything.

@@ -8,6 +8,7 @@ use crate::admission::ack;
 use crate::api::keys;
 use crate::api::object::Kind;
 use crate::model::label_selector::LabelSelector;
+use crate::model::port::PortRange;
 use crate::model::port_set::PortSet;
 
 /// The ports that nobody may publish unless the operator says otherwise, as in the predecessor.
@@ -16,6 +17,9 @@ pub const DEFAULT_RESTRICTED_PORTS: &str = "22,53,6443";
 /// The ports that a node needs to live: etcd, kubelet and the control plane, VXLAN, WireGuard, and our own.
 pub const DEFAULT_PROTECTED_PORTS: &str =
     "2379-2380/tcp,10248-10260/tcp,8472/udp,4789/udp,51820-51821/udp,8484-8486/tcp";
+
+/// The ports that API servers give to Services as NodePorts unless they are told otherwise (`--service-node-port-range`).
+pub const DEFAULT_NODE_PORT_RANGE: &str = "30000-32767";
 
 /// The operator's settings.
 #[derive(Clone, Debug)]
@@ -30,6 +34,8 @@ pub struct Policy {
     pub restricted_ports: PortSet,
     /// External ports of a node's own address that nobody may have.
     pub protected_ports: PortSet,
+    /// The ports that any Service may get as its NodePort. Where pools grant ports, they are kept for that on addresses of nodes.
+    pub node_port_range: Option<PortRange>,
     /// The namespaces that may publish ports.
     pub namespaces: NamespacePolicy,
     /// Whether a refusal may name a holder in another namespace.
@@ -47,6 +53,7 @@ impl Default for Policy {
             stateful_kinds: Vec::new(),
             restricted_ports: ports(DEFAULT_RESTRICTED_PORTS),
             protected_ports: ports(DEFAULT_PROTECTED_PORTS),
+            node_port_range: DEFAULT_NODE_PORT_RANGE.parse().ok(),
             namespaces: NamespacePolicy::default(),
             disclose_holder: true,
             finds_ports: true,
@@ -144,6 +151,7 @@ mod tests {
         let policy = Policy::default();
         assert_eq!(policy.restricted_ports.to_string(), "22, 53, 6443");
         assert!(policy.protected_ports.to_string().starts_with("2379-2380/tcp, 10248-10260/tcp"));
+        assert_eq!(policy.node_port_range.unwrap().to_string(), DEFAULT_NODE_PORT_RANGE);
     }
 
     #[test]

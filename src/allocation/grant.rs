@@ -27,11 +27,14 @@ pub struct Named {
     pub protocol: Protocol,
     /// The ports.
     pub ports: PortRange,
+    /// The NodePort range, where some of them are of it and the address is a node's.
+    pub node_ports: Option<PortRange>,
 }
 
 impl From<&Mapping> for Named {
     fn from(mapping: &Mapping) -> Self {
-        Self { address: mapping.address(), protocol: mapping.protocol(), ports: mapping.external() }
+        let (address, protocol, ports) = (mapping.address(), mapping.protocol(), mapping.external());
+        Self { address, protocol, ports, node_ports: None }
     }
 }
 
@@ -44,8 +47,15 @@ impl Named {
         };
         match claim.key.claimed() {
             Claimed::Whole => None,
-            Claimed::Ports(protocol, block) => Some(Self { address, protocol, ports: block.range() }),
+            Claimed::Ports(protocol, block) => {
+                Some(Self { address, protocol, ports: block.range(), node_ports: None })
+            }
         }
+    }
+
+    /// The same, of which some are kept for NodePorts.
+    pub fn within(self, node_ports: Option<PortRange>) -> Self {
+        Self { node_ports, ..self }
     }
 }
 
@@ -75,6 +85,8 @@ pub enum Reason {
     OutOfRange(String),
     /// Nobody may have these ports, for this reason.
     Reserved(PortRange, String),
+    /// Services get their NodePorts from this range, and the pool does not open it.
+    NodePorts(PortRange),
     /// There is no pool of that name.
     NoSuchPool,
     /// The pool's ports are named, not found.
@@ -93,6 +105,8 @@ pub enum Reason {
         wanted: usize,
         /// The node that the pod is bound to.
         node: Option<String>,
+        /// The NodePort range, where ports of it were passed over.
+        node_ports: Option<PortRange>,
     },
     /// The namespace would hold more ports than it may.
     Quota {
@@ -127,6 +141,11 @@ impl fmt::Display for Refusal {
             Reason::Reserved(ports, reason) => {
                 write!(f, "is reserved in NatPool {pool} ({ports}: {reason})")?;
             }
+            Reason::NodePorts(range) => write!(
+                f,
+                "overlaps the NodePort range ({range}), of which a Service may get any port on every node; choose another \
+                 external port, or have NatPool {pool} open it by a range of ports inside of it"
+            )?,
             Reason::NoSuchPool => write!(f, "is left to NatPool {pool}, which does not exist")?,
             Reason::StaticOnly => {
                 write!(f, "is left to NatPool {pool}, whose ports are asked for by number")?;
@@ -141,13 +160,15 @@ impl fmt::Display for Refusal {
             Reason::NoneFinds => {
                 f.write_str("is left to a pool, and no NatPool finds ports for this namespace")?;
             }
-            Reason::Full { pools, wanted, node } => {
+            Reason::Full { pools, wanted, node, node_ports } => {
                 let (ports, has) = if *wanted == 1 { ("port", "a") } else { ("ports", "so many") };
+                let outside = node_ports
+                    .map_or_else(String::new, |range| format!(" outside the NodePort range ({range})"));
                 let on_node = node.as_ref().map_or_else(String::new, |node| format!(" on node {node}"));
                 write!(
                     f,
                     "waits for {wanted} free {ports} on one address: no address of NatPool {}{on_node} has {has} free \
-                     {ports}; give ports up, or ask for a larger pool",
+                     {ports}{outside}; give ports up, or ask for a larger pool",
                     pools.join(" or "),
                 )?;
             }
@@ -275,7 +296,7 @@ pub fn usable(pools: &[Pool], asker: Asker<'_>) -> Vec<String> {
 }
 
 fn against(pool: &Pool, asker: Asker<'_>, wish: Named) -> Option<Reason> {
-    let Named { address: _, protocol, ports } = wish;
+    let Named { address: _, protocol, ports, node_ports } = wish;
     if pool.is_deleting {
         return Some(Reason::Deleting);
     }
@@ -288,8 +309,10 @@ fn against(pool: &Pool, asker: Asker<'_>, wish: Named) -> Option<Reason> {
     if !pool.covers(protocol, ports) {
         return Some(Reason::OutOfRange(pool.shown_ports()));
     }
-    let (reserved, shared) = pool.reserved(protocol, ports)?;
-    Some(Reason::Reserved(shared, reserved.reason.clone()))
+    if let Some((reserved, shared)) = pool.reserved(protocol, ports) {
+        return Some(Reason::Reserved(shared, reserved.reason.clone()));
+    }
+    node_ports.filter(|range| pool.keeps_for_node_ports(*range, ports)).map(Reason::NodePorts)
 }
 
 /// How near a pool came to granting: the later the check, the nearer.
@@ -299,7 +322,7 @@ fn rank(reason: &Reason) -> u8 {
         Reason::NotAdmitted => 2,
         Reason::DynamicOnly => 3,
         Reason::OutOfRange(_) => 4,
-        Reason::Reserved(..) => 5,
+        Reason::Reserved(..) | Reason::NodePorts(_) => 5,
         Reason::Quota { .. } => 6,
         // But for the first, not said of ports that are named.
         Reason::NoPool(_)
@@ -353,15 +376,17 @@ mod tests {
         Address::Fixed(ExternalAddress::new(address.parse().unwrap()).unwrap())
     }
 
+    fn wish(address: Address, ports: &str) -> Named {
+        let (ports, protocol) =
+            ports.strip_suffix("/udp").map_or((ports, Protocol::Tcp), |ports| (ports, Protocol::Udp));
+        Named { address, protocol, ports: ports.parse().unwrap(), node_ports: None }
+    }
+
     fn ask(namespace: &str, address: &str, ports: &str) -> Result<String, String> {
-        let wish = Named {
-            address: if address == "node" { Address::Node } else { fixed(address) },
-            protocol: if ports.ends_with("/udp") { Protocol::Udp } else { Protocol::Tcp },
-            ports: ports.trim_end_matches("/udp").parse().unwrap(),
-        };
+        let address = if address == "node" { Address::Node } else { fixed(address) };
         let asker = Asker { namespace, labels: None, service_account: "default" };
         let pools = pools();
-        let granted = named(&pools, asker, wish);
+        let granted = named(&pools, asker, wish(address, ports));
         granted.map(|pool| pool.name.clone()).map_err(|refusal| refusal.to_string())
     }
 
@@ -371,6 +396,45 @@ mod tests {
         assert_eq!(ask("mail", "203.0.113.7", "40000").unwrap(), "fallback");
         assert_eq!(ask("web", "203.0.113.7", "40000-40009/udp").unwrap(), "fallback");
         assert_eq!(ask("mail", "203.0.113.7", "100-105").unwrap(), "mail");
+    }
+
+    #[test]
+    fn the_node_port_range_is_granted_by_the_pool_alone_that_has_a_range_inside_of_it() {
+        let pool = |name: &str, ports: Value, priority: i32| {
+            let spec = json!({"addresses": ["203.0.113.7"], "namespaces": {"all": true}, "ports": ports,
+                "priority": priority});
+            Pool::read(name, &serde_json::from_value(spec).unwrap()).unwrap()
+        };
+        let pools = [
+            pool("wide", json!([{"first": 1024, "last": 65535}]), 1),
+            pool("inside", json!([{"first": 30000, "last": 30099}, {"first": 32700, "last": 32800}]), 0),
+        ];
+        let asker = Asker { namespace: "web", labels: None, service_account: "default" };
+        let range = Some("30000-32767".parse().unwrap());
+        let granted = |ports: &str, node_ports| {
+            named(&pools, asker, wish(fixed("203.0.113.7"), ports).within(node_ports))
+                .map(|pool| pool.name.as_str())
+                .map_err(|refusal| refusal.to_string())
+        };
+        for (ports, expected) in [
+            ("29999", "wide"),
+            ("32768", "wide"),
+            ("30000-30099", "inside"),
+            ("30050/udp", "inside"),
+            ("30100", ""),
+            ("30099-30100", ""),
+            ("29999-30000", ""),
+            ("32767-32768", ""),
+        ] {
+            assert_eq!(granted(ports, range).unwrap_or_default(), expected, "{ports}");
+            assert!(granted(ports, None).is_ok(), "{ports}, where no node has the address");
+        }
+        assert_eq!(
+            granted("31000", range).unwrap_err(),
+            "overlaps the NodePort range (30000-32767), of which a Service may get any port on every node; choose another \
+             external port, or have NatPool wide open it by a range of ports inside of it; this namespace may use wide \
+             (203.0.113.7: 1024-65535), inside (203.0.113.7: 30000-30099, 32700-32800)"
+        );
     }
 
     #[test]
@@ -454,9 +518,7 @@ mod tests {
     fn what_is_held_belongs_to_the_pool_that_would_grant_it_else_to_one_that_has_it() {
         let of = |namespace: &str, address: &str, ports: &str| {
             let asker = Asker { namespace, labels: None, service_account: "" };
-            let held =
-                Named { address: fixed(address), protocol: Protocol::Tcp, ports: ports.parse().unwrap() };
-            pool_of(&pools(), asker, held).map(|pool| pool.name.clone())
+            pool_of(&pools(), asker, wish(fixed(address), ports)).map(|pool| pool.name.clone())
         };
         assert_eq!(of("mail", "203.0.113.7", "25").as_deref(), Some("mail"));
         assert_eq!(of("web", "203.0.113.7", "25").as_deref(), Some("mail"), "its range has it");
@@ -468,9 +530,7 @@ mod tests {
     #[test]
     fn without_any_pool_the_reader_is_told_whom_to_ask() {
         let asker = Asker { namespace: "web", labels: None, service_account: "default" };
-        let wish =
-            Named { address: fixed("203.0.113.7"), protocol: Protocol::Tcp, ports: "80".parse().unwrap() };
-        let refusal = named(&[], asker, wish).unwrap_err().to_string();
+        let refusal = named(&[], asker, wish(fixed("203.0.113.7"), "80")).unwrap_err().to_string();
         assert_eq!(
             refusal,
             "is on 203.0.113.7, which no NatPool has; no NatPool admits this namespace: ask whoever runs the cluster for one"

@@ -296,6 +296,15 @@ impl Pool {
         shared.next()
     }
 
+    /// Whether some of these ports are kept for the NodePorts of Services, on addresses of nodes: those of `node_ports`, unless a
+    /// range of the pool's that lies inside of it has them. Whoever writes such a range means it.
+    pub fn keeps_for_node_ports(&self, node_ports: PortRange, ports: PortRange) -> bool {
+        let is_inside = |outer: PortRange, inner: PortRange| outer.intersection(inner) == Some(inner);
+        let opens = |shared| move |range| is_inside(node_ports, range) && is_inside(range, shared);
+        let mut ranges = self.bands.iter().filter_map(|bands| bands.range());
+        node_ports.intersection(ports).is_some_and(|shared| !ranges.any(opens(shared)))
+    }
+
     /// The pool's ranges.
     pub fn bands(&self) -> &[Bands] {
         &self.bands

@@ -173,6 +173,8 @@ impl ControllerFlags {
             pools_rx,
             claims: Arc::clone(&claims),
             claims_known: Arc::clone(&claims_known),
+            index: Arc::clone(&index),
+            startup: Arc::clone(&startup),
             leading_rx: leading_rx.clone(),
             metrics: metrics.clone(),
         };

@@ -6,12 +6,18 @@
 use clap::Args;
 use clap::ValueEnum;
 
+use crate::admission::policy::DEFAULT_NODE_PORT_RANGE;
 use crate::admission::policy::DEFAULT_PROTECTED_PORTS;
 use crate::admission::policy::DEFAULT_RESTRICTED_PORTS;
 use crate::admission::policy::NamespacePolicy;
 use crate::admission::policy::Policy;
 use crate::model::label_selector::LabelSelector;
+use crate::model::port::PortRange;
+use crate::model::port::PortRangeError;
 use crate::model::port_set::PortSet;
+
+/// A range of ports, or none: a value of its own, where clap would take an `Option` for a flag that may be left out.
+type RangeOrNone = Option<PortRange>;
 
 /// Programs whose annotations say something else than pinhole.dev/nat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -47,6 +53,12 @@ pub struct PolicyFlags {
     #[arg(long, value_name = "LIST", default_value = DEFAULT_PROTECTED_PORTS, env = "PINHOLE_PROTECTED_PORTS")]
     protected_ports: PortSet,
 
+    /// The ports that Services get as NodePorts, as the API servers' --service-node-port-range says; empty for none. Where pools
+    /// grant ports, no other pod gets one of them on an address of a node, unless a range of the pool's ports lies inside of it.
+    #[arg(long, value_name = "RANGE", default_value = DEFAULT_NODE_PORT_RANGE, value_parser = range_or_none,
+          env = "PINHOLE_NODE_PORT_RANGE")]
+    node_port_range: RangeOrNone,
+
     /// The namespaces that may publish ports, separated by commas. Default: all, unless a selector is given.
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = namespace,
           env = "PINHOLE_ALLOWED_NAMESPACES")]
@@ -72,6 +84,7 @@ impl PolicyFlags {
             stateful_kind,
             restricted_ports,
             protected_ports,
+            node_port_range,
             allowed_namespaces,
             allowed_namespace_selector,
         } = self;
@@ -81,6 +94,7 @@ impl PolicyFlags {
             stateful_kinds: stateful_kind,
             restricted_ports,
             protected_ports,
+            node_port_range,
             namespaces: NamespacePolicy {
                 names: allowed_namespaces.into_iter().collect(),
                 selector: allowed_namespace_selector,
@@ -88,6 +102,13 @@ impl PolicyFlags {
             ..Policy::default()
         }
     }
+}
+
+fn range_or_none(text: &str) -> Result<RangeOrNone, String> {
+    if text.trim().is_empty() {
+        return Ok(None);
+    }
+    text.trim().parse().map(Some).map_err(|error: PortRangeError| error.to_string())
 }
 
 fn annotation_key(text: &str) -> Result<String, String> {
@@ -145,6 +166,7 @@ mod tests {
         let default = Policy::default();
         assert_eq!(policy.restricted_ports, default.restricted_ports);
         assert_eq!(policy.protected_ports, default.protected_ports);
+        assert_eq!(policy.node_port_range, default.node_port_range);
         assert_eq!(policy.namespaces, default.namespaces);
         assert!(policy.more_annotation_keys.is_empty() && !policy.reads_ack);
     }
@@ -156,6 +178,7 @@ mod tests {
             "bln.space/podnat",
             "--annotation-key=example.org/nat",
             "--restricted-ports=",
+            "--node-port-range=",
             "--stateful-kind=GameServerSet, CloneSet",
             "--compat=ack",
             "--allowed-namespaces=mail, games",
@@ -166,6 +189,7 @@ mod tests {
         assert_eq!(policy.stateful_kinds, ["GameServerSet", "CloneSet"]);
         assert!(policy.reads_ack);
         assert_eq!(policy.restricted_ports, PortSet::default());
+        assert_eq!(policy.node_port_range, None);
         assert_eq!(policy.namespaces.to_string(), "games, mail, and namespaces labelled team in (a, b)");
     }
 
@@ -174,6 +198,8 @@ mod tests {
         let cases = [
             ("--restricted-ports=22,,53", "item 2 of the list is empty"),
             ("--protected-ports=22,70000", "\"70000\" is not a port"),
+            ("--node-port-range=30000-", "\"\" is not a port"),
+            ("--node-port-range=32767-30000", "runs backwards; write \"30000-32767\""),
             ("--allowed-namespaces=mail,,games", "a namespace has"),
             ("--allowed-namespaces=Mail", "a namespace has"),
             ("--allowed-namespace-selector=a b", "is not a label requirement"),

@@ -7,6 +7,7 @@
 //! - All ports that are found for a pod are on one address, and those that lead to one port of it have one number.
 //! - A pod is let go to the scheduler only when all its ports are claimed, in the same write that tells it which.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::collections::HashMap;
@@ -57,6 +58,7 @@ use crate::model::mapping::Address;
 use crate::model::mapping::Mapping;
 use crate::model::ordinals::Ordinals;
 use crate::model::port::Port;
+use crate::model::port::PortRange;
 use crate::model::port::Protocol;
 
 /// The ServiceAccount of a pod that names none.
@@ -231,10 +233,17 @@ pub fn choose(
             || key.around().iter().any(|wider| claims.contains_key(wider))
             || is_somebody_elses(key, index, policy)
     };
+    let passed_over = Cell::new(None);
     for pool in &finding {
+        let is_kept = |key: ClaimKey| {
+            let kept = kept_for_node_ports(key, pool, index);
+            passed_over.set(passed_over.get().or(kept));
+            kept.is_some()
+        };
         let may_serve =
             |address: ExternalAddress| node.as_deref().is_none_or(|node| serves(pool, address, node, index));
         let seed = format!("{}/{}", pod.metadata.namespace, pod.metadata.uid);
+        let is_taken = |key| is_taken(key) || is_kept(key);
         let Some(found) = probe::find(pool, &seed, &wanted, attempt, found_before, may_serve, is_taken)
         else {
             continue;
@@ -253,6 +262,7 @@ pub fn choose(
             pools: finding.iter().map(|pool| pool.name.clone()).collect(),
             wanted: wanted.len(),
             node: node.as_deref().map(str::to_owned),
+            node_ports: passed_over.get(),
         },
         usable: grant::usable(pools, asker),
     })
@@ -334,6 +344,13 @@ fn is_somebody_elses(key: ClaimKey, index: &Index, policy: &Policy) -> bool {
         || is_protected()
         || index.occupant_of_address(address, protocol, ports).is_some()
         || !index.held_at(address, protocol, ports).is_empty()
+}
+
+/// The NodePort range, where a port of an address is kept for that.
+fn kept_for_node_ports(key: ClaimKey, pool: &Pool, index: &Index) -> Option<PortRange> {
+    let Claimed::Ports(_, block) = key.claimed() else { return None };
+    let range = index.kept_for_node_ports(Address::Fixed(key.address()), block.range())?;
+    pool.keeps_for_node_ports(range, block.range()).then_some(range)
 }
 
 /// Whether a pod on this node can be served at an address of the pool, as far as is known.

@@ -20,9 +20,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 use tracing::warn;
 
+use crate::admission::index::Index;
 use crate::allocation::claim::Claim;
 use crate::allocation::pool::Pool;
 use crate::allocation::pool::PoolError;
+use crate::allocation::pool::usage::NodePorts;
 use crate::allocation::pool::usage::is_covered;
 use crate::allocation::pool::usage::usage;
 use crate::api::crd::condition::Condition;
@@ -38,6 +40,7 @@ use crate::cluster::nat_pools::NatPools;
 use crate::cluster::nat_pools::PoolWriter;
 use crate::controller::turns::Turns;
 use crate::telemetry::metrics::controller::ControllerMetrics;
+use crate::telemetry::startup::Startup;
 
 /// How often pools are looked at.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -58,6 +61,10 @@ pub struct PoolKeeper {
     pub claims: Arc<RwLock<Claims>>,
     /// Whether these are complete.
     pub claims_known: Arc<AtomicBool>,
+    /// Which nodes have which addresses.
+    pub index: Arc<RwLock<Index>>,
+    /// Whether that is complete.
+    pub startup: Arc<Startup>,
     /// Whether this process leads.
     pub leading_rx: watch::Receiver<bool>,
     /// What is counted.
@@ -87,15 +94,17 @@ impl PoolKeeper {
     async fn turn(&self, now: Timestamp) {
         let leads = *self.leading_rx.borrow();
         let pools = self.pools_rx.borrow().clone();
-        let Some(pools) = pools.filter(|_| leads && self.claims_known.load(Ordering::Acquire)) else {
+        let is_known = self.claims_known.load(Ordering::Acquire) && self.startup.is_complete();
+        let Some(pools) = pools.filter(|_| leads && is_known) else {
             return self.metrics.forget_pools();
         };
+        let node_ports = self.index.read().unwrap_or_else(PoisonError::into_inner).node_ports();
         let steps: Vec<_> = {
             let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
             let by_pool = by_pool(&claims);
             let of = |name: &String| by_pool.get(name.as_str()).map_or(&[][..], Vec::as_slice);
             self.metrics.forget_pools();
-            pools.iter().map(|(name, object)| (object, plan(object, of(name), now))).collect()
+            pools.iter().map(|(name, object)| (object, plan(object, of(name), &node_ports, now))).collect()
         };
         for (object, (status, steps)) in steps {
             let name = object.metadata.name.as_deref().unwrap_or_default();
@@ -149,9 +158,14 @@ fn by_pool(claims: &Claims) -> BTreeMap<&str, Vec<&Claim>> {
 }
 
 /// How a pool stands, and what is to be done with it.
-fn plan(object: &NatPool, claims: &[&Claim], now: Timestamp) -> (NatPoolStatus, Vec<Step>) {
+fn plan(
+    object: &NatPool,
+    claims: &[&Claim],
+    node_ports: &NodePorts,
+    now: Timestamp,
+) -> (NatPoolStatus, Vec<Step>) {
     let before = object.status.clone().unwrap_or_default();
-    let status = status(object, claims, &before, now);
+    let status = status(object, claims, node_ports, &before, now);
     let mut steps = Vec::new();
     let has_finalizer = nat_pools::is_held(object);
     match &object.metadata.deletion_timestamp {
@@ -169,14 +183,20 @@ fn plan(object: &NatPool, claims: &[&Claim], now: Timestamp) -> (NatPoolStatus, 
     (status, steps)
 }
 
-fn status(object: &NatPool, claims: &[&Claim], before: &NatPoolStatus, now: Timestamp) -> NatPoolStatus {
+fn status(
+    object: &NatPool,
+    claims: &[&Claim],
+    node_ports: &NodePorts,
+    before: &NatPoolStatus,
+    now: Timestamp,
+) -> NatPoolStatus {
     let generation = object.metadata.generation;
     let read = nat_pools::read(object);
-    let usage = read.as_ref().ok().map(|pool| usage(pool, claims.iter().copied()));
+    let usage = read.as_ref().ok().map(|pool| usage(pool, node_ports, claims.iter().copied()));
     let is_full = usage.as_ref().is_some_and(|usage| 0 < usage.capacity && usage.free == 0);
     let said = [
         ready(&read, is_full),
-        out_of_range(read.as_ref().ok(), claims),
+        out_of_range(read.as_ref().ok(), claims, node_ports),
         deleting(object.metadata.deletion_timestamp.is_some(), claims),
     ];
     let conditions = Condition::all(said, &before.conditions, generation, now);
@@ -194,16 +214,28 @@ fn ready(read: &Result<Pool, PoolError>, is_full: bool) -> Said<'static> {
     }
 }
 
-fn out_of_range(pool: Option<&Pool>, claims: &[&Claim]) -> Said<'static> {
-    let outside: Vec<_> =
-        claims.iter().filter(|claim| pool.is_some_and(|pool| !is_covered(pool, claim))).copied().collect();
-    if outside.is_empty() {
-        return ("OutOfRange", false, "AllInside", String::new());
+fn out_of_range(pool: Option<&Pool>, claims: &[&Claim], node_ports: &NodePorts) -> Said<'static> {
+    let covers =
+        |claim: &Claim, node_ports: &NodePorts| pool.is_none_or(|pool| is_covered(pool, node_ports, claim));
+    let outside = claims.iter().copied().filter(|claim| !covers(claim, node_ports));
+    let (kept, gone): (Vec<_>, Vec<_>) = outside.partition(|claim| covers(claim, &NodePorts::default()));
+    let range = node_ports.range.map(|range| range.to_string()).unwrap_or_default();
+    let groups = [
+        (gone, "that the spec no longer has".to_owned(), "widen spec.addresses or spec.ports again"),
+        (
+            kept,
+            format!("of the NodePort range ({range})"),
+            "open these by a range of spec.ports that lies inside of it",
+        ),
+    ];
+    let said = groups.iter().filter(|(claims, ..)| !claims.is_empty()).map(|(claims, which, cure)| {
+        let named = named(claims, which);
+        format!("{named}; they stay until their holders give them up: give these other ports, or {cure}")
+    });
+    let message = said.collect::<Vec<_>>().join(". ");
+    if message.is_empty() {
+        return ("OutOfRange", false, "AllInside", message);
     }
-    let message = format!(
-        "{}; they stay until their holders give them up: give these other ports, or widen spec.addresses or spec.ports again",
-        named(&outside, "that the spec no longer has")
-    );
     ("OutOfRange", true, "ClaimsOutside", message)
 }
 
@@ -237,6 +269,7 @@ mod tests {
     use super::*;
     use crate::api::crd::condition::ConditionStatus;
     use crate::cluster::nat_pools::FINALIZER;
+    use crate::model::address::ExternalAddress;
     use crate::model::holder::Holder;
     use crate::model::holder::ObjectName;
 
@@ -271,20 +304,21 @@ mod tests {
     fn a_new_pool_is_kept_and_reported_and_nothing_is_written_again() {
         let mut pool = edge();
         pool.metadata.finalizers = None;
-        let (status, steps) = plan(&pool, &[], at(0));
+        let (status, steps) = plan(&pool, &[], &NodePorts::default(), at(0));
         assert_eq!(steps, [Step::Keep, Step::Report(Box::new(status.clone()))]);
         assert_eq!(condition(&status, "Ready"), (true, "Granting", ""));
         let mut stored = edge();
         stored.status = Some(status);
-        assert_eq!(plan(&stored, &[], at(100)).1, []);
+        assert_eq!(plan(&stored, &[], &NodePorts::default(), at(100)).1, []);
     }
 
     #[test]
     fn a_full_pool_and_one_that_cannot_be_read_say_so() {
         let (one, other) = (claim("v4-203-0-113-7-tcp-25"), claim("v4-203-0-113-7-tcp-26"));
-        let (status, _) = plan(&edge(), &[&one, &other], at(0));
+        let (status, _) = plan(&edge(), &[&one, &other], &NodePorts::default(), at(0));
         assert_eq!(condition(&status, "Ready"), (false, "Full", "every port is claimed"));
-        let (status, _) = plan(&object(json!({"addresses": ["203.0.113"]})), &[&one], at(0));
+        let (status, _) =
+            plan(&object(json!({"addresses": ["203.0.113"]})), &[&one], &NodePorts::default(), at(0));
         let (is_ready, reason, message) = condition(&status, "Ready");
         assert_eq!((is_ready, reason), (false, "Unreadable"));
         assert!(message.starts_with("grants nothing: spec.addresses[0]"), "{message}");
@@ -293,7 +327,7 @@ mod tests {
     #[test]
     fn a_pool_that_shrank_names_what_it_no_longer_has_and_takes_nothing_back() {
         let outside = claim("v4-203-0-113-7-tcp-80");
-        let (status, steps) = plan(&edge(), &[&outside], at(0));
+        let (status, steps) = plan(&edge(), &[&outside], &NodePorts::default(), at(0));
         assert_eq!(status.usage.as_ref().unwrap().out_of_range, 1);
         let (holds, reason, message) = condition(&status, "OutOfRange");
         assert_eq!((holds, reason), (true, "ClaimsOutside"));
@@ -307,19 +341,52 @@ mod tests {
     }
 
     #[test]
+    fn claims_of_the_node_port_range_are_named_and_stay() {
+        let pool = object(json!({"addresses": ["203.0.113.7"], "protocols": ["TCP"]}));
+        let node_ports = NodePorts {
+            range: "30000-32767".parse().ok(),
+            addresses: ["203.0.113.7".parse().ok().and_then(|ip| ExternalAddress::new(ip).ok()).unwrap()]
+                .into(),
+        };
+        let held = [claim("v4-203-0-113-7-tcp-30001"), claim("v4-203-0-113-7-tcp-80")];
+        let (status, steps) = plan(&pool, &held.each_ref(), &node_ports, at(0));
+        let usage = status.usage.as_ref().unwrap();
+        assert_eq!((usage.capacity, usage.reserved, usage.out_of_range), (64512 - 2768, 2768, 2));
+        let (holds, reason, message) = condition(&status, "OutOfRange");
+        assert_eq!((holds, reason), (true, "ClaimsOutside"));
+        let (gone, kept) = message.split_once(". ").unwrap();
+        assert!(
+            gone.starts_with("1 claim that the spec no longer has, such as v4-203-0-113-7-tcp-80 of"),
+            "{gone}"
+        );
+        assert_eq!(
+            kept,
+            "1 claim of the NodePort range (30000-32767), such as v4-203-0-113-7-tcp-30001 of Deployment mail/postfix; they \
+             stay until their holders give them up: give these other ports, or open these by a range of spec.ports that lies \
+             inside of it"
+        );
+        assert_eq!(steps.len(), 1, "only the report");
+        let (status, _) = plan(&pool, &[&held[0]], &NodePorts::default(), at(0));
+        assert_eq!(condition(&status, "OutOfRange").1, "AllInside");
+    }
+
+    #[test]
     fn a_pool_that_is_deleted_goes_when_its_last_claim_has_gone_and_not_before() {
         let mut pool = edge();
         pool.metadata.deletion_timestamp = Some(Time(at(0)));
         let held = claim("v4-203-0-113-7-tcp-25");
-        let (status, steps) = plan(&pool, &[&held], at(500));
+        let (status, steps) = plan(&pool, &[&held], &NodePorts::default(), at(500));
         assert!(!steps.contains(&Step::LetGo));
         let (holds, reason, message) = condition(&status, "Deleting");
         assert_eq!((holds, reason), (true, "WaitsForClaims"));
         assert!(message.starts_with("waits for 1 claim of it, such as v4-203-0-113-7-tcp-25"), "{message}");
         assert_eq!(condition(&status, "Ready").1, "Deleting");
-        assert!(!plan(&pool, &[], at(9)).1.contains(&Step::LetGo), "a webhook may not have heard of it");
-        assert_eq!(plan(&pool, &[], at(10)).1, [Step::LetGo]);
+        assert!(
+            !plan(&pool, &[], &NodePorts::default(), at(9)).1.contains(&Step::LetGo),
+            "a webhook may not have heard of it"
+        );
+        assert_eq!(plan(&pool, &[], &NodePorts::default(), at(10)).1, [Step::LetGo]);
         pool.metadata.finalizers = None;
-        assert!(!plan(&pool, &[], at(10)).1.contains(&Step::LetGo));
+        assert!(!plan(&pool, &[], &NodePorts::default(), at(10)).1.contains(&Step::LetGo));
     }
 }

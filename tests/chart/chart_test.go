@@ -48,7 +48,7 @@ var matrix = map[string][]string{
 		"agent.metrics.mode=authenticated", "monitoring.podMonitor.labels.team=ops", "monitoring.prometheusRule.labels.team=ops",
 	},
 	"policy": {
-		"policy.annotationKeys={example.org/nat,example.org/more}", "policy.statefulKinds={GameServerSet}", "policy.compat={ack}", "policy.restrictedPorts=22\\,9000-9100", "policy.protectedPorts=",
+		"policy.annotationKeys={example.org/nat,example.org/more}", "policy.statefulKinds={GameServerSet}", "policy.compat={ack}", "policy.restrictedPorts=22\\,9000-9100", "policy.protectedPorts=", "policy.nodePortRange=",
 		"policy.allowedNamespaces={mail,games}", "policy.allowedNamespaceSelector=nat=yes", "policy.discloseHolder=false",
 		"excludedNamespaces={kube-system,kube-node-lease}", "log.level=debug", "log.format=text",
 	},

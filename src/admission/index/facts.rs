@@ -123,6 +123,10 @@ impl Facts {
         self.nodes.values().any(|node| node.addresses.contains(&address))
     }
 
+    pub(super) fn node_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.nodes.values().flat_map(|node| &node.addresses).copied()
+    }
+
     pub(super) fn knows_node(&self, name: &str) -> bool {
         self.nodes.contains_key(name)
     }

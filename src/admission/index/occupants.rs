@@ -253,6 +253,12 @@ impl Table {
         self.nodes.get(&address).into_iter().flatten()
     }
 
+    /// The addresses of these nodes.
+    pub(super) fn addresses(&self, is_asked: impl Fn(&str) -> bool) -> impl Iterator<Item = IpAddr> {
+        let addresses = self.nodes.iter().filter(move |(_, nodes)| nodes.iter().any(|node| is_asked(node)));
+        addresses.map(|(address, _)| *address)
+    }
+
     /// The own addresses of a node.
     pub(super) fn own_addresses(&self, node_name: &str) -> Vec<IpAddr> {
         let known = self.by_source.get(&Source::NatNode(node_name.into()));

@@ -2,14 +2,17 @@
 
 use super::*;
 use crate::admission::conflict::Evidence;
+use crate::admission::index::occupants::Occupants;
+use crate::admission::index::occupants::Source;
 use crate::allocation::pool::Pool;
+
+fn read((name, spec): &(&str, Value)) -> Pool {
+    Pool::read(name, &serde_json::from_value(spec.clone()).unwrap()).unwrap()
+}
 
 /// A cluster with these pools.
 fn cluster(pools: &[(&str, Value)]) -> Cluster {
     let mut cluster = Cluster::new();
-    let read = |(name, spec): &(&str, Value)| {
-        Pool::read(name, &serde_json::from_value(spec.clone()).unwrap()).unwrap()
-    };
     cluster.index.set_pools(Some(pools.iter().map(read).collect()));
     cluster
 }
@@ -60,6 +63,74 @@ fn what_no_pool_grants_is_refused_with_what_the_namespace_may_have() {
         assert_refused(&decision, &expected);
         assert_eq!(decision.evidence, [Evidence::Namespace("default".to_owned()), Evidence::Pools]);
     }
+}
+
+/// A cluster with a node, of which `edge` has an address, and a gateway, of which it has one.
+fn with_nodes(policy: Policy, pools: &[(&str, Value)]) -> Cluster {
+    let mut cluster =
+        Cluster::with_policy(policy).store(json!({"kind": "Node", "metadata": {"name": "node-1"}}));
+    for (name, address) in [("node-1", "203.0.113.7"), ("gateway", "203.0.113.9")] {
+        cluster.index.set_occupants(Occupants {
+            source: Source::NatNode(name.into()),
+            version: Some(1),
+            taken: Vec::new(),
+            addresses: vec![(address.parse().unwrap(), true)],
+        });
+    }
+    cluster.index.set_pools(Some(pools.iter().map(read).collect()));
+    cluster
+}
+
+fn both() -> (&'static str, Value) {
+    let addresses = json!(["203.0.113.7", "203.0.113.8", "203.0.113.9"]);
+    ("edge", json!({"addresses": addresses, "namespaces": {"all": true}}))
+}
+
+#[test]
+fn a_port_that_a_service_may_get_is_refused_on_every_address_of_a_node() {
+    let cluster = with_nodes(Policy::default(), &[both(), nodes()]);
+    for (ports, is_granted) in [
+        ("31000", false),
+        ("203.0.113.7:31000", false),
+        ("203.0.113.7:29999", true),
+        ("203.0.113.7:32768", true),
+        ("203.0.113.8:31000", true),
+        ("203.0.113.9:31000", true),
+    ] {
+        let decision = cluster.create(exposing("web", ports));
+        assert_eq!(decision.is_granted(), is_granted, "{ports}: {}", summary(&decision.violations));
+    }
+    let refused = cluster.create(exposing("web", "203.0.113.7:31000/udp"));
+    assert_refused(
+        &refused,
+        "metadata.annotations[pinhole.dev/expose][0]: 203.0.113.7:31000/udp: overlaps the NodePort range (30000-32767), of which \
+         a Service may get any port on every node; choose another external port, or have NatPool edge open it by a range of \
+         ports inside of it; this namespace may use edge (203.0.113.7, 203.0.113.8, 203.0.113.9: 1024-65535), nodes (each \
+         node's own address: 1-65535)",
+    );
+    assert!(
+        refused.evidence.contains(&Evidence::Occupant(Source::NatNode("node-1".into()))),
+        "the address may be another node's by now"
+    );
+    let off = with_nodes(Policy { node_port_range: None, ..Policy::default() }, &[both(), nodes()]);
+    assert_granted(&off.create(exposing("web", "31000,203.0.113.7:31000")));
+    let mut without_claims = with_nodes(Policy::default(), &[]);
+    without_claims.index.set_pools(None);
+    assert_granted(&without_claims.create(exposing("web", "31000,203.0.113.7:31000")));
+}
+
+#[test]
+fn what_had_a_port_of_the_node_port_range_before_that_was_kept_goes_on() {
+    let cluster = with_nodes(Policy::default(), &[both(), nodes()])
+        .store(workload("StatefulSet", "db", "31000,203.0.113.7:31001"))
+        .store(with(exposing("bare", "31002"), &[("/spec/nodeName", json!("node-1"))]));
+    assert_granted(&cluster.create(owned_by(
+        exposing("db-0", "31000,203.0.113.7:31001"),
+        "StatefulSet",
+        "db",
+    )));
+    assert_granted(&cluster.create(exposing("bare", "31002")));
+    assert!(!cluster.create(owned_by(exposing("db-1", "31003"), "StatefulSet", "db")).is_granted());
 }
 
 #[test]

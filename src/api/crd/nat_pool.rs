@@ -90,7 +90,8 @@ pub struct NatPoolSpec {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["address".into()]))]
     pub advertised_addresses: Vec<AdvertisedAddress>,
 
-    /// The ports that can be claimed, on every address of the pool. Default: 1024-65535.
+    /// The ports that can be claimed, on every address of the pool. Those of the NodePort range, which Services get on every node,
+    /// can be claimed on addresses of nodes only where a range here lies inside of it. Default: 1024-65535.
     #[serde(default = "default_ports")]
     #[schemars(length(min = 1, max = 32))]
     pub ports: Vec<PoolPorts>,
@@ -101,7 +102,7 @@ pub struct NatPoolSpec {
     pub protocols: Vec<Transport>,
 
     /// Ports within `ports` that nobody may have. Default: none beside those that the operator's flags, the nodes' own sockets,
-    /// NodePorts and Services take.
+    /// the NodePort range and Services take.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 128))]
     pub reserved_ports: Vec<ReservedPorts>,
@@ -314,8 +315,8 @@ pub struct NatPoolStatus {
     /// How full it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<PoolUsage>,
-    /// Ready: whether claims are granted. OutOfRange: claims that the spec, since they were granted, no longer covers; they
-    /// stay. Deleting: waits for its claims to end.
+    /// Ready: whether claims are granted. OutOfRange: claims that would not be granted any more, because the spec has changed or
+    /// because they are of the NodePort range; they stay. Deleting: waits for its claims to end.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -335,10 +336,11 @@ pub struct PoolUsage {
     pub used: u64,
     /// Ports that can be claimed now.
     pub free: u64,
-    /// Ports of the ranges that nobody may have.
+    /// Ports of the ranges that nobody may have: those of reservedPorts, and on addresses of nodes those of the NodePort range.
     pub reserved: u64,
     /// Ports that were released and are not anybody else's yet.
     pub cooling: u64,
-    /// Ports that were claimed and that the spec no longer covers.
+    /// Ports that were claimed and would not be granted any more: those that the spec no longer covers, and on addresses of nodes
+    /// those of the NodePort range.
     pub out_of_range: u64,
 }

@@ -244,7 +244,8 @@ fn granted_request(policy: &Policy) -> Option<String> {
     let is_free = |port: &Port| {
         let ports = PortRange::single(*port);
         let lists = [&policy.restricted_ports, &policy.protected_ports];
-        lists.iter().all(|list| list.first_match(Protocol::Udp, ports).is_none())
+        let is_listed = lists.iter().any(|list| list.first_match(Protocol::Udp, ports).is_some());
+        !is_listed && !policy.node_port_range.is_some_and(|range| range.contains(*port))
     };
     let free = (1024..=u16::MAX).rev().filter_map(Port::new).find(is_free)?;
     Some(format!("{free}/udp"))

@@ -244,6 +244,37 @@ fn what_nobody_may_have_is_never_chosen() {
 }
 
 #[test]
+fn a_port_that_a_service_may_get_is_not_found_on_an_address_of_a_node() {
+    let found = |addresses: &[&str], ports: Value| {
+        let mut spec = open();
+        spec["addresses"] = json!(addresses);
+        spec["ports"] = ports;
+        let mut scene = scene(spec);
+        let mut numbers = BTreeSet::new();
+        for number in 0..8 {
+            let pod = pod(&format!("pod-{number}"), "auto:80", json!({}));
+            scene.index.apply(&pod);
+            match scene.choose(&pod, 0) {
+                Ok(chosen) => numbers.extend(chosen.into_iter().map(|claim| scene.store(claim).to_string())),
+                Err(refusal) => return (numbers, refusal.to_string()),
+            }
+        }
+        (numbers, String::new())
+    };
+    let ends = json!([{"first": 29998, "last": 30003, "staticBand": 0}]);
+    let (numbers, refusal) = found(&["203.0.113.7"], ends.clone());
+    assert_eq!(numbers.iter().collect::<Vec<_>>(), ["v4-203-0-113-7-tcp-29998", "v4-203-0-113-7-tcp-29999"]);
+    assert_eq!(
+        refusal.split("; this namespace").next().unwrap(),
+        "waits for 1 free port on one address: no address of NatPool games has a free port outside the NodePort range \
+         (30000-32767); give ports up, or ask for a larger pool"
+    );
+    assert_eq!(found(&["192.0.2.1"], ends.clone()).0.len(), 6, "no node has the address");
+    let opened = json!([{"first": 29998, "last": 30003, "staticBand": 0}, {"first": 30002, "last": 30003}]);
+    assert_eq!(found(&["203.0.113.7"], opened).0.len(), 4, "a range inside opens what it has");
+}
+
+#[test]
 fn what_a_stored_object_asks_for_by_name_is_not_chosen_before_it_is_claimed() {
     let mut spec = open();
     spec["addresses"] = json!(["192.0.2.1"]);
