@@ -51,6 +51,7 @@ fn endpoint(number: u16, pod: &str) -> Endpoint {
         ips: vec![[10, 244, high, low].into()],
         leaving: Leaving::default(),
         udp_handover: None,
+        suspended: false,
     }
 }
 

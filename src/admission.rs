@@ -25,6 +25,7 @@ mod short_form;
 mod spread;
 pub mod subject;
 mod suggest;
+pub mod suspended;
 mod validate;
 pub mod violation;
 pub mod wanted;
@@ -128,9 +129,13 @@ fn judge(
     judge_others: impl FnOnce(&Subject<'_>, &str, &[Located], &World<'_>, &mut Decision),
 ) -> Decision {
     let misplaced = misplaced::violations(request, world.policy);
-    let Some(subject) = asking_subject(request, world.policy) else {
+    let Some(subject) = judged_subject(request) else {
         return Decision { violations: misplaced, ..Decision::default() };
     };
+    if let Some(old) = unchanged_since(request, &subject, world.policy) {
+        let violations = misplaced.into_iter().chain(suspended::changed_to(&old, &subject, world.policy));
+        return Decision { violations: violations.collect(), ..Decision::default() };
+    }
     let Some(wanted) = wanted::of(&subject, world.policy) else {
         return Decision { warnings: warning::ignored_keys(&subject, world.policy), ..Decision::default() };
     };
@@ -145,6 +150,7 @@ fn judge(
     decision.violations.extend(misplaced);
     decision.violations.extend(spread::is_asked_for(&subject, of_one_pod(&wanted.entries)).err());
     decision.violations.extend(handover::violations(&subject));
+    decision.violations.extend(suspended::violation(&subject));
     decision.violations.extend(sharing::violation(&subject, &wanted.entries));
     judge_alone(&subject, &request.namespace, &wanted.entries, world, &mut decision);
     decision.violations.extend(fixed::violations(&subject, &wanted.automatic, world.policy));
@@ -182,23 +188,23 @@ pub fn over_quota(
 }
 
 /// The subject of a request that rules apply to.
-fn asking_subject<'a>(request: &'a Request, policy: &Policy) -> Option<Subject<'a>> {
+fn judged_subject(request: &Request) -> Option<Subject<'_>> {
     let subject = Subject::of(request.object.as_ref()?)?;
-    if request.operation == Operation::Other || subject.is_mirror() || subject.is_derived_workload() {
-        return None;
-    }
-    let old = request.old_object.as_ref().and_then(Subject::of);
+    let is_exempt =
+        request.operation == Operation::Other || subject.is_mirror() || subject.is_derived_workload();
+    (!is_exempt).then_some(subject)
+}
+
+/// What an update changes that asks for nothing new.
+fn unchanged_since<'a>(request: &'a Request, subject: &Subject<'_>, policy: &Policy) -> Option<Subject<'a>> {
+    let old = request.old_object.as_ref().filter(|_| request.operation == Operation::Update)?;
     let unchanged = |old: &Subject<'_>| match (old.pinhole, subject.pinhole) {
         (Some(old), Some(new)) => pinhole::asks_the_same(old, new),
         _ => policy
             .request_keys()
             .all(|key| old.metadata.annotations.get(key) == subject.metadata.annotations.get(key)),
     };
-    let asks_for_nothing_new =
-        |old: &Subject<'_>| unchanged(old) && !gets_more_that_counts(old, &subject, policy);
-    let is_ratcheted =
-        request.operation == Operation::Update && old.is_some_and(|old| asks_for_nothing_new(&old));
-    (!is_ratcheted).then_some(subject)
+    Subject::of(old).filter(|old| unchanged(old) && !gets_more_that_counts(old, subject, policy))
 }
 
 /// Whether a template gets pods that it has not had, and asks for what depends on how many there are.

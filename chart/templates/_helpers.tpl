@@ -197,9 +197,9 @@ key.startsWith('pinhole.dev/') || key in [
 {{ include "pinhole.celList" (dict "keys" (include "pinhole.foreignKeys" . | fromYamlArray) "indent" 0) }}]
 {{- end -}}
 
-{{- /* Every annotation key of which a change is a new request, as a CEL list. */ -}}
+{{- /* Every annotation key of which a change is judged, as a CEL list. */ -}}
 {{- define "pinhole.requestKeys" -}}
-{{- $keys := concat (list "pinhole.dev/nat" "pinhole.dev/expose" "pinhole.dev/handover" "pinhole.dev/udp-handover" "pinhole.dev/sharing") (include "pinhole.foreignKeys" .root | fromYamlArray) .more -}}
+{{- $keys := concat (list "pinhole.dev/nat" "pinhole.dev/expose" "pinhole.dev/handover" "pinhole.dev/udp-handover" "pinhole.dev/sharing" "pinhole.dev/suspended") (include "pinhole.foreignKeys" .root | fromYamlArray) .more -}}
 [{{ include "pinhole.celList" (dict "keys" $keys "indent" 0) }}]
 {{- end -}}
 

@@ -34,7 +34,7 @@ func TestEveryConditionNamesTheSameAnnotations(t *testing.T) {
 			}
 			want := append([]string{"pinhole.dev/"}, predecessorsKeys...)
 			if match[1] == "nat-annotations-changed" {
-				want = append([]string{"pinhole.dev/nat", "pinhole.dev/expose", "pinhole.dev/handover", "pinhole.dev/udp-handover", "pinhole.dev/sharing"}, predecessorsKeys...)
+				want = append([]string{"pinhole.dev/nat", "pinhole.dev/expose", "pinhole.dev/handover", "pinhole.dev/udp-handover", "pinhole.dev/sharing", "pinhole.dev/suspended"}, predecessorsKeys...)
 				if strings.Contains(document, "\nkind: MutatingWebhookConfiguration\n") {
 					// What only Pinhole may write is corrected, too.
 					want = append(want, effective, "pinhole.dev/")

@@ -106,6 +106,20 @@ func TestWhenAPortPassesToAPodIsOneOfThreeWordsAndChangesLikeARequest(t *testing
 	d.succeeds("", "patch", "deployment", "web", "-p", `{"spec":{"template":{"metadata":{"annotations":{"pinhole.dev/handover":null}}}}}`)
 }
 
+func TestAPodIsSuspendedByOneOfTwoWordsAndThatIsNoNewRequest(t *testing.T) {
+	d := newDesk(t, "suspended")
+	const key, wrong = "pinhole.dev/suspended", "pinhole.dev/suspended]: yes: is none of true, false"
+	d.mentions(d.refused(pod("web", notes{"pinhole.dev/expose": "192.0.2.113:80", key: "yes"})), wrong)
+	d.mentions(d.refused(workload("Deployment", "web", notes{"pinhole.dev/expose": "8001:80", key: "yes"})), wrong)
+	d.accepted(workload("Deployment", "web", notes{"pinhole.dev/expose": "8001:80", key: "true"}, "replicas: 0"))
+	d.mentions(d.fails("", "patch", "deployment", "web", "-p", `{"spec":{"template":{"metadata":{"annotations":{"`+key+`":"yes"}}}}}`), wrong)
+	d.accepted(pod("web", expose("192.0.2.113:80")))
+	d.succeeds("", "annotate", "pod", "web", key+"=true")
+	d.mentions(d.fails("", "annotate", "pod", "web", "--overwrite", key+"=yes"), wrong)
+	d.mentions(d.refused(pod("other", expose("192.0.2.113:80"))), "is held by Pod suspended/web")
+	d.succeeds("", "annotate", "pod", "web", key+"-")
+}
+
 func TestATemplateOfSeveralPodsForAnExclusivePortIsRefusedHoweverItGrows(t *testing.T) {
 	d := newDesk(t, "exclusive")
 	asks := func(address, word string) notes {

@@ -358,6 +358,49 @@ func (c clerk) kubelet(name, address, ready string) {
 
 const programmedGate = "pinhole.dev/programmed"
 
+func TestASuspendedPodKeepsItsPortsClosed(t *testing.T) {
+	c := newClerk(t, "suspended")
+	agent := c.startAgent("192.0.2.112")
+	const key, claim = "pinhole.dev/suspended", "v4-192-0-2-112-tcp-2527"
+	served := func(expected bool) {
+		t.Helper()
+		if err := lab.Poll(patience, func() error {
+			entries, err := agent.Entries()
+			if err == nil && (!strings.Contains(entries, "suspended/mx") || strings.Contains(entries, "10.244.1.9") != expected) {
+				err = fmt.Errorf("the kernel has %s", entries)
+			}
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	annotate := func(change string) {
+		t.Helper()
+		if said, allowed := c.kubectl("", "annotate", "pod", "mx", "--overwrite", change); !allowed {
+			t.Fatal(said)
+		}
+	}
+	c.placedAt("node-1", "mx", "192.0.2.112:2527:25")
+	c.kubelet("mx", "10.244.1.9", "True")
+	c.eventuallyShown("mx", "node-1 Pod mx True Programmed")
+	served(true)
+	uid := c.gated("mx").Metadata.UID
+
+	annotate(key + "=true")
+	c.eventuallyShown("mx", "node-1 Pod mx False Suspended")
+	served(false)
+	if said, allowed := c.kubectl("", "annotate", "pod", "mx", "--overwrite", key+"=maybe"); allowed || !strings.Contains(said, key+"]: maybe: is none of true, false") {
+		t.Errorf("what is neither was let through: %s", said)
+	}
+	if code, said := c.create("", asking("other", "192.0.2.112:2527")); code != http.StatusUnprocessableEntity {
+		t.Errorf("HTTP %d: %s", code, said)
+	}
+	c.boundTo(uid, "192.0.2.112", claim)
+	annotate(key + "-")
+	c.eventuallyShown("mx", "node-1 Pod mx True Programmed")
+	served(true)
+}
+
 // Pods of one holder that have the gate: the older one serves until the younger one is ready, and that one until it is gone.
 func TestAPodWithTheGateIsReadyOnlyWhenTheKernelAnswers(t *testing.T) {
 	c := newClerk(t, "gated")

@@ -14,6 +14,7 @@ mod pools;
 mod rules;
 mod sharing;
 mod spread;
+mod suspended;
 mod warnings;
 
 use std::sync::Arc;

@@ -16,6 +16,7 @@ use crate::admission::handover;
 use crate::admission::index::Index;
 use crate::admission::index::ObjectKey;
 use crate::admission::policy::Policy;
+use crate::admission::suspended;
 use crate::admission::violation;
 use crate::agent::grants::Grants;
 use crate::api::object::Kind;
@@ -69,6 +70,8 @@ pub struct Plan {
     pub awaiting: BTreeSet<String>,
     /// The UIDs of the pods whose containers are not ready.
     pub unready: BTreeSet<String>,
+    /// The UIDs of the pods whose ports are closed without being given up.
+    pub suspended: BTreeSet<String>,
     /// The UIDs of the pods that ask for nothing which this node serves.
     pub idle: BTreeSet<String>,
     /// What was granted to whom and led nowhere, by UID: it does not follow from what is known here of the pod or Pinhole.
@@ -177,6 +180,9 @@ impl Plan {
         if !candidate.ready {
             self.unready.insert(candidate.uid.clone());
         }
+        if candidate.suspended {
+            self.suspended.insert(candidate.uid.clone());
+        }
         if candidate.mappings.is_empty() {
             self.idle.insert(candidate.uid.clone());
         }
@@ -269,6 +275,7 @@ fn judge(pod: &Object, known: &Known<'_>) -> Judgement {
         ready: pod.are_containers_ready(),
         terminating: pod.metadata.deletion_timestamp.is_some(),
         ips: ips(pod),
+        suspended: suspended::is(&pod.metadata.annotations),
         mappings: decision.mappings,
         handover: handover::of(&pod.metadata.annotations),
         udp_handover: handover::of_udp(&pod.metadata.annotations),

@@ -93,6 +93,7 @@ impl Remote {
             ready: self.state.as_ref().is_some_and(|state| state.ready),
             terminating: self.state.as_ref().is_some_and(|state| state.terminating),
             ips,
+            suspended: self.state.as_ref().is_some_and(|state| state.suspended),
             mappings: self.named.iter().cloned().chain(found).collect(),
             handover: self.handover,
             udp_handover: self.udp_handover,

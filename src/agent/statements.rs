@@ -13,6 +13,8 @@ use crate::api::crd::pinhole::NodeReport;
 use crate::api::crd::pinhole::Pinhole;
 use crate::api::crd::pinhole::REMOVING;
 use crate::api::crd::pinhole::STANDBY;
+use crate::api::crd::pinhole::SUSPENDED;
+use crate::api::keys;
 use crate::cluster::pinhole_reports::Report;
 use crate::cluster::pinhole_watch::Pinholes;
 use crate::dataplane::Applied;
@@ -87,6 +89,11 @@ impl Said {
         Self { reason, message: message.into(), is_programmed: false, is_current: true }
     }
 
+    /// What is said of a pod whose ports are closed because it says so itself.
+    fn suspended(what_follows: &str) -> Self {
+        Self::no(SUSPENDED, format!("the pod has {}: \"true\", {what_follows}", keys::SUSPENDED))
+    }
+
     fn into_report(self, node_name: &str, generation: Option<i64>) -> NodeReport {
         NodeReport {
             name: node_name.to_owned(),
@@ -108,6 +115,7 @@ fn say(
 ) -> Said {
     let Seen { node_name, plan, applied, disclose_holder, is_paused, .. } = *seen;
     let is_written = plan.pinholes.contains(uid);
+    let is_suspended = plan.suspended.contains(uid);
     if !leftover.is_empty() {
         let listed = list(leftover.iter().map(|entry| entry.key));
         let message = format!("{listed} is still in the kernel of {node_name}");
@@ -134,6 +142,7 @@ fn say(
         return match plan.pods.contains_key(owner) && !is_over {
             false => Said::no("Released", format!("{node_name} serves nothing of it")),
             true if !is_decided => Said::no("Waiting", "the controller has not granted it yet"),
+            true if is_suspended => Said::suspended("and another pod of the same holder is served"),
             true if plan.unready.contains(uid) => Said::no(
                 "NotReady",
                 "its containers are not ready, and another pod of the same holder is served",
@@ -152,6 +161,8 @@ fn say(
     if wanted.iter().all(|entry| entry.target.is_none()) {
         return if is_written {
             Said::no("NoTarget", "there is no ready pod to lead to")
+        } else if is_suspended {
+            Said::suspended("so its ports are kept and nothing is let through")
         } else {
             Said::no("NoAddress", "the pod has no address yet")
         };

@@ -249,6 +249,13 @@ fn pod(number: u16) -> Object {
     serde_json::from_value(json).unwrap()
 }
 
+/// The same pod, whose ports are closed, as a later version of it.
+fn suspended(mut pod: Object) -> Object {
+    pod.metadata.annotations.insert("pinhole.dev/suspended".into(), "true".into());
+    pod.metadata.resource_version = "2".to_owned();
+    pod
+}
+
 fn exposing(mut pod: Object, expose: &str) -> Object {
     pod.metadata.annotations.insert("pinhole.dev/expose".into(), expose.into());
     pod
@@ -292,6 +299,19 @@ async fn r11_what_was_deleted_while_the_agent_was_down_is_removed() {
     let bench = Bench::with_pods(settings, vec![pod(2)]);
     bench.until("removed", |bench| bench.kernel.count() == 1).await;
     assert_eq!(bench.kernel.entries(), ["203.0.113.7:7002/tcp -> 10.244.0.3:80"]);
+}
+
+#[tokio::test]
+async fn a_suspended_pod_s_ports_are_closed_and_kept_until_it_is_no_longer() {
+    let bench = Bench::with_pods(Settings::default(), vec![pod(1)]);
+    let open = "203.0.113.7:7001/tcp -> 10.244.0.2:80";
+    bench.until("open", |bench| bench.kernel.entries() == [open]).await;
+    bench.apply(suspended(pod(1)));
+    bench.until("closed", |bench| bench.kernel.entries() == ["203.0.113.7:7001/tcp -> reserved"]).await;
+    let mut again = pod(1);
+    again.metadata.resource_version = "3".to_owned();
+    bench.apply(again);
+    bench.until("open again", |bench| bench.kernel.entries() == [open]).await;
 }
 
 #[tokio::test]

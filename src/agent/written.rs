@@ -41,6 +41,7 @@ pub struct Written {
     active: Option<Vec<IpAddr>>,
     leaving: Leaving,
     udp_handover: Option<UdpHandover>,
+    suspended: bool,
 }
 
 impl Written {
@@ -68,7 +69,7 @@ impl Written {
             uid: target.pod_uid.clone(),
             ips: target.ips(),
         };
-        let active = status.targets.iter().find(|target| target.active && !stored.spec.suspended).map(pod);
+        let active = status.targets.iter().find(|target| target.active).map(pod);
         let is_said = !status.conditions.is_empty();
         Some(Self {
             itself: Pod {
@@ -82,6 +83,7 @@ impl Written {
             active: is_said.then(|| active.map(|pod| pod.ips).unwrap_or_default()),
             leaving: leaving(stored.spec.egress),
             udp_handover: stored.spec.udp_handover.map(UdpHandover::from),
+            suspended: stored.spec.suspended,
         })
     }
 
@@ -116,6 +118,7 @@ impl Written {
             udp_handover: self.udp_handover,
             leaving: self.leaving,
             ips,
+            suspended: self.suspended,
         })
     }
 }

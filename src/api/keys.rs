@@ -29,6 +29,9 @@ pub const UDP_HANDOVER: &str = "pinhole.dev/udp-handover";
 /// Input: whether further pods of a holder are meant to stand by behind its ports.
 pub const SHARING: &str = "pinhole.dev/sharing";
 
+/// Input: whether the pod's ports are closed without being given up.
+pub const SUSPENDED: &str = "pinhole.dev/suspended";
+
 /// The scheduling gate of a pod whose automatic ports have yet to be found.
 pub const ENDPOINTS_GATE: &str = "pinhole.dev/endpoints";
 
@@ -85,8 +88,19 @@ pub const MIRROR_POD: &str = "kubernetes.io/config.mirror";
 pub const HOSTNAME_LABEL: &str = "kubernetes.io/hostname";
 
 /// The annotation keys with a prefix of ours that mean something.
-pub const OURS: [&str; 10] =
-    [NAT, EXPOSE, SPREAD, POOL, HANDOVER, UDP_HANDOVER, SHARING, TRANSFER_TO, EFFECTIVE, ENDPOINTS];
+pub const OURS: [&str; 11] = [
+    NAT,
+    EXPOSE,
+    SPREAD,
+    POOL,
+    HANDOVER,
+    UDP_HANDOVER,
+    SHARING,
+    SUSPENDED,
+    TRANSFER_TO,
+    EFFECTIVE,
+    ENDPOINTS,
+];
 
 /// The longest name of a label, without its prefix.
 const LONGEST_LABEL: usize = 63;

@@ -20,6 +20,7 @@ use ipnet::IpNet;
 
 use crate::admission::policy::Policy;
 use crate::admission::subject::Subject;
+use crate::admission::suspended;
 use crate::admission::wanted;
 use crate::admission::wanted::Located;
 use crate::agent::written;
@@ -206,6 +207,7 @@ impl Render {
 fn endpoints(manifest: &Manifest, policy: &Policy, stand_ins: &mut StandIns) -> Vec<Endpoint> {
     let Object { metadata, .. } = &manifest.object;
     let subject = Subject::of(&manifest.object);
+    let suspended = subject.as_ref().is_some_and(|subject| suspended::is(&subject.metadata.annotations));
     let pinhole = subject.and_then(|subject| subject.pinhole);
     let leaving = pinhole.map_or(Leaving::WithItsPorts, |spec| written::leaving(spec.egress));
     let wanted = subject.and_then(|subject| wanted::of(&subject, policy)).unwrap_or_default();
@@ -219,7 +221,7 @@ fn endpoints(manifest: &Manifest, policy: &Policy, stand_ins: &mut StandIns) -> 
         let pod = ObjectName::new(metadata.namespace.as_str(), name);
         let ips = ips.entry(pod.clone()).or_insert_with(|| stand_ins.addresses_of(manifest, &title));
         let uid = metadata.uid.clone();
-        Endpoint { mapping, pod, uid, ips: ips.clone(), leaving, udp_handover: None }
+        Endpoint { mapping, pod, uid, ips: ips.clone(), leaving, udp_handover: None, suspended }
     };
     wanted.entries.into_iter().map(endpoint).collect()
 }

@@ -3,7 +3,7 @@
 //! A pod is ready when the kernels of the nodes that serve it answer for all of its ports. One that stands by, with its
 //! containers ready, behind another pod of its holder is ready, too: it does all that it can, and whoever waited for more would
 //! wait for ever, such as a Deployment of two replicas behind one port, or a rollout in which the old pod keeps the port until it
-//! is gone.
+//! is gone. So is one whose ports are suspended: that closes the way from outside, and takes the pod from no Service.
 //!
 //! # Guarantees
 //! - While nobody knows, what was said last stays: a controller or an agent that is away makes no pod unready.
@@ -16,6 +16,7 @@ use serde_json::json;
 use crate::api::crd::condition::ConditionStatus;
 use crate::api::crd::pinhole::Pinhole;
 use crate::api::crd::pinhole::STANDBY;
+use crate::api::crd::pinhole::SUSPENDED;
 use crate::api::keys;
 use crate::api::object::Object;
 
@@ -36,7 +37,7 @@ pub fn condition(pod: &Object, pinhole: &Pinhole, now: Timestamp) -> Option<Valu
     let status = match said.status {
         ConditionStatus::Unknown => return None,
         ConditionStatus::True => "True",
-        ConditionStatus::False if said.reason == STANDBY => "True",
+        ConditionStatus::False if [STANDBY, SUSPENDED].contains(&said.reason.as_str()) => "True",
         ConditionStatus::False => "False",
     };
     let known = pod.status.conditions.iter().find(|known| known.type_ == keys::PROGRAMMED_GATE);
@@ -92,10 +93,11 @@ mod tests {
     }
 
     #[test]
-    fn it_says_what_the_pinhole_says_but_that_a_ready_standby_is_ready() {
+    fn it_says_what_the_pinhole_says_but_that_a_standby_and_a_suspended_pod_are_ready() {
         let cases = [
             (("True", "Programmed"), Some("True")),
             (("False", "Standby"), Some("True")),
+            (("False", "Suspended"), Some("True")),
             (("False", "NotReady"), Some("False")),
             (("False", "PortTaken"), Some("False")),
             (("False", "Unscheduled"), Some("False")),

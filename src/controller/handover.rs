@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::admission::index::Holding;
 use crate::admission::index::Index;
+use crate::admission::suspended;
 use crate::allocation::claim::Claim;
 use crate::allocation::key::Claimed;
 use crate::api::object::Kind;
@@ -28,12 +29,15 @@ fn is_ready(claim: &Claim, index: &Index, pods: &AskingPods, pinholes: &Pinholes
     let Claimed::Ports(protocol, block) = claim.key.claimed() else { return false };
     let address = claim.key.address();
     let serves = |held: &Arc<Holding>| match held.object.kind {
-        Kind::Pod => pods
-            .get(&held.object.name)
-            .is_some_and(|pod| pod.metadata.deletion_timestamp.is_none() && pod.are_containers_ready()),
-        Kind::Pinhole => pinholes.get(&held.object.name).is_some_and(|pinhole| {
-            pinhole.status.iter().flat_map(|status| &status.targets).any(|target| target.active)
+        Kind::Pod => pods.get(&held.object.name).is_some_and(|pod| {
+            let is_staying = pod.metadata.deletion_timestamp.is_none();
+            is_staying && pod.are_containers_ready() && !suspended::is(&pod.metadata.annotations)
         }),
+        Kind::Pinhole => {
+            pinholes.get(&held.object.name).filter(|pinhole| !pinhole.spec.suspended).is_some_and(|pinhole| {
+                pinhole.status.iter().flat_map(|status| &status.targets).any(|target| target.active)
+            })
+        }
         _ => false,
     };
     let held = index.held_at(address, protocol, block.range());
@@ -102,12 +106,14 @@ mod tests {
     fn a_port_is_handed_over_once_a_pod_of_the_new_holder_can_serve_it() {
         let starting = json!({"status": {"conditions": []}});
         let ending = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}});
+        let closed = json!({"metadata": {"annotations": {"pinhole.dev/suspended": "true"}}});
         let away = json!({"spec": {"nodeName": "node-2"}});
         let cases = [
             ("nobody is there", vec![], false),
             ("only pods of the old one are", vec![pod("blue", json!({}))], false),
             ("it starts", vec![pod("blue", json!({})), pod("green", starting)], false),
             ("it ends", vec![pod("green", ending)], false),
+            ("it is suspended", vec![pod("green", closed)], false),
             ("it is ready where the address is not", vec![pod("green", away)], true),
             ("it is ready", vec![pod("blue", json!({})), pod("green", json!({}))], true),
         ];

@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::admission::handover;
 use crate::admission::index::Index;
 use crate::admission::sharing;
+use crate::admission::suspended;
 use crate::api::annotation::MAX_ENTRIES;
 use crate::api::crd::condition::Condition;
 use crate::api::crd::condition::ConditionStatus;
@@ -339,6 +340,7 @@ fn state(pod: &Object) -> Option<TargetState> {
         created: pod.metadata.creation_timestamp.parse().ok()?,
         ready: pod.are_containers_ready(),
         terminating: pod.metadata.deletion_timestamp.is_some(),
+        suspended: suspended::is(&pod.metadata.annotations),
     })
 }
 

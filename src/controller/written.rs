@@ -22,6 +22,7 @@ use crate::api::crd::pinhole::Pinhole;
 use crate::api::crd::pinhole::PinholePort;
 use crate::api::crd::pinhole::PinholeSpec;
 use crate::api::crd::pinhole::PinholeStatus;
+use crate::api::crd::pinhole::SUSPENDED;
 use crate::api::crd::pinhole::Sharing;
 use crate::api::keys;
 use crate::api::object::Object;
@@ -269,8 +270,6 @@ impl Scene<'_> {
         self.standing.granted.iter().filter_map(of).collect()
     }
 }
-
-const SUSPENDED: &str = "Suspended";
 
 /// The condition that tells whether there is one pod, where there should be.
 const EXCLUSIVE: &str = "Exclusive";

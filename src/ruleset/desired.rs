@@ -47,7 +47,8 @@ pub struct Desired {
 /// The rules that serve these endpoints on this node.
 ///
 /// Endpoints are taken in the given order: when two want one external port, the first has it and the second is
-/// refused. An endpoint without addresses reserves its ports, so that nobody else on the node answers for them.
+/// refused. An endpoint without addresses, or one that is suspended, reserves its ports, so that nobody else on the node answers for
+/// them.
 pub fn desired(endpoints: &[Endpoint], node: &NodeFacts) -> Desired {
     desired_with(Lists::named_by(Sources::id), endpoints, node)
 }
@@ -158,7 +159,7 @@ fn entry<'a>(
     lists: &mut Lists<'a>,
 ) -> Result<Entry, SameName> {
     let mapping = &endpoint.mapping;
-    let served = match pod {
+    let served = match pod.filter(|_| !endpoint.suspended) {
         Some(ip) => lists.sources(key.family(), mapping.allowed_sources())?.map(|sources| (ip, sources)),
         None => None,
     };
@@ -217,6 +218,21 @@ mod tests {
         );
         let single = endpoint("80/tcp", "web", &["fd00:244:1::9"]);
         assert_eq!(entries(&ruleset(&[single], &node())), ["[2001:db8::7]:80/tcp -> [fd00:244:1::9]:80"]);
+    }
+
+    #[test]
+    fn a_suspended_endpoint_reserves_its_ports_and_its_pod_leaves_as_ever() {
+        let open = endpoint("203.0.113.8:80/tcp", "web", &["10.244.1.9"]);
+        let suspended = Endpoint { suspended: true, ..open.clone() };
+        let own = Endpoint { suspended: true, ..endpoint("81/tcp", "web", &["10.244.1.9"]) };
+        let closed = ruleset(&[suspended, own], &node());
+        assert_eq!(
+            entries(&closed),
+            ["203.0.113.7:81/tcp -> reserved", "203.0.113.8:80/tcp -> reserved"],
+            "and none of the family that the pod has not"
+        );
+        assert!(closed.egress().eq(ruleset(&[open], &node()).egress()));
+        assert_eq!(closed.egress().count(), 1);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //!    else the newest that has an address. A pod that is being deleted is served only until another one is ready.
 //!    That is the handover `WhenReady`. With `WhenGone` the one that is served now stays whatever becomes of it, and with
 //!    `Immediate` a pod counts as ready as soon as it has an address; the newest pod that is to stay says which it is.
+//!    A suspended pod keeps the ports, closed, where no other pod of the holder that has an address can have them.
 //! 2. Between holders, which admission refuses but cannot always see (it was off, or the node was not known yet): the
 //!    holder that is served now, then the one with the oldest pod, then the lowest UID.
 //!
@@ -54,6 +55,8 @@ pub struct Candidate {
     pub terminating: bool,
     /// Its addresses; none until it has one.
     pub ips: Vec<IpAddr>,
+    /// Whether its ports are closed without being given up.
+    pub suspended: bool,
     /// What it wants.
     pub mappings: Vec<Mapping>,
     /// When it takes over from an older pod of its holder.
@@ -172,6 +175,7 @@ fn claims_of<'a>(pods: &[&'a Candidate], node: &NodeFacts, programmed: &Programm
             ips: pod.ips.clone(),
             leaving: pod.leaving,
             udp_handover: pod.udp_handover,
+            suspended: pod.suspended,
         };
         let places = places(&endpoint, node).unwrap_or_default();
         let keys: Vec<_> = places.into_iter().map(|(key, _)| key).collect();
@@ -221,6 +225,8 @@ enum Standing {
     ServedNow,
     HasAddress,
     HasAddressAndEnds,
+    /// It has an address, and nobody is let through to it.
+    Suspended,
     HasNoAddress,
     HasNoAddressAndEnds,
 }
@@ -268,6 +274,7 @@ fn standing(pod: &Candidate, served: bool, handover: Handover) -> Standing {
         (true, false) => Standing::HasNoAddress,
         (true, true) => Standing::HasNoAddressAndEnds,
         (false, _) if served && handover == Handover::WhenGone => Standing::Stays,
+        (false, _) if pod.suspended => Standing::Suspended,
         (false, false) if pod.ready || handover == Handover::Immediate => Standing::Ready,
         (false, _) if served => Standing::ServedNow,
         (false, false) => Standing::HasAddress,

@@ -23,6 +23,8 @@ pub struct Endpoint {
     pub leaving: Leaving,
     /// What becomes of UDP flows when this one takes over; `None` leaves it to the node.
     pub udp_handover: Option<UdpHandover>,
+    /// Whether its ports are reserved although it has an address. What the pod itself begins leaves as ever.
+    pub suspended: bool,
 }
 
 /// With which address a pod leaves the cluster that an external port leads to. Of several wishes for one pod the first here counts.

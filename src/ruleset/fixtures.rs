@@ -84,6 +84,7 @@ pub(crate) fn endpoint(external: &str, pod: &str, ips: &[&str]) -> Endpoint {
         ips: ips.iter().copied().map(ip).collect(),
         leaving: Leaving::default(),
         udp_handover: None,
+        suspended: false,
     }
 }
 

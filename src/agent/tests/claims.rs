@@ -224,6 +224,21 @@ async fn a_report_says_what_is_so_in_the_kernel() {
 }
 
 #[tokio::test]
+async fn a_suspended_pod_keeps_what_it_was_granted_closed_and_says_so() {
+    let asks = || asking(&format!("{PORT}:80,8080:80"));
+    let bench = Bench::with_pods(
+        settings(Kernel::default(), judged_at(&["203.0.113.7"], "True", &[25, 8080])),
+        vec![asks()],
+    );
+    bench.until_said("true Programmed Some(3) ").await;
+    bench.apply(suspended(asks()));
+    let closed = ["203.0.113.7:25/tcp -> reserved", "203.0.113.7:8080/tcp -> reserved"];
+    bench.until("closed", |bench| bench.kernel.entries() == closed).await;
+    let why = "the pod has pinhole.dev/suspended: \"true\", so its ports are kept and nothing is let through";
+    bench.until_said(&format!("false Suspended Some(3) {why}")).await;
+}
+
+#[tokio::test]
 async fn a_pod_behind_another_one_of_its_holder_says_whether_it_could_take_over() {
     let owner = json!([{"apiVersion": "example.com/v1", "kind": "Fleet", "name": "mx", "uid": "f", "controller": true}]);
     let of_fleet = |number: u16, ready: &str| {
@@ -248,6 +263,9 @@ async fn a_pod_behind_another_one_of_its_holder_says_whether_it_could_take_over(
     bench.apply(of_fleet(1, "True"));
     let standby = "false Standby Some(3) another pod of the same holder is served";
     bench.until_said(&format!("true Programmed Some(3) ; {standby}")).await;
+    bench.apply(suspended(of_fleet(1, "True")));
+    let closed = "false Suspended Some(3) the pod has pinhole.dev/suspended: \"true\", and another pod of the same holder is served";
+    bench.until("the old one is served", |bench| bench.said() == closed).await;
 }
 
 #[tokio::test]

@@ -92,6 +92,20 @@ async fn a_pod_of_another_node_is_served_on_the_addresses_that_this_one_has_and_
 }
 
 #[tokio::test]
+async fn a_suspended_pod_of_another_node_is_closed_and_keeps_its_ports() {
+    let bench = serving(Kernel::default(), mx(json!({})), Vec::new());
+    bench.until("programmed", |bench| bench.kernel.entries() == [ENTRY]).await;
+    let mut suspended = mx(json!({}));
+    let status = suspended.values_mut().next().unwrap().status.as_mut().unwrap();
+    status.targets[0].state.as_mut().unwrap().suspended = true;
+    bench.granted(suspended);
+    bench.until("closed", |bench| bench.kernel.entries() == [RESERVED]).await;
+    bench
+        .until("told", |bench| bench.said().starts_with("false Suspended Some(3) the pod has pinhole.dev/"))
+        .await;
+}
+
+#[tokio::test]
 async fn nothing_is_served_for_it_that_its_pinhole_does_not_ask_for_or_does_not_grant_here() {
     let here = |endpoint: Value| json!({"status": {"endpoints": [endpoint]}});
     let port = |number: u16| json!({"address": "203.0.113.7", "protocol": "TCP", "port": number, "targetPort": 2525, "nodes": ["node-1"]});

@@ -548,7 +548,13 @@ pub struct TargetState {
     pub ready: bool,
     /// Whether it is being deleted.
     pub terminating: bool,
+    /// Whether its ports are closed without being given up, as its annotation says.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub suspended: bool,
 }
+
+/// What is said of ports that are closed without being given up, because whoever asks for them says so.
+pub const SUSPENDED: &str = "Suspended";
 
 /// What a node says of a pod that could serve at once, behind another pod of its holder that does.
 pub const STANDBY: &str = "Standby";

@@ -11,6 +11,7 @@ use crate::admission::World;
 use crate::admission::index::Index;
 use crate::admission::subject::Subject;
 use crate::admission::violation::Violation;
+use crate::api::keys;
 use crate::api::object::Kind;
 use crate::api::object::Object;
 use crate::cli::plugin::picture::Picture;
@@ -197,6 +198,7 @@ impl State {
             Self::Reserved => {
                 "the pod has no address yet; the node drops what comes to the port, so that clients try again"
             }
+            Self::Suspended => "it is suspended: it stays whose it is, and what comes to it is dropped",
             Self::Expected => {
                 "the rules grant it to this pod; whether the node's kernel has it was not asked"
             }
@@ -230,6 +232,13 @@ impl State {
             (Self::Reserved | Self::Unscheduled | Self::Pending | Self::Full | Self::Unserved, _) => {
                 Some(format!("{} says what it waits for", describe()))
             }
+            (Self::Suspended, Asker::Pod(_)) => Some(format!(
+                "kubectl -n {namespace} annotate pod {name} {}- opens it again",
+                keys::SUSPENDED
+            )),
+            (Self::Suspended, Asker::Pinhole(_)) => Some(format!(
+                "kubectl -n {namespace} patch pinholes {name} --type=merge -p '{{\"spec\":{{\"suspended\":false}}}}' opens it again"
+            )),
             (Self::Expected, _) => Some(format!(
                 "get the right to pods/portforward in the agent's namespace, or read its Events: {}",
                 describe()

@@ -35,7 +35,7 @@ impl State {
             Self::Reserved | Self::Expected | Self::Waiting | Self::Pending | Self::Unscheduled => {
                 Tone::Plain
             }
-            Self::Missing | Self::Releasing | Self::Leftover => Tone::Notice,
+            Self::Suspended | Self::Missing | Self::Releasing | Self::Leftover => Tone::Notice,
             Self::Full | Self::Taken | Self::Refused | Self::Unserved | Self::NoAgent => Tone::Bad,
         }
     }

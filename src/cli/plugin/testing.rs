@@ -248,6 +248,7 @@ pub(crate) fn town() -> Picture {
         line("203.0.113.7:465/tcp", None, "mail/starting", 0),
         line("203.0.113.7:9999/tcp", Some("10.244.1.77:99"), "gone/pod", 1),
         line("203.0.113.7:8080/tcp", Some("10.244.1.21:80"), "web/front-1", 7),
+        line("203.0.113.7:8082/tcp", None, "web/shut", 4),
     ]);
     let told = Kernel {
         has_agent: true,
@@ -255,6 +256,7 @@ pub(crate) fn town() -> Picture {
         told: vec![line("203.0.113.8:7000-7010/udp", Some("10.244.2.9:7000-7010"), "games/quake", 0)],
     };
     let starting = json!({"status": {"phase": "Pending", "podIPs": [], "conditions": []}});
+    let suspended = json!({"metadata": {"annotations": {"pinhole.dev/suspended": "true"}}});
     let older = json!({"metadata": {"creationTimestamp": "2026-02-01T10:00:00Z"}});
     let mut front = owned_by("ReplicaSet", "front-abc");
     let not_ready = json!({"status": {"conditions": []}});
@@ -285,6 +287,7 @@ pub(crate) fn town() -> Picture {
             pod("web", "ssh", "node-1", "10.244.1.30", "22", json!({})),
             pod("web", "foreign", "node-1", "10.244.1.31", "198.51.100.1:80", json!({})),
             pod("web", "lost", "node-1", "10.244.1.32", "8081:80", json!({})),
+            pod("web", "shut", "node-1", "10.244.1.33", "8082:80", suspended),
             pod("games", "quake", "node-2", "10.244.2.9", "7000-7010/udp", json!({})),
             pod("games", "new", "node-2", "10.244.2.10", "7100/udp", json!({})),
             pod("games", "alone", "node-3", "10.244.3.9", "7200/udp", json!({})),

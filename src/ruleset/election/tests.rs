@@ -36,6 +36,7 @@ fn pod(app: &str, second: u8, external: &str) -> Candidate {
         ready: true,
         terminating: false,
         ips: vec![format!("10.244.{}.{second}", app.len()).parse().unwrap()],
+        suspended: false,
         mappings: vec![mapping(external)],
         handover: Handover::WhenReady,
         udp_handover: None,
@@ -53,6 +54,10 @@ fn terminating(pod: Candidate) -> Candidate {
 
 fn without_address(pod: Candidate) -> Candidate {
     Candidate { ready: false, ips: Vec::new(), ..pod }
+}
+
+fn suspended(pod: Candidate) -> Candidate {
+    Candidate { suspended: true, ..pod }
 }
 
 fn programmed(elected: &Elected) -> Ruleset {
@@ -100,6 +105,31 @@ fn r14_a_terminating_pod_is_served_only_until_another_is_ready() {
     let old = terminating(pod("web", 1, "80"));
     assert_eq!(served(std::slice::from_ref(&old), &only(&old)), ["web-1"]);
     assert_eq!(served(&[old.clone(), pod("web", 2, "80")], &only(&old)), ["web-2"]);
+}
+
+#[test]
+fn a_suspended_pod_is_closed_and_keeps_the_port_where_no_other_pod_of_its_holder_can_have_it() {
+    let web = pod("web", 2, "80");
+    let closed = suspended(web.clone());
+    let entries = |candidates: &[Candidate], before: &Ruleset| {
+        let ruleset = programmed(&elect(candidates, &node(), before));
+        ruleset.entries().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let reserved = ["203.0.113.7:80/tcp -> reserved"];
+    for other in [None, Some(without_address(pod("web", 3, "80"))), Some(pod("other", 1, "80"))] {
+        let candidates: Vec<_> = std::iter::once(closed.clone()).chain(other).collect();
+        assert_eq!(entries(&candidates, &only(&web)), reserved, "{candidates:?}");
+        assert_eq!(served(&candidates, &only(&web)), ["web-2"]);
+    }
+    let old = pod("web", 1, "80");
+    for other in [old.clone(), not_ready(old.clone()), terminating(old.clone())] {
+        assert_eq!(served(&[closed.clone(), other], &only(&web)), ["web-1"]);
+    }
+    // What must not be two at a time stays with the one that may have connections.
+    let gone = |pod: Candidate| Candidate { handover: Handover::WhenGone, ..pod };
+    assert_eq!(entries(&[gone(closed), gone(old)], &only(&web)), reserved);
+    let immediate = Candidate { handover: Handover::Immediate, ..suspended(web) };
+    assert_eq!(entries(&[immediate], &Ruleset::default()), reserved);
 }
 
 #[test]
@@ -207,14 +237,14 @@ fn r07_a_conflict_stays_decided_over_100_resyncs_and_restarts() {
 
 fn any_candidate() -> impl Strategy<Value = Candidate> {
     let ports = prop::collection::vec((1_u16..12, 0_u16..4), 1..3);
-    let state = (any::<bool>(), any::<bool>(), any::<bool>());
+    let state = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     let handover = prop::sample::select(&Handover::ALL[..]);
     let drawn = ("[abc]", 0_u8..60, ports, state, handover);
-    drawn.prop_map(|(app, second, ports, (ready, terminating, addressed), handover)| {
+    drawn.prop_map(|(app, second, ports, (ready, terminating, addressed, suspended), handover)| {
         let mappings = ports.iter().map(|(first, span)| mapping(&format!("{first}-{}", first + span)));
         let ips = if addressed { pod(&app, second, "1").ips } else { Vec::new() };
         let mappings = mappings.collect();
-        Candidate { ready, terminating, ips, mappings, handover, ..pod(&app, second, "1") }
+        Candidate { ready, terminating, ips, suspended, mappings, handover, ..pod(&app, second, "1") }
     })
 }
 

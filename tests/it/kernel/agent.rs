@@ -308,6 +308,49 @@ fn r24_a_rollout_keeps_udp_flows_with_the_old_pod_until_it_is_gone(lab: &mut Lab
     });
 }
 
+fn a_suspended_pod_s_ports_are_closed_to_the_outside_and_to_the_node_and_its_own_connections_go_on(
+    lab: &mut Lab,
+) {
+    let (_a, _dns) = (lab.a.serve("a", "[::]:8080"), lab.a.serve("dns", "[::]:53"));
+    // A program of the node must not answer in its place.
+    let (_node, _client) = (lab.node.serve("node", "[::]:80"), lab.client.serve("client", "[::]:9000"));
+    let lab = &*lab;
+    lab.on_node(async || {
+        let asks = |suspended: Option<&str>| {
+            let mut pod = pod("a", 1, "203.0.113.8:80:8080,203.0.113.8:5353:53/udp", A);
+            let key = "pinhole.dev/suspended".to_owned();
+            pod.metadata.annotations.extend(suspended.map(|word| (key, word.to_owned())));
+            pod
+        };
+        let [dns, web] = ["203.0.113.8:80/tcp -> 10.244.1.9:8080", "203.0.113.8:5353/udp -> 10.244.1.9:53"];
+        let agent = Running::start(lab, FOREVER, vec![asks(None)]);
+        agent.until(&[dns, web]).await;
+        agent.ready().await;
+        let mut established = lab.client.connect("203.0.113.8:80").unwrap();
+        established.ask().unwrap();
+        let flow = lab.client.flow("203.0.113.8:5353");
+        assert_eq!(flow.ask(), Ok("dns 198.51.100.9".into()));
+
+        agent.apply(asks(Some("true")));
+        agent.until(&["203.0.113.8:80/tcp -> reserved", "203.0.113.8:5353/udp -> reserved"]).await;
+        agent.ready().await;
+        assert_eq!(
+            lab.client.tcp("203.0.113.8:80"),
+            Err(io::ErrorKind::TimedOut),
+            "dropped, and not refused"
+        );
+        assert_eq!(established.ask().unwrap(), "a 198.51.100.9", "what is established goes on");
+        eventually(Err(io::ErrorKind::TimedOut), || flow.ask()).await;
+        assert_eq!(lab.a.tcp("198.51.100.9:9000"), Ok("client 203.0.113.8".into()), "it leaves as ever");
+
+        agent.apply(asks(Some("false")));
+        agent.until(&[dns, web]).await;
+        assert_eq!(lab.client.tcp("203.0.113.8:80"), Ok("a 198.51.100.9".into()));
+        assert_eq!(established.ask().unwrap(), "a 198.51.100.9");
+        agent.end().await;
+    });
+}
+
 fn the_brake_keeps_ports_open_while_the_cluster_seems_empty(lab: &mut Lab) {
     let _a = lab.a.serve("a", "[::]:8080");
     let lab = &*lab;
@@ -499,5 +542,6 @@ with_every_backend! {
     r24_a_rollout_keeps_udp_flows_with_the_old_pod_until_it_is_gone,
     r45_restarts_of_the_agent_lose_no_connection,
     r54_links_of_a_pool_are_used_while_it_names_them_and_no_connection_is_lost,
+    a_suspended_pod_s_ports_are_closed_to_the_outside_and_to_the_node_and_its_own_connections_go_on,
     the_brake_keeps_ports_open_while_the_cluster_seems_empty,
 }

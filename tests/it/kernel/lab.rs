@@ -356,5 +356,6 @@ fn forward(external: &str, pod: &str, ips: &[&str], first: Option<u16>) -> Endpo
         ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
         leaving: Leaving::default(),
         udp_handover: None,
+        suspended: false,
     }
 }

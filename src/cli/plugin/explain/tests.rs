@@ -51,6 +51,7 @@ fn objects_and_ports_are_explained_with_why_and_what_next() {
         ("web", "pod/ssh"),
         ("web", "pod/foreign"),
         ("web", "pod/lost"),
+        ("web", "pod/shut"),
         ("games", "pod/quake"),
         ("games", "pod/new"),
         ("games", "pod/alone"),

@@ -15,6 +15,7 @@ use crate::api::crd::pinhole::PinholePort;
 use crate::api::crd::pinhole::PinholeStatus;
 use crate::api::crd::pinhole::Releasing;
 use crate::api::crd::pinhole::STANDBY;
+use crate::api::crd::pinhole::SUSPENDED;
 use crate::api::keys;
 use crate::api::object::Object;
 use crate::cli::plugin::picture::Picture;
@@ -258,6 +259,7 @@ fn how(pinhole: &Pinhole) -> (State, Option<String>) {
         Some(said) if said.reason == STANDBY || said.reason == "NotReady" => {
             (State::Waiting, Some(told_by(said)))
         }
+        Some(said) if said.reason == SUSPENDED => (State::Suspended, Some(told_by(said))),
         said => (State::Unserved, said.map(told_by)),
     }
 }

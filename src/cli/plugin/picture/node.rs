@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::admission::index::Index;
 use crate::admission::index::ObjectKey;
 use crate::admission::subject::Subject;
+use crate::admission::suspended;
 use crate::admission::wanted;
 use crate::agent::desired;
 use crate::agent::desired::Known;
@@ -204,7 +205,8 @@ impl<'a> OneNode<'a> {
         let standing = |entry: &Entry| {
             let told = elsewhere.iter().find(|one| one.key == Some(entry.key))?;
             let here = Standing { node: self.name.map(str::to_owned), problem: None, ..told.clone() };
-            Some(self.of_entry(entry, here))
+            let is_suspended = told.state == State::Suspended;
+            Some(self.of_entry(entry, here, is_suspended))
         };
         entries.filter_map(standing).collect()
     }
@@ -223,7 +225,7 @@ impl<'a> OneNode<'a> {
             }
             let target = standing.target.clone();
             let closed = entry.target.is_none().then(|| granted::closed(pinhole)).flatten();
-            let standing = self.of_entry(entry, standing);
+            let standing = self.of_entry(entry, standing, pinhole.spec.suspended);
             Some(Standing { target, problem: standing.problem.or(closed), ..standing })
         };
         granted::written(name, pinhole).into_iter().filter_map(standing).collect()
@@ -240,6 +242,7 @@ impl<'a> OneNode<'a> {
             ..self.standing(pod, mapping.to_string(), Some(mapping))
         };
         let owner = Owner::new(&name_of(pod), &pod.metadata.uid);
+        let is_suspended = suspended::is(&pod.metadata.annotations);
         let entries: Vec<_> = plan
             .ruleset
             .entries()
@@ -262,7 +265,8 @@ impl<'a> OneNode<'a> {
             return vec![Standing { state: State::NoAgent, ..standing() }];
         }
         if !entries.is_empty() {
-            return entries.into_iter().map(|entry| self.of_entry(entry, standing())).collect();
+            let of_entry = |entry| self.of_entry(entry, standing(), is_suspended);
+            return entries.into_iter().map(of_entry).collect();
         }
         let uid = &pod.metadata.uid;
         if let Some(loser) = plan.losers.iter().find(|loser| loser.uid == *uid && loser.mapping == *mapping) {
@@ -280,16 +284,25 @@ impl<'a> OneNode<'a> {
         }
         let before = plan.ruleset.entries().find(|entry| overlaps(&entry.key, mapping));
         let problem = before.map(|entry| {
-            format!(
-                "pod {} of the same holder has it; a newer pod that is ready takes over by itself",
-                entry.owner
-            )
+            let when = if is_suspended {
+                "this one is suspended"
+            } else {
+                "a newer pod that is ready takes over by itself"
+            };
+            format!("pod {} of the same holder has it; {when}", entry.owner)
         });
         vec![Standing { state: State::Waiting, problem, ..standing() }]
     }
 
     /// An entry that the node should have, beside what it has.
-    fn of_entry(&self, entry: &Entry, standing: Standing) -> Standing {
+    fn of_entry(&self, entry: &Entry, standing: Standing, is_suspended: bool) -> Standing {
+        let standing = self.in_kernel(entry, standing);
+        // That says more than how much is known of the kernel, unless it should not be as it is there.
+        let is_closed = is_suspended && standing.state != State::Missing;
+        if is_closed { Standing { state: State::Suspended, ..standing } } else { standing }
+    }
+
+    fn in_kernel(&self, entry: &Entry, standing: Standing) -> Standing {
         let standing = Standing {
             external: entry.key.to_string(),
             key: Some(entry.key),

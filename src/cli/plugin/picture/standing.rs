@@ -17,6 +17,8 @@ pub(crate) enum State {
     Reported,
     /// The kernel keeps the port for a pod that has no address yet.
     Reserved,
+    /// The port is closed without being given up, because whoever asks for it says so.
+    Suspended,
     /// By the rules the kernel has it; it was not asked.
     Expected,
     /// By the rules the kernel should have it, and it does not.
@@ -50,6 +52,7 @@ impl State {
             Self::Programmed => "Programmed",
             Self::Reported => "Reported",
             Self::Reserved => "Reserved",
+            Self::Suspended => "Suspended",
             Self::Expected => "Expected",
             Self::Missing => "Missing",
             Self::Waiting => "Waiting",
@@ -72,6 +75,7 @@ impl State {
             Self::Programmed
                 | Self::Reported
                 | Self::Reserved
+                | Self::Suspended
                 | Self::Expected
                 | Self::Releasing
                 | Self::Leftover

@@ -99,6 +99,22 @@ fn a_pod_of_the_same_holder_waits_and_is_not_refused() {
 }
 
 #[test]
+fn what_is_suspended_is_told_so_however_much_is_known_of_the_kernel_unless_it_is_still_open_there() {
+    let suspended = json!({"metadata": {"annotations": {"pinhole.dev/suspended": "true"}}});
+    let closed = line("203.0.113.7:80/tcp", None, "web/a", 0);
+    let open = line("203.0.113.7:80/tcp", Some("10.244.1.9:80"), "web/a", 0);
+    for (kernel, expected) in [
+        (kernel(vec![closed]), "Suspended"),
+        (Kernel { has_agent: true, ..Kernel::default() }, "Suspended"),
+        (kernel(vec![open]), "Missing"),
+    ] {
+        let web = pod("web", "a", "node-1", "10.244.1.9", "80", suspended.clone());
+        let picture = picture(vec![node("node-1", "203.0.113.7"), web], vec![("node-1", kernel)]);
+        assert_eq!(states(&picture), [format!("a 203.0.113.7:80/tcp {expected}")]);
+    }
+}
+
+#[test]
 fn leftovers_are_told_only_by_somebody_who_sees_every_pod() {
     let lines = vec![line("203.0.113.7:80/tcp", Some("10.244.1.9:80"), "web/gone", 1)];
     let mut picture = picture(vec![node("node-1", "203.0.113.7")], vec![("node-1", kernel(lines))]);
@@ -191,12 +207,18 @@ fn a_pinhole_of_a_user_is_served_by_the_nodes_that_have_its_addresses() {
     for (node, line) in picture.told_in_pinholes() {
         picture.kernels.entry(node).or_default().told.push(line);
     }
-    let told = |one: Standing| format!("{} {:?} {:?}", one.external, one.node, one.state);
-    let told: Vec<_> = picture.standings().into_iter().map(told).collect();
+    let told = |picture: &Picture| {
+        let told = |one: Standing| format!("{} {:?} {:?}", one.external, one.node, one.state);
+        picture.standings().into_iter().map(told).collect::<Vec<_>>()
+    };
     assert_eq!(
-        told,
+        told(&picture),
         [r#"203.0.113.7:443/tcp Some("node-1") Reported"#, r#"203.0.113.8:443/tcp Some("node-2") Reported"#]
     );
+    for pinhole in picture.pinholes.iter_mut().flat_map(BTreeMap::values_mut) {
+        pinhole.spec.suspended = true;
+    }
+    assert!(told(&picture).iter().all(|one| one.ends_with(" Suspended")), "{:?}", told(&picture));
 }
 
 #[test]

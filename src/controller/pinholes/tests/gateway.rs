@@ -87,6 +87,14 @@ fn what_another_node_elects_by_is_said_to_it_and_costs_nothing_where_the_pods_no
     let mut scene = scene.with(pod(PORT, ending));
     scene.settle();
     assert_eq!(state(&mut scene)["terminating"], true);
+    let mut suspended = is("True");
+    json_patch::merge(
+        &mut suspended,
+        &json!({"metadata": {"annotations": {"pinhole.dev/suspended": "true"}}}),
+    );
+    let mut scene = scene.with(pod(PORT, suspended));
+    scene.settle();
+    assert_eq!(state(&mut scene)["suspended"], true);
 
     scene.has("node-2", &[]);
     scene.has("node-1", &["203.0.113.7"]);

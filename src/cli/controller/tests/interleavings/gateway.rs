@@ -3,8 +3,9 @@
 use super::*;
 use crate::model::handover::Handover;
 
-/// How a pod of a holder is at some moment: whether it is ready, is being deleted and has an address; `None` while there is none.
-type Moment = Option<(bool, bool, bool)>;
+/// How a pod of a holder is at some moment: whether it is ready, is being deleted, has an address and is suspended; `None` while there
+/// is none.
+type Moment = Option<(bool, bool, bool, bool)>;
 
 impl World {
     /// What the first node forwards to when its pods and Pinholes are as they are now and everybody has heard so.
@@ -28,18 +29,22 @@ fn of_fleet(
     number: usize,
     node: usize,
     handover: Handover,
-    (is_ready, ends, has_address): (bool, bool, bool),
+    (is_ready, ends, has_address, is_suspended): (bool, bool, bool, bool),
 ) -> Object {
     let ips: &[serde_json::Value] =
         if has_address { &[json!({"ip": format!("10.244.7.{}", number + 1)})] } else { &[] };
     let ready = if is_ready { "True" } else { "False" };
+    let annotations = json!({
+        "pinhole.dev/expose": format!("{ADDRESS}:25"), "pinhole.dev/handover": handover.name(),
+        "pinhole.dev/suspended": is_suspended.to_string(),
+    });
     let pod = json!({
         "kind": "Pod",
         "metadata": {
             "namespace": "mail", "name": format!("mx-{number}"), "uid": format!("uid-{number}"),
             "creationTimestamp": at(i64::try_from(number / 2).unwrap()).to_string(),
             "deletionTimestamp": ends.then(|| at(50).to_string()),
-            "annotations": {"pinhole.dev/expose": format!("{ADDRESS}:25"), "pinhole.dev/handover": handover.name()},
+            "annotations": annotations,
             "ownerReferences": [{"kind": "GameSet", "name": "set-0", "uid": "1", "controller": true}],
         },
         "spec": {"nodeName": node_name(node)},
