@@ -87,9 +87,9 @@ func TestAnOperatorReleasesAClaimThatIsStuckAndNoneThatIsInUse(t *testing.T) {
 
 func TestAnOperatorReleasesNoPortThatWasFoundForAPodOrIsKeptForTheNextOne(t *testing.T) {
 	t.Parallel()
-	c := newClerk(t, "found")
-	c.must(http.MethodPost, poolsPath, natPool("found", object{
-		"addresses": []string{"198.51.100.48"}, "ports": []object{{"first": 32000, "last": 32099}}, "namespaces": object{"names": []string{"found"}},
+	c := newClerk(t, "found-kept")
+	c.must(http.MethodPost, poolsPath, natPool("found-kept", object{
+		"addresses": []string{"198.51.100.48"}, "ports": []object{{"first": 32000, "last": 32099}}, "namespaces": object{"names": []string{"found-kept"}},
 	}), nil)
 	has := func(pod object) string {
 		t.Helper()
@@ -104,17 +104,17 @@ func TestAnOperatorReleasesNoPortThatWasFoundForAPodOrIsKeptForTheNextOne(t *tes
 		c.must(http.MethodDelete, c.podsPath()+"/"+pod, object{"gracePeriodSeconds": 0}, nil)
 	}
 
-	game := has(fromPool("game", "auto:9000", "found"))
-	c.says(c.plugin("release", game, "--yes"), 1, "held by Pod found/game, pool found", "Pod found/game asks for it, so it would be claimed again at once")
+	game := has(fromPool("game", "auto:9000", "found-kept"))
+	c.says(c.plugin("release", game, "--yes"), 1, "held by Pod found-kept/game, pool found-kept", "Pod found-kept/game asks for it, so it would be claimed again at once")
 	c.applied(workload("StatefulSet", "lobby", expose("fixed:7777")))
-	member := fromPool("lobby-0", "fixed:7777", "found")
+	member := fromPool("lobby-0", "fixed:7777", "found-kept")
 	member["metadata"].(object)["ownerReferences"] = []object{{
 		"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "lobby", "uid": "d1b2f3a4-0000-4000-8000-000000000000", "controller": true,
 	}}
 	lobby := has(member)
-	c.says(c.plugin("release", lobby, "--yes"), 1, "Pod found/lobby-0 asks for it, so it would be claimed again at once")
+	c.says(c.plugin("release", lobby, "--yes"), 1, "Pod found-kept/lobby-0 asks for it, so it would be claimed again at once")
 	ends("lobby-0")
-	c.says(c.plugin("release", lobby, "--yes"), 1, "StatefulSet found/lobby asks for it", "take the port out of the annotation of its template")
+	c.says(c.plugin("release", lobby, "--yes"), 1, "StatefulSet found-kept/lobby asks for it", "take the port out of the annotation of its template")
 	ends("game")
 	if claims := c.claims("198.51.100.48"); len(claims) != 2 {
 		t.Errorf("one of the claims was released: %v", claims)

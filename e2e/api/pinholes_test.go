@@ -1,6 +1,7 @@
 package api
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -244,7 +245,8 @@ func (c clerk) startAgent(address string, arguments ...string) *lab.Agent {
 		"spec": object{"podCIDR": "10.244.1.0/24", "podCIDRs": []string{"10.244.1.0/24"}}}, arguments...)
 }
 
-// startAgentOf makes a Node node-1, starts its agent, and waits until that is ready; both go with the test. The sandbox is the
+// startAgentOf makes a Node node-1, starts its agent, and waits until that is ready; both go with the test, and what the agent
+// has programmed. The sandbox is the
 // node, so whoever starts one runs beside no other test with an agent.
 func (c clerk) startAgentOf(node object, arguments ...string) *lab.Agent {
 	c.t.Helper()
@@ -258,7 +260,7 @@ func (c clerk) startAgentOf(node object, arguments ...string) *lab.Agent {
 		if c.t.Failed() {
 			c.t.Log(agent.LogTail())
 		}
-		if err := agent.Stop(agentPatience); err != nil {
+		if err := errors.Join(agent.Stop(agentPatience), c.cluster.CleanNode()); err != nil {
 			c.t.Error(err)
 		}
 	})

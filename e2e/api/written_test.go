@@ -206,7 +206,7 @@ func TestAnAgentServesAPinholeThatAUserWrote(t *testing.T) {
 
 	// Its pod leaves with the address as soon as the user says so, and not before.
 	const leaving = "10.244.2.9 (served/web) leaves the cluster as 192.0.2.83"
-	if strings.Contains(agent.Log(), "leaves the cluster") {
+	if strings.Contains(agent.Log(), leaving) {
 		t.Error("the pod leaves with the external address, and nobody asked for it")
 	}
 	if said, patched := c.kubectl("", "patch", "ph", "web", "--type=merge", "-p", `{"spec":{"egress":"External","udpHandover":"Cut"}}`); !patched {

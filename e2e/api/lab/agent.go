@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os/exec"
 	"path/filepath"
 	"time"
 )
@@ -35,6 +36,15 @@ func (c *Cluster) StartAgent(node string, further ...string) (*Agent, error) {
 	arguments = append(arguments, further...)
 	agent.Process, err = startProcess("agent", c.directory, []string{"PINHOLE_NODE_NAME=" + node}, c.pinhole, arguments...)
 	return agent, err
+}
+
+// CleanNode takes out of the kernel what an agent has left there.
+func (c *Cluster) CleanNode() error {
+	output, err := exec.Command(c.pinhole, "cleanup").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("pinhole cleanup: %w\n%s", err, output)
+	}
+	return nil
 }
 
 // AwaitReady waits until the kernel has what the pods of the node ask for.

@@ -3,7 +3,7 @@
 //! Only what the ways by links need is understood: rules that look at the packet mark or at one source, and routes by one
 //! gateway or none. Whatever else a rule or route has is neither read nor written.
 
-pub mod fuzzing;
+pub(super) mod fuzzing;
 
 use std::fmt;
 use std::io;

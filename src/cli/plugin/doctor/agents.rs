@@ -75,12 +75,13 @@ fn on_nodes(observed: &Observed) -> Vec<Finding> {
             }
             None => {
                 let left = left_behind(&name, observed);
-                let cleanup = match left.is_empty() {
-                    true => String::new(),
-                    false => format!(
+                let cleanup = if left.is_empty() {
+                    String::new()
+                } else {
+                    format!(
                         "; if no agent is to run there again: kubectl debug node/{name} -it --profile=netadmin --image={} -- pinhole cleanup --xtables-lock-file=/host/run/xtables.lock",
                         part.image
-                    ),
+                    )
                 };
                 findings.push(Finding::problem(
                     AGENTS,
