@@ -15,7 +15,9 @@ pub mod gate;
 pub mod handover;
 pub mod historian;
 pub mod keeper;
+pub mod latency;
 pub mod masquerading;
+pub mod news;
 pub mod pinholes;
 pub mod plan;
 pub mod pools;
@@ -47,11 +49,10 @@ use tracing::warn;
 
 use crate::admission::index::Index;
 use crate::admission::index::ObjectKey;
+use crate::admission::policy::Policy;
 use crate::allocation::acquire::Acquisition;
 use crate::allocation::acquire::Purpose;
 use crate::allocation::acquire::Verdict;
-use crate::allocation::claim::StoredClaim;
-use crate::allocation::key::ClaimKey;
 use crate::allocation::life::Change;
 use crate::allocation::operation::Operation;
 use crate::allocation::operation::Outcome;
@@ -61,9 +62,11 @@ use crate::cluster::changes::Changes;
 use crate::cluster::claim_store;
 use crate::cluster::claim_store::ClaimStore;
 use crate::cluster::claim_watch::Claims;
+use crate::cluster::events::Events;
 use crate::cluster::pinhole_watch::KnownPinholes;
 use crate::controller::backoff::Backoff;
-use crate::controller::plan::Dispute;
+use crate::controller::news::News;
+use crate::controller::news::Teller;
 use crate::controller::plan::Missing;
 use crate::controller::plan::Planned;
 use crate::controller::plan::Times;
@@ -76,9 +79,6 @@ const WRITES_AT_ONCE: usize = 8;
 
 /// The most that one turn changes, so that a turn ends soon and the next one sees what became of it.
 const MOST_IN_A_TURN: usize = 500;
-
-/// How many losers are remembered as told of.
-const MOST_TOLD: usize = 10_000;
 
 /// What the controller works with.
 pub struct Controller {
@@ -100,6 +100,10 @@ pub struct Controller {
     pub leading_rx: watch::Receiver<bool>,
     /// How long claims take to their ends.
     pub times: Times,
+    /// What is allowed to be said.
+    pub policy: Arc<Policy>,
+    /// Where owners are told of ports that somebody else has.
+    pub events: Events,
     /// What is counted.
     pub metrics: ControllerMetrics,
 }
@@ -108,7 +112,7 @@ pub struct Controller {
 #[derive(Debug, Default)]
 struct Remembered {
     /// Who was told that its port is somebody else's.
-    told: HashSet<String>,
+    teller: Teller,
     /// Whose ports could not be claimed.
     later: Backoff,
 }
@@ -140,9 +144,12 @@ impl Controller {
         };
         let changes = stream::iter(plan.changes.into_iter().take(MOST_IN_A_TURN));
         changes.for_each_concurrent(WRITES_AT_ONCE, |planned| self.change(planned)).await;
-        for Dispute { object, uid, wanted, by } in &plan.disputes {
-            remembered.tell(object, uid, *wanted, by);
+        self.metrics.disputes(plan.disputes.len());
+        let mut news = News::default();
+        for dispute in &plan.disputes {
+            news.add_dispute(dispute, &self.policy);
         }
+        remembered.teller.tell(news, &self.events, now);
         let uids: HashSet<_> = plan.missing.iter().map(|missing| Arc::clone(&missing.uid)).collect();
         remembered.later.retain(|uid| uids.contains(uid));
         let missing = plan.missing.into_iter().filter(|missing| remembered.later.is_due(&missing.uid, now));
@@ -168,7 +175,7 @@ impl Controller {
                 let state = claim.state;
                 (Operation::Update(*claim, stored.version), state.name())
             }
-            Change::Delete => (Operation::Delete(stored.version), "Deleted"),
+            Change::Delete => (Operation::Delete(stored.version), ending(stored.claim.state)),
         };
         match self.store.perform(operation).await {
             Outcome::Stored(_) | Outcome::Deleted => {
@@ -188,7 +195,7 @@ impl Controller {
     }
 
     async fn claim(&self, missing: Missing, now: Timestamp, remembered: &Mutex<&mut Remembered>) {
-        let Missing { object, uid, claims } = missing;
+        let Missing { object, uid, controller: _, claims } = missing;
         let mut acquisition = {
             let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
             let pools = index.pools().map_or(&[][..], |pools| pools);
@@ -202,9 +209,10 @@ impl Controller {
                 self.metrics.changed("Repaired");
                 info!(object = shown(&object), "Claimed the ports of an object that had no claim");
             }
+            // A dispute from the next turn on.
             Verdict::Held { wanted, by } => {
                 remembered.later.put_off(&uid, now);
-                remembered.tell(&object, &uid, wanted, &by);
+                debug!(object = shown(&object), claim = %wanted, holder = %by.claim.holder, "Claimed by somebody else");
             }
             Verdict::NotNow(failure) => {
                 remembered.later.put_off(&uid, now);
@@ -215,20 +223,11 @@ impl Controller {
     }
 }
 
-impl Remembered {
-    /// Says once that what an object asks for is somebody else's.
-    fn tell(&mut self, object: &ObjectKey, uid: &str, wanted: ClaimKey, by: &StoredClaim) {
-        if MOST_TOLD <= self.told.len() {
-            self.told.clear();
-        }
-        if self.told.insert(format!("{uid} {wanted}")) {
-            let object = shown(object);
-            warn!(
-                object, claim = %by.claim.key, holder = %by.claim.holder,
-                "{wanted} is asked for by {object} and claimed by {}; give one of them another port",
-                by.claim.holder
-            );
-        }
+/// How a claim that is deleted ends, as metrics and the log name it: a request that nothing came of leaves an orphan.
+const fn ending(state: ClaimState) -> &'static str {
+    match state {
+        ClaimState::Reserved => "Orphaned",
+        ClaimState::Bound | ClaimState::Releasing | ClaimState::Cooldown => "Deleted",
     }
 }
 

@@ -407,6 +407,16 @@ impl Index {
         self.owners.holder(key, controller)
     }
 
+    /// The root owner of an object, as the last link to it names it; none for one that holds its ports itself, or of which it is
+    /// not known yet.
+    pub fn root_owner<'a>(
+        &'a self,
+        key: &ObjectKey,
+        controller: Option<&'a OwnerReference>,
+    ) -> Option<&'a OwnerReference> {
+        self.owners.root(key, controller).ok().flatten()
+    }
+
     /// Who may take over whose ports.
     pub fn heirs(&self) -> &Heirs {
         &self.heirs

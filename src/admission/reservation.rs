@@ -74,10 +74,15 @@ pub fn held(
     asker: &Holder,
 ) -> Violation {
     let (field, value) = place(request, policy, key);
+    Violation { field, value, problem: in_its_way(policy, by, asker), rule: Rule::Conflict }
+}
+
+/// What another holder's claim means for one that asks for the port, and what it can do.
+pub fn in_its_way(policy: &Policy, by: &StoredClaim, asker: &Holder) -> String {
     let holder = &by.claim.holder;
-    let is_disclosed = policy.disclose_holder || *holder.object.namespace == *request.namespace;
+    let is_disclosed = policy.disclose_holder || holder.object.namespace == asker.object.namespace;
     let holder = if is_disclosed { holder.to_string() } else { "an object in another namespace".to_owned() };
-    let problem = match by.claim.state {
+    match by.claim.state {
         ClaimState::Reserved | ClaimState::Bound => format!(
             "is claimed by {holder} (PortClaim {}, since {}); choose another external port, {}",
             by.claim.key,
@@ -91,8 +96,7 @@ pub fn held(
             by.claim.state.name(),
             by.claim.since
         ),
-    };
-    Violation { field, value, problem, rule: Rule::Conflict }
+    }
 }
 
 /// Why a pod is served no more whose holder has handed its port over.

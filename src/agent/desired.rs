@@ -21,6 +21,7 @@ use crate::admission::violation;
 use crate::agent::grants::Grants;
 use crate::api::object::Kind;
 use crate::api::object::Object;
+use crate::cluster::events::Reason;
 use crate::model::handover::UdpHandover;
 use crate::model::holder::Holder;
 use crate::model::holder::ObjectName;
@@ -115,12 +116,32 @@ pub struct Unserved {
 pub enum RefusedBy {
     /// The rules of admission.
     Admission,
-    /// The controller: another holder has claimed it.
-    Claims,
+    /// The controller, for this reason: as a rule another holder has claimed it.
+    Claims(Reason),
     /// The node, which cannot serve what is asked for.
     Node,
     /// The kernel.
     Kernel,
+}
+
+impl RefusedBy {
+    /// As metrics name it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Admission => "admission",
+            Self::Claims(_) => "claims",
+            Self::Node => "node",
+            Self::Kernel => "kernel",
+        }
+    }
+
+    /// What the pod's owner hears of it.
+    pub const fn reason(self) -> Reason {
+        match self {
+            Self::Claims(reason) => reason,
+            Self::Admission | Self::Node | Self::Kernel => Reason::NotProgrammed,
+        }
+    }
 }
 
 /// Plans what the node should serve.
@@ -170,8 +191,8 @@ impl Plan {
             self.awaiting.insert(candidate.uid.clone());
         }
         let limit = |grants: &Grants| grants.limit(&mut candidate, known.node, known.programmed);
-        if let Some(problem) = known.grants.and_then(limit) {
-            self.refuse((&candidate.pod, &candidate.uid), RefusedBy::Claims, problem);
+        if let Some((reason, problem)) = known.grants.and_then(limit) {
+            self.refuse((&candidate.pod, &candidate.uid), RefusedBy::Claims(reason), problem);
         }
         let unwanted = known.grants.map(|grants| grants.unwanted(&candidate, known.node)).unwrap_or_default();
         if !unwanted.is_empty() {

@@ -19,6 +19,7 @@ use crate::api::crd::pinhole::Endpoint;
 use crate::api::crd::pinhole::Pinhole;
 use crate::api::crd::pinhole::PinholeStatus;
 use crate::api::object::Object;
+use crate::cluster::events::Reason;
 use crate::cluster::pinhole_watch::Pinholes;
 use crate::model::address::ExternalAddress;
 use crate::model::address::Families;
@@ -58,7 +59,7 @@ struct Grant {
     /// What the controller has said yes or no to.
     decided: Decided,
     /// Why not everything, in the controller's words.
-    refusal: Option<String>,
+    refusal: Option<(Reason, String)>,
 }
 
 /// What of a pod's ports the controller has decided about.
@@ -119,7 +120,12 @@ impl Grants {
     }
 
     /// Takes from a candidate what it wants and was not granted; returns why, where the controller has said so.
-    pub fn limit(&self, candidate: &mut Candidate, node: &NodeFacts, programmed: &Ruleset) -> Option<String> {
+    pub fn limit(
+        &self,
+        candidate: &mut Candidate,
+        node: &NodeFacts,
+        programmed: &Ruleset,
+    ) -> Option<(Reason, String)> {
         let nothing = Grant::default();
         let grant = self.by_pod.get(&candidate.uid).unwrap_or(&nothing);
         let owner = Owner::new(&candidate.pod, &candidate.uid);
@@ -226,7 +232,7 @@ fn grant(pinhole: &Pinhole, node_name: &str) -> Grant {
         decided: decision.map_or(Decided::Nothing, |_| Decided::NamedAnd(own())),
         refusal: decision
             .filter(|condition| condition.status == ConditionStatus::False)
-            .map(|condition| condition.message.clone()),
+            .map(|condition| (Reason::of_condition(&condition.reason), condition.message.clone())),
     }
 }
 

@@ -11,13 +11,13 @@ use tracing::info;
 use tracing::warn;
 
 use crate::agent::desired::Plan;
-use crate::agent::desired::RefusedBy;
 use crate::agent::desired::Unserved;
 use crate::agent::entries::Refusals;
 use crate::api::object::Kind;
 use crate::cluster::events::Events;
-use crate::cluster::events::PodEvent;
+use crate::cluster::events::ObjectEvent;
 use crate::cluster::events::Reason;
+use crate::cluster::events::Regarding;
 use crate::dataplane::Applied;
 use crate::dataplane::KernelRefused;
 use crate::dataplane::condition::Condition;
@@ -103,21 +103,21 @@ impl Reporter {
         let programmed = ruleset.entries().filter(|entry| entry.target.is_some()).count();
         self.metrics.entries(programmed, ruleset.len() - programmed);
         self.metrics.losers.set(i64::try_from(plan.losers.len()).unwrap_or(i64::MAX));
-        let refused = |by| plan.unserved.iter().filter(|unserved| unserved.by == by).count();
-        self.metrics.unserved("admission", refused(RefusedBy::Admission));
-        self.metrics.unserved("claims", refused(RefusedBy::Claims));
-        self.metrics.unserved("node", refused(RefusedBy::Node));
+        for by in ["admission", "claims", "node"] {
+            let refused = plan.unserved.iter().filter(|unserved| unserved.by.name() == by);
+            self.metrics.unserved(by, refused.count());
+        }
         self.metrics.unserved("kernel", applied.refused.len());
         self.metrics.restores.inc_by(u64::try_from(applied.transactions.len()).unwrap_or(u64::MAX));
     }
 
-    fn tell_of_trouble(&mut self, troubles: Vec<PodEvent>) {
+    fn tell_of_trouble(&mut self, troubles: Vec<ObjectEvent>) {
         let mut still = HashMap::new();
         for event in troubles {
-            let key = (event.uid.clone(), event.reason);
+            let key = (event.regarding.uid.to_string(), event.reason);
             let known = self.told.get(&key).filter(|told| told.note == event.note);
             if known.is_none() {
-                warn!(pod = %event.pod, reason = event.reason.name(), problem = event.note, "Not served");
+                warn!(object = %event.regarding, reason = event.reason.name(), problem = event.note, "Not served");
             }
             let note = event.note.clone();
             let offered = known.is_some_and(|told| told.offered) || self.offer(event);
@@ -127,7 +127,7 @@ impl Reporter {
     }
 
     /// Whether there was room, or nobody to tell.
-    fn offer(&self, event: PodEvent) -> bool {
+    fn offer(&self, event: ObjectEvent) -> bool {
         let offered = self.events.as_ref().is_none_or(|events| events.offer(event).is_ok());
         if !offered {
             self.metrics.event("dropped");
@@ -150,12 +150,13 @@ fn log_changes(changes: &[Change]) {
 }
 
 /// What an Event is about.
-fn kind(plan: &Plan, uid: &str) -> Kind {
-    if plan.pinholes.contains(uid) { Kind::Pinhole } else { Kind::Pod }
+fn regarding(plan: &Plan, name: &ObjectName, uid: &str) -> Regarding {
+    let kind = if plan.pinholes.contains(uid) { Kind::Pinhole } else { Kind::Pod };
+    Regarding::new(kind, name.clone(), uid)
 }
 
 /// What pods hear of ports that lead to them now: one Event for each pod.
-fn programmed(changes: &[Change], plan: &Plan, node_name: &str) -> Vec<PodEvent> {
+fn programmed(changes: &[Change], plan: &Plan, node_name: &str) -> Vec<ObjectEvent> {
     let mut by_owner: BTreeMap<&Owner, Vec<String>> = BTreeMap::new();
     for change in changes {
         let (Change::Added(entry) | Change::Replaced { after: entry, .. }) = change else { continue };
@@ -165,10 +166,8 @@ fn programmed(changes: &[Change], plan: &Plan, node_name: &str) -> Vec<PodEvent>
     }
     let event = |(owner, entries): (&Owner, Vec<String>)| {
         let pod = plan.pods.get(owner)?;
-        Some(PodEvent {
-            kind: kind(plan, &pod.uid),
-            pod: pod.name.clone(),
-            uid: pod.uid.clone(),
+        Some(ObjectEvent {
+            regarding: regarding(plan, &pod.name, &pod.uid),
             reason: Reason::Programmed,
             note: format!("{} on {node_name}", entries.join(", ")),
         })
@@ -177,7 +176,12 @@ fn programmed(changes: &[Change], plan: &Plan, node_name: &str) -> Vec<PodEvent>
 }
 
 /// What pods hear of ports that do not lead to them: one Event for each pod and reason.
-fn troubles(plan: &Plan, refused: &[KernelRefused], disclose_holder: bool, node_name: &str) -> Vec<PodEvent> {
+fn troubles(
+    plan: &Plan,
+    refused: &[KernelRefused],
+    disclose_holder: bool,
+    node_name: &str,
+) -> Vec<ObjectEvent> {
     let mut notes: BTreeMap<(&str, Reason), (&ObjectName, Vec<String>)> = BTreeMap::new();
     let mut add = |uid, reason, pod, note| {
         notes.entry((uid, reason)).or_insert_with(|| (pod, Vec::new())).1.push(note);
@@ -185,8 +189,8 @@ fn troubles(plan: &Plan, refused: &[KernelRefused], disclose_holder: bool, node_
     for loser in &plan.losers {
         add(loser.uid.as_str(), Reason::PortTaken, &loser.pod, loser.reason(disclose_holder));
     }
-    for Unserved { pod, uid, by: _, problem } in &plan.unserved {
-        add(uid.as_str(), Reason::NotProgrammed, pod, problem.clone());
+    for Unserved { pod, uid, by, problem } in &plan.unserved {
+        add(uid.as_str(), by.reason(), pod, problem.clone());
     }
     for KernelRefused { entry, error } in refused {
         if let Some(pod) = plan.pods.get(&entry.owner) {
@@ -196,10 +200,8 @@ fn troubles(plan: &Plan, refused: &[KernelRefused], disclose_holder: bool, node_
     }
     notes
         .into_iter()
-        .map(|((uid, reason), (pod, notes))| PodEvent {
-            kind: kind(plan, uid),
-            pod: pod.clone(),
-            uid: uid.to_owned(),
+        .map(|((uid, reason), (pod, notes))| ObjectEvent {
+            regarding: regarding(plan, pod, uid),
             reason,
             note: notes.join("; "),
         })
@@ -210,6 +212,7 @@ fn troubles(plan: &Plan, refused: &[KernelRefused], disclose_holder: bool, node_
 mod tests {
     use super::*;
     use crate::agent::desired::Pod;
+    use crate::agent::desired::RefusedBy;
     use crate::model::mapping::Address;
     use crate::model::mapping::Mapping;
     use crate::model::port::Port;
@@ -250,7 +253,7 @@ mod tests {
         }
     }
 
-    fn reporter() -> (Reporter, tokio::sync::mpsc::Receiver<PodEvent>) {
+    fn reporter() -> (Reporter, tokio::sync::mpsc::Receiver<ObjectEvent>) {
         let (events, event_rx) = crate::cluster::events::channel();
         let metrics = AgentMetrics::register(&mut metrics::registry());
         (Reporter::new("node-1".into(), true, metrics, Some(events)), event_rx)
@@ -281,6 +284,14 @@ mod tests {
             "203.0.113.7:25/tcp -> 10.244.1.9:25: the kernel of node-1 does not take it: no sctp here"
         );
         assert_eq!(events[0].reason, Reason::NotProgrammed);
+    }
+
+    #[test]
+    fn what_the_controller_refuses_is_told_by_the_word_of_its_condition() {
+        let taken = Unserved { by: RefusedBy::Claims(Reason::PortTaken), ..refused("80/tcp: is claimed") };
+        let events = troubles(&Plan { unserved: vec![taken, refused("a")], ..plan() }, &[], true, "node-1");
+        let said: Vec<_> = events.iter().map(|event| (event.reason, event.note.as_str())).collect();
+        assert_eq!(said, [(Reason::PortTaken, "80/tcp: is claimed"), (Reason::NotProgrammed, "a")]);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::api::crd::nat_node::NatNodeSpec;
 use crate::api::object::Kind;
 use crate::api::object::Object;
 use crate::cluster::events;
-use crate::cluster::events::PodEvent;
+use crate::cluster::events::ObjectEvent;
 use crate::cluster::nat_nodes::Stored;
 use crate::cluster::resource::Resource;
 use crate::cluster::watch::News;
@@ -118,7 +118,7 @@ struct Bench {
     metrics: AgentMetrics,
     readiness: Readiness,
     flows: Flows,
-    events: mpsc::Receiver<PodEvent>,
+    events: mpsc::Receiver<ObjectEvent>,
     granting: Option<(Arc<KnownPinholes>, Arc<Reports>)>,
     stop: CancellationToken,
     running: JoinHandle<()>,
@@ -400,7 +400,7 @@ async fn r16_a_resync_writes_nothing_and_tells_nobody_anything_twice() {
     assert_eq!(bench.kernel.transactions.load(Ordering::SeqCst), 1);
     let mut told = Vec::new();
     while let Ok(event) = bench.events.try_recv() {
-        told.push(format!("{} {} {}", event.pod, event.reason.name(), event.note));
+        told.push(format!("{} {} {}", event.regarding.object, event.reason.name(), event.note));
     }
     assert_eq!(
         told,

@@ -13,6 +13,8 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use crate::model::address::ExternalAddress;
+use crate::model::mapping::Address;
+use crate::model::mapping::ExternalPorts;
 use crate::model::port::Port;
 use crate::model::port::PortRange;
 use crate::model::port::Protocol;
@@ -154,6 +156,13 @@ impl ClaimKey {
                 at(protocol, block.first, 1)..=at(protocol, block.range().last(), u16::MAX)
             }
         }
+    }
+
+    /// What it is for as people write ports: `203.0.113.7:8080/tcp`, or an address.
+    pub fn in_words(self) -> String {
+        let Claimed::Ports(protocol, block) = self.claimed else { return self.address.to_string() };
+        let address = Address::Fixed(self.address);
+        ExternalPorts { address, protocol, ports: block.range() }.to_string()
     }
 
     /// Whether other keys can lie inside this one, so that whoever claims it has to look for them.

@@ -207,7 +207,6 @@ impl ControllerFlags {
             leading_rx: leading_rx.clone(),
             waiting: Arc::default(),
             changes: changes.clone(),
-            events: speaking(client.clone(), speaker),
             metrics: metrics.clone(),
         };
         let waker = Waker {
@@ -224,7 +223,9 @@ impl ControllerFlags {
         };
         tokio::spawn(waker.run(stop.clone()));
         let shown = (Arc::clone(&pinholes), backends);
-        let keeping = tokio::spawn(keep_pods(allocator, client, shown, release, stop.clone()));
+        let (policy, events) = (Arc::clone(&allocator.policy), speaking(client.clone(), speaker));
+        let keeping =
+            tokio::spawn(keep_pods(allocator, client, events.clone(), shown, release, stop.clone()));
         let controller = Controller {
             store,
             claims,
@@ -235,6 +236,8 @@ impl ControllerFlags {
             changes,
             leading_rx,
             times: Times { release, cooldown: life::COOLDOWN },
+            policy,
+            events,
             metrics,
         };
         tokio::select! {
@@ -286,6 +289,7 @@ fn over<T>(ended: Result<T, JoinError>, what: &str) -> anyhow::Error {
 async fn keep_pods(
     allocator: Allocator,
     client: Client,
+    events: Events,
     (pinholes, backends): (Arc<KnownPinholes>, Arc<KnownBackends>),
     release_timeout: SignedDuration,
     stop: CancellationToken,
@@ -305,7 +309,7 @@ async fn keep_pods(
         policy: Arc::clone(&allocator.policy),
         release_timeout,
         leading_rx: allocator.leading_rx.clone(),
-        events: allocator.events.clone(),
+        events,
         metrics: allocator.metrics.clone(),
     };
     tokio::join!(keeper.run(stop.clone()), allocator.run(stop));

@@ -1,9 +1,12 @@
-//! Events on pods and on users' Pinholes: what became of the ports that each asks for, for `kubectl describe`.
+//! Events on pods, on their root owners and on users' Pinholes: what became of the ports that each asks for, for
+//! `kubectl describe`.
 //!
 //! Events are news, not state. They are written beside the work and never in its way: offering one never waits, a few
 //! are written per second, and one that cannot be written is given up after some attempts. The name of a warning is a
 //! digest of what it says, so that a process that starts anew does not say it twice.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -19,6 +22,8 @@ use tracing::debug;
 use tracing::warn;
 
 use crate::api::object::Kind;
+use crate::api::object::Object;
+use crate::api::object::OwnerReference;
 use crate::cluster::trouble::describe;
 use crate::model::digest::fnv1a;
 use crate::model::holder::ObjectName;
@@ -60,10 +65,10 @@ const LONGEST_NOTE: usize = 1024;
 /// The longest name of an object that leaves room for a digest in the Event's name.
 const LONGEST_NAME: usize = 253 - 17;
 
-/// What became of a pod's ports.
+/// What became of somebody's ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
-    /// They lead to the pod now.
+    /// They lead there now.
     Programmed,
     /// Somebody else has them.
     PortTaken,
@@ -84,6 +89,14 @@ impl Reason {
         }
     }
 
+    /// The reason that a condition names by this word.
+    pub fn of_condition(word: &str) -> Self {
+        [Self::Programmed, Self::PortTaken, Self::NoFreePort]
+            .into_iter()
+            .find(|reason| reason.name() == word)
+            .unwrap_or(Self::NotProgrammed)
+    }
+
     const fn kind(self) -> &'static str {
         match self {
             Self::Programmed => "Normal",
@@ -92,15 +105,53 @@ impl Reason {
     }
 }
 
-/// Something to say about a pod or a Pinhole.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct PodEvent {
-    /// What it is about: a pod, or a Pinhole that a user wrote.
-    pub kind: Kind,
-    /// Its name.
-    pub pod: ObjectName,
+/// The object that an Event is about, as `kubectl describe` looks for it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Regarding {
+    /// Its `apiVersion`.
+    pub api_version: Arc<str>,
+    /// Its kind.
+    pub kind: Arc<str>,
+    /// Its namespace and name.
+    pub object: ObjectName,
     /// Its UID.
-    pub uid: String,
+    pub uid: Arc<str>,
+}
+
+impl Regarding {
+    /// The object of this kind, name and UID.
+    pub fn new(kind: Kind, object: ObjectName, uid: impl Into<Arc<str>>) -> Self {
+        Self { api_version: kind.api_version().into(), kind: kind.name().into(), object, uid: uid.into() }
+    }
+
+    /// A pod.
+    pub fn pod(pod: &Object) -> Self {
+        let name = ObjectName::new(pod.metadata.namespace.as_str(), pod.metadata.name.as_str());
+        Self::new(Kind::Pod, name, pod.metadata.uid.as_str())
+    }
+
+    /// The owner, of whichever kind, of an object in `namespace`.
+    pub fn owner(namespace: &Arc<str>, owner: &OwnerReference) -> Self {
+        Self {
+            api_version: owner.api_version.as_str().into(),
+            kind: owner.kind.as_str().into(),
+            object: ObjectName::new(Arc::clone(namespace), owner.name.as_str()),
+            uid: owner.uid.as_str().into(),
+        }
+    }
+}
+
+impl fmt::Display for Regarding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind, self.object)
+    }
+}
+
+/// Something to say about an object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectEvent {
+    /// The object.
+    pub regarding: Regarding,
     /// What happened.
     pub reason: Reason,
     /// What a reader should know.
@@ -119,12 +170,12 @@ pub enum Outcome {
 /// Where events are offered.
 #[derive(Clone, Debug)]
 pub struct Events {
-    event_tx: mpsc::Sender<PodEvent>,
+    event_tx: mpsc::Sender<ObjectEvent>,
 }
 
 impl Events {
     /// Offers an event; hands it back when too many wait already.
-    pub fn offer(&self, event: PodEvent) -> Result<(), PodEvent> {
+    pub fn offer(&self, event: ObjectEvent) -> Result<(), ObjectEvent> {
         self.event_tx.try_send(event).map_err(|full| match full {
             mpsc::error::TrySendError::Full(event) | mpsc::error::TrySendError::Closed(event) => event,
         })
@@ -132,8 +183,8 @@ impl Events {
 }
 
 /// The place to offer events, and where they come out.
-pub fn channel() -> (Events, mpsc::Receiver<PodEvent>) {
-    // The agent's loop -> the writer below.
+pub fn channel() -> (Events, mpsc::Receiver<ObjectEvent>) {
+    // The loop of an agent, or loops of the controller -> the writer below.
     let (event_tx, event_rx) = mpsc::channel(QUEUE);
     (Events { event_tx }, event_rx)
 }
@@ -142,7 +193,7 @@ pub fn channel() -> (Events, mpsc::Receiver<PodEvent>) {
 pub async fn write(
     client: Client,
     speaker: Speaker,
-    mut event_rx: mpsc::Receiver<PodEvent>,
+    mut event_rx: mpsc::Receiver<ObjectEvent>,
     mut observer: impl FnMut(Outcome),
 ) {
     let mut pace = tokio::time::interval(Duration::from_secs(1) / PER_SECOND);
@@ -150,7 +201,7 @@ pub async fn write(
     let mut is_failing = false;
     while let Some(event) = event_rx.recv().await {
         pace.tick().await;
-        let api: Api<Event> = Api::namespaced(client.clone(), &event.pod.namespace);
+        let api: Api<Event> = Api::namespaced(client.clone(), &event.regarding.object.namespace);
         let body = body(&event, &speaker, Timestamp::now());
         match create(&api, &body).await {
             Ok(()) => {
@@ -161,7 +212,7 @@ pub async fn write(
                 observer(Outcome::GivenUp);
                 // One warning for a time of trouble: the traffic flows, only the news of it is missing.
                 if !std::mem::replace(&mut is_failing, true) {
-                    warn!(pod = %event.pod, event = event.reason.name(), note = event.note, reason,
+                    warn!(object = %event.regarding, event = event.reason.name(), note = event.note, reason,
                         "Cannot write Events; pods' owners do not hear of their ports until this is solved");
                 }
             }
@@ -195,7 +246,8 @@ async fn create(api: &Api<Event>, body: &Event) -> Result<(), String> {
     }
 }
 
-fn body(event: &PodEvent, speaker: &Speaker, now: Timestamp) -> Event {
+fn body(event: &ObjectEvent, speaker: &Speaker, now: Timestamp) -> Event {
+    let Regarding { api_version, kind, object, uid } = &event.regarding;
     Event {
         action: Some("Program".to_owned()),
         deprecated_count: None,
@@ -205,17 +257,17 @@ fn body(event: &PodEvent, speaker: &Speaker, now: Timestamp) -> Event {
         event_time: Some(MicroTime(now)),
         metadata: ObjectMeta {
             name: Some(name(event, now)),
-            namespace: Some(event.pod.namespace.to_string()),
+            namespace: Some(object.namespace.to_string()),
             ..ObjectMeta::default()
         },
         note: Some(cut(&event.note)),
         reason: Some(event.reason.name().to_owned()),
         regarding: Some(ObjectReference {
-            api_version: Some(event.kind.api_version().to_owned()),
-            kind: Some(event.kind.name().to_owned()),
-            name: Some(event.pod.name.to_string()),
-            namespace: Some(event.pod.namespace.to_string()),
-            uid: Some(event.uid.clone()),
+            api_version: Some(api_version.to_string()),
+            kind: Some(kind.to_string()),
+            name: Some(object.name.to_string()),
+            namespace: Some(object.namespace.to_string()),
+            uid: Some(uid.to_string()),
             ..ObjectReference::default()
         }),
         related: None,
@@ -227,14 +279,15 @@ fn body(event: &PodEvent, speaker: &Speaker, now: Timestamp) -> Event {
 }
 
 /// A warning is the same however often it is said; being programmed is news every time.
-fn name(event: &PodEvent, now: Timestamp) -> String {
+fn name(event: &ObjectEvent, now: Timestamp) -> String {
     let time = match event.reason {
         Reason::Programmed => now.as_nanosecond(),
         Reason::PortTaken | Reason::NotProgrammed | Reason::NoFreePort => 0,
     };
-    let said = format!("{} {} {} {time}", event.uid, event.reason.name(), event.note);
-    let pod: String = event.pod.name.chars().take(LONGEST_NAME).collect();
-    format!("{}.{:016x}", pod.trim_end_matches(['.', '-']), fnv1a(said.as_bytes()))
+    let Regarding { object, uid, .. } = &event.regarding;
+    let said = format!("{uid} {} {} {time}", event.reason.name(), event.note);
+    let object: String = object.name.chars().take(LONGEST_NAME).collect();
+    format!("{}.{:016x}", object.trim_end_matches(['.', '-']), fnv1a(said.as_bytes()))
 }
 
 fn cut(note: &str) -> String {
@@ -250,14 +303,9 @@ fn cut(note: &str) -> String {
 mod tests {
     use super::*;
 
-    fn event(reason: Reason, note: &str) -> PodEvent {
-        PodEvent {
-            kind: Kind::Pod,
-            pod: ObjectName::new("mail", "mx"),
-            uid: "u1".into(),
-            reason,
-            note: note.into(),
-        }
+    fn event(reason: Reason, note: &str) -> ObjectEvent {
+        let regarding = Regarding::new(Kind::Pod, ObjectName::new("mail", "mx"), "u1");
+        ObjectEvent { regarding, reason, note: note.into() }
     }
 
     fn at(second: i64) -> Timestamp {
@@ -270,11 +318,33 @@ mod tests {
         let body = body(&event, &Speaker::agent("node-1"), at(1));
         let regarding = body.regarding.unwrap();
         assert_eq!(regarding.kind.as_deref(), Some("Pod"));
+        assert_eq!(regarding.api_version.as_deref(), Some("v1"));
         assert_eq!(regarding.uid.as_deref(), Some("u1"));
         assert_eq!(body.type_.as_deref(), Some("Normal"));
         assert_eq!(body.reason.as_deref(), Some("Programmed"));
         assert_eq!(body.note.as_deref(), Some("203.0.113.7:25/tcp -> 10.244.1.9:25 on node-1"));
         assert_eq!(body.reporting_instance.as_deref(), Some("node-1"));
+    }
+
+    #[test]
+    fn an_owner_of_a_kind_that_we_do_not_know_is_named_as_its_pod_names_it() {
+        let owner = serde_json::json!({"apiVersion": "argoproj.io/v1alpha1", "kind": "Rollout", "name": "web", "uid": "u7",
+            "controller": true});
+        let regarding = Regarding::owner(&"shop".into(), &serde_json::from_value(owner).unwrap());
+        assert_eq!(regarding.to_string(), "Rollout shop/web");
+        let event = ObjectEvent { regarding, ..event(Reason::NoFreePort, "x") };
+        let regarding = body(&event, &Speaker::controller("c-1"), at(1)).regarding.unwrap();
+        assert_eq!(regarding.api_version.as_deref(), Some("argoproj.io/v1alpha1"));
+        assert_eq!(regarding.kind.as_deref(), Some("Rollout"));
+        assert_eq!(regarding.uid.as_deref(), Some("u7"));
+    }
+
+    #[test]
+    fn conditions_and_events_have_one_word_for_one_thing() {
+        for reason in [Reason::Programmed, Reason::PortTaken, Reason::NoFreePort, Reason::NotProgrammed] {
+            assert_eq!(Reason::of_condition(reason.name()), reason);
+        }
+        assert_eq!(Reason::of_condition("Refused"), Reason::NotProgrammed);
     }
 
     #[test]
@@ -289,7 +359,7 @@ mod tests {
     #[test]
     fn names_and_notes_of_any_length_fit() {
         let mut long = event(Reason::NotProgrammed, &"é".repeat(1000));
-        long.pod = ObjectName::new("mail", "a".repeat(253));
+        long.regarding.object = ObjectName::new("mail", "a".repeat(253));
         let body = body(&long, &Speaker::agent("node-1"), at(1));
         assert!(body.metadata.name.unwrap().len() <= 253);
         let note = body.note.unwrap();

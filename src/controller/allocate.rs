@@ -5,7 +5,7 @@
 //! nothing that the next one does not see: either the claim is there and counts, or it is not.
 //!
 //! One turn: observe (the watches' view), check (is it complete, do we lead), decide ([`automatic::choose`]), apply (the store
-//! of claims), report (Events, metrics, and the wish of the keeper of Pinholes to know).
+//! of claims), report (metrics, and the wish of the keeper of Pinholes to know, which tells the pods and their owners).
 
 use std::collections::BTreeSet;
 use std::collections::HashMap;
@@ -49,9 +49,6 @@ use crate::cluster::changes::Changes;
 use crate::cluster::claim_store;
 use crate::cluster::claim_store::ClaimStore;
 use crate::cluster::claim_watch::Claims;
-use crate::cluster::events::Events;
-use crate::cluster::events::PodEvent;
-use crate::cluster::events::Reason;
 use crate::controller::automatic;
 use crate::controller::automatic::Found;
 use crate::controller::automatic::Need;
@@ -99,8 +96,6 @@ pub struct Allocator {
     pub waiting: Arc<RwLock<Waiting>>,
     /// Says that any of this has changed; also that it is said why no ports are found.
     pub changes: Changes,
-    /// Where a pod's owner is told.
-    pub events: Events,
     /// What is counted.
     pub metrics: ControllerMetrics,
 }
@@ -239,15 +234,7 @@ impl Allocator {
                 turn.lock().unwrap_or_else(PoisonError::into_inner).put_off.push(uid.clone());
                 let mut waiting = self.waiting.write().unwrap_or_else(PoisonError::into_inner);
                 if waiting.insert(uid.clone(), reason.clone()).as_ref() != Some(&reason) {
-                    warn!(pod = %name, reason, "No port is found");
-                    let event = PodEvent {
-                        kind: Kind::Pod,
-                        pod: name,
-                        uid,
-                        reason: Reason::NoFreePort,
-                        note: reason,
-                    };
-                    drop(self.events.offer(event));
+                    info!(pod = %name, reason, "No port is found");
                 }
             }
             End::Later(failure) => {

@@ -3,7 +3,6 @@
 //!
 //! Like the rest of the controller it starts each turn from what the watches show, and only the leader writes.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::RwLock;
@@ -12,16 +11,18 @@ use std::sync::atomic::Ordering;
 
 use futures::StreamExt;
 use futures::stream;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::SignedDuration;
 use k8s_openapi::jiff::Timestamp;
+use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
-use tracing::info;
 use tracing::warn;
 
 use crate::admission::index::Index;
 use crate::admission::policy::Policy;
+use crate::api::crd::pinhole::Pinhole;
 use crate::api::object::Kind;
 use crate::cluster::asking_pods::AskingPods;
 use crate::cluster::backends::Backends;
@@ -30,17 +31,19 @@ use crate::cluster::changes::Changes;
 use crate::cluster::claim_store;
 use crate::cluster::claim_watch::Claims;
 use crate::cluster::events::Events;
-use crate::cluster::events::PodEvent;
-use crate::cluster::events::Reason;
+use crate::cluster::events::ObjectEvent;
+use crate::cluster::events::Regarding;
 use crate::cluster::pinhole_store::PinholeError;
 use crate::cluster::pinhole_store::PinholeStore;
 use crate::cluster::pinhole_watch::KnownPinholes;
+use crate::cluster::pinhole_watch::Pinholes;
 use crate::cluster::pod_writer::PodWriter;
 use crate::controller::automatic::Found;
 use crate::controller::handover;
+use crate::controller::latency;
+use crate::controller::news::Teller;
 use crate::controller::pinholes;
 use crate::controller::pinholes::Plan;
-use crate::controller::pinholes::Stranger;
 use crate::controller::pinholes::Write;
 use crate::controller::releasing::Patience;
 use crate::controller::standing::Known;
@@ -48,6 +51,7 @@ use crate::controller::standing::Waiting;
 use crate::controller::turns::Turns;
 use crate::controller::written;
 use crate::controller::written::Trouble;
+use crate::model::holder::ObjectName;
 use crate::telemetry::metrics::controller::ControllerMetrics;
 use crate::telemetry::startup::Startup;
 
@@ -96,22 +100,22 @@ pub struct PinholeKeeper {
 impl PinholeKeeper {
     /// Takes turns until it is stopped.
     pub async fn run(self, stop: CancellationToken) {
-        let mut told = HashSet::new();
+        let mut teller = Teller::default();
         let mut turns = Turns::on_news(&self.changes, self.leading_rx.clone(), stop);
         while turns.next().await {
-            self.turn(claim_store::now(), &mut told).await;
+            self.turn(claim_store::now(), &mut teller).await;
         }
     }
 
-    /// One turn. `told` remembers what was said.
-    async fn turn(&self, now: Timestamp, told: &mut HashSet<PodEvent>) {
+    /// One turn.
+    async fn turn(&self, now: Timestamp, teller: &mut Teller) {
         let is_complete = self.startup.is_complete()
             && self.claims_known.load(Ordering::Acquire)
             && self.pinholes.is_complete();
         if !*self.leading_rx.borrow() || !is_complete {
             return;
         }
-        let (Plan { writes, strangers }, written) = {
+        let (Plan { writes, mut news, standings }, written) = {
             let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
             let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
             let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
@@ -136,19 +140,36 @@ impl PinholeKeeper {
         let changes = writes.into_iter().chain(written.writes);
         let changes = stream::iter(changes.take(MOST_IN_A_TURN));
         changes.for_each_concurrent(WRITES_AT_ONCE, |write| self.write(write)).await;
-        self.tell(strangers, written.troubles, told);
+        self.metrics.pods(&standings);
+        for Trouble { pinhole, uid, reason, message: note } in written.troubles {
+            let regarding = Regarding::new(Kind::Pinhole, pinhole, uid);
+            news.add(ObjectEvent { regarding, reason, note });
+        }
+        teller.tell(news, &self.events, now);
     }
 
     async fn write(&self, write: Write) {
         let (what, result) = match &write {
             Write::Announce { pod, patch } => {
-                return self.told("PodTold", self.pod_writer.patch(pod, patch).await);
+                let granted = self.granted(pod, patch);
+                let result = self.pod_writer.patch(pod, patch).await;
+                if let Some(took) = granted.filter(|_| result == Ok(true)) {
+                    self.metrics.granted(took);
+                }
+                return self.told("PodTold", result);
             }
             Write::Gate { pod, uid, condition } => {
                 return self.told("GateSet", self.pod_writer.set_condition(pod, uid, condition).await);
             }
             Write::Apply(pinhole) => ("PinholeApplied", self.store.apply(pinhole).await),
-            Write::Report(pinhole) => ("PinholeReported", self.store.report(pinhole).await),
+            Write::Report(pinhole) => {
+                let programmed = self.programmed(pinhole);
+                let result = self.store.report(pinhole).await;
+                if let Some(took) = programmed.filter(|_| result.is_ok()) {
+                    self.metrics.programmed(took);
+                }
+                ("PinholeReported", result)
+            }
             Write::Label(pinhole) => ("PinholeLabelled", self.store.label(pinhole).await),
             Write::Delete(pinhole) => ("PinholeDeleted", self.store.delete(pinhole).await),
         };
@@ -166,6 +187,23 @@ impl PinholeKeeper {
         }
     }
 
+    /// How long a pod has waited for what it is about to be told, if that is a grant.
+    fn granted(&self, name: &ObjectName, patch: &Value) -> Option<SignedDuration> {
+        let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
+        latency::grant(pods.get(name)?, patch, Timestamp::now())
+    }
+
+    /// How long a pod has waited for this report, if it says that its ports are programmed.
+    fn programmed(&self, report: &Pinhole) -> Option<SignedDuration> {
+        let ObjectMeta { name, namespace, .. } = &report.metadata;
+        let name = ObjectName::new(namespace.as_deref()?, name.as_deref()?);
+        let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
+        let (pod, status) = (pods.get(&name)?, report.status.as_ref()?);
+        let took =
+            |pinholes: &Pinholes| latency::programmed(pinholes.get(&name)?, pod, status, Timestamp::now());
+        self.pinholes.read(took)
+    }
+
     /// Counts that a pod was changed, if it was.
     fn told(&self, what: &'static str, result: Result<bool, String>) {
         match result {
@@ -174,36 +212,6 @@ impl PinholeKeeper {
             Err(reason) => {
                 self.metrics.failed();
                 warn!("{reason}; trying again");
-            }
-        }
-    }
-
-    /// Tells what is new. `told` remembers the rest.
-    fn tell(&self, strangers: Vec<Stranger>, troubles: Vec<Trouble>, told: &mut HashSet<PodEvent>) {
-        let strangers = strangers.into_iter().map(|Stranger { pod, uid }| {
-            let note = format!(
-                "a Pinhole named {} that somebody else wrote stands in the place of this pod's own, so its ports \
-                 are not served; rename or delete that Pinhole",
-                pod.name
-            );
-            PodEvent { kind: Kind::Pod, pod, uid, reason: Reason::NotProgrammed, note }
-        });
-        let troubles = troubles.into_iter().map(|Trouble { pinhole, uid, message }| PodEvent {
-            kind: Kind::Pinhole,
-            pod: pinhole,
-            uid,
-            reason: Reason::NotProgrammed,
-            note: message,
-        });
-        let events: HashSet<_> = strangers.chain(troubles).collect();
-        told.retain(|event| events.contains(event));
-        for event in events {
-            if told.contains(&event) {
-                continue;
-            }
-            info!(object = %event.pod, note = event.note, "Not served");
-            if self.events.offer(event.clone()).is_ok() {
-                told.insert(event);
             }
         }
     }

@@ -7,6 +7,7 @@
 //! - It goes when no node has anything of it any more, see [`releasing`].
 //! - Nothing is written that is stored already.
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -36,10 +37,14 @@ use crate::api::crd::shared::HolderReference;
 use crate::api::keys;
 use crate::api::object::Object;
 use crate::cluster::asking_pods::AskingPods;
+use crate::cluster::events::ObjectEvent;
+use crate::cluster::events::Reason;
+use crate::cluster::events::Regarding;
 use crate::cluster::pinhole_watch::Pinholes;
 use crate::controller::automatic;
 use crate::controller::ending;
 use crate::controller::gate;
+use crate::controller::news::News;
 use crate::controller::releasing;
 use crate::controller::releasing::Patience;
 use crate::controller::serving;
@@ -62,8 +67,10 @@ const LONGEST_MESSAGE: usize = 4096;
 pub struct Plan {
     /// The writes, in the order of the objects' names.
     pub writes: Vec<Write>,
-    /// Pods whose name somebody else's Pinhole has.
-    pub strangers: Vec<Stranger>,
+    /// What owners are to hear.
+    pub news: News,
+    /// How many pods stand in each way, by the word of the verdict.
+    pub standings: BTreeMap<&'static str, usize>,
 }
 
 /// One write.
@@ -95,21 +102,13 @@ pub enum Write {
     Delete(Box<Pinhole>),
 }
 
-/// A pod that has no Pinhole, because somebody else's has its name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stranger {
-    /// The pod.
-    pub pod: ObjectName,
-    /// Its UID.
-    pub uid: String,
-}
-
 /// What is to be written now.
 pub fn plan(pods: &AskingPods, pinholes: &Pinholes, known: &Known<'_>, patience: &Patience<'_>) -> Plan {
     let mut plan = Plan::default();
     for (name, pod) in pods {
         let Some(standing) = standing::stand(pod, known) else { continue };
         let stored = pinholes.get(name);
+        *plan.standings.entry(standing.verdict.word()).or_default() += 1;
         // A pod beside somebody else's object is not served.
         if stored.is_none_or(is_ours) {
             let announcement = automatic::announcement(pod, &standing, known.index);
@@ -117,7 +116,14 @@ pub fn plan(pods: &AskingPods, pinholes: &Pinholes, known: &Known<'_>, patience:
         }
         match stored {
             Some(stored) if !is_ours(stored) => {
-                plan.strangers.push(Stranger { pod: name.clone(), uid: pod.metadata.uid.clone() });
+                let note = format!(
+                    "a Pinhole named {} that somebody else wrote stands in the place of this pod's own, so its ports are not \
+                     served; rename or delete that Pinhole",
+                    name.name
+                );
+                let reason = Reason::NotProgrammed;
+                plan.news.add(ObjectEvent { regarding: Regarding::pod(pod), reason, note });
+                continue;
             }
             Some(stored) => {
                 plan.writes.extend(update(stored, pod, &standing, patience));
@@ -127,6 +133,7 @@ pub fn plan(pods: &AskingPods, pinholes: &Pinholes, known: &Known<'_>, patience:
             }
             None => plan.writes.push(Write::Apply(Box::new(wanted(pod, &standing, known.index)))),
         }
+        plan.news.add_of_pod(pod, &standing, known.index);
     }
     let is_over = |name: &ObjectName| pods.get(name).is_none_or(Object::is_finished);
     let over = pinholes.iter().filter(|(name, stored)| is_ours(stored) && is_over(name));
@@ -386,13 +393,12 @@ pub(super) fn conditions(
 }
 
 pub(super) fn accepted(verdict: &Verdict) -> Said {
-    match verdict {
-        Verdict::Granted => Said::new(ConditionStatus::True, "Granted", ""),
-        Verdict::Waiting(message) => Said::new(ConditionStatus::Unknown, "Waiting", message),
-        Verdict::Refused(message) => Said::new(ConditionStatus::False, "Refused", message),
-        Verdict::Taken(message) => Said::new(ConditionStatus::False, "PortTaken", message),
-        Verdict::Full(message) => Said::new(ConditionStatus::False, "NoFreePort", message),
-    }
+    let status = match verdict {
+        Verdict::Granted => ConditionStatus::True,
+        Verdict::Waiting(_) => ConditionStatus::Unknown,
+        Verdict::Refused(_) | Verdict::Taken(_) | Verdict::Full(_) => ConditionStatus::False,
+    };
+    Said::new(status, verdict.word(), verdict.message())
 }
 
 /// What the serving nodes say of the object as it is now: that all serve it, or what the first says that does not. One that only

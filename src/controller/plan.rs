@@ -33,6 +33,8 @@ use crate::api::crd::port_claim::ClaimState;
 use crate::api::crd::shared::Retention;
 use crate::api::crd::shared::RetentionPolicy;
 use crate::api::object::Kind;
+use crate::api::object::OwnerReference;
+use crate::cluster::events::Regarding;
 use crate::cluster::pinhole_watch::Pinholes;
 use crate::controller::automatic::Found;
 use crate::controller::automatic::Users;
@@ -75,6 +77,8 @@ pub struct Missing {
     pub object: ObjectKey,
     /// Its UID.
     pub uid: Arc<str>,
+    /// The controller that manages it, if one does.
+    pub controller: Option<Arc<OwnerReference>>,
     /// The claims to make.
     pub claims: Vec<Claim>,
 }
@@ -82,10 +86,8 @@ pub struct Missing {
 /// An object that asks for a port which somebody else has claimed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dispute {
-    /// The pod or workload.
-    pub object: ObjectKey,
-    /// Its UID.
-    pub uid: Arc<str>,
+    /// The root owner of whoever asks, or itself where it is a workload; none for a bare pod and for a user's Pinhole.
+    pub owner: Option<Regarding>,
     /// What it asks for.
     pub wanted: ClaimKey,
     /// What stands in its way.
@@ -243,7 +245,7 @@ fn settle(
             Some((wish.key, by.clone()))
         };
         if let Some((wanted, by)) = one.claims.iter().find_map(others) {
-            disputes.push(Dispute { object: one.object, uid: one.uid, wanted, by });
+            disputes.push(Dispute { owner: root_owner(&one, index), wanted, by });
             continue;
         }
         let asks: Vec<_> = one.claims.iter().map(|claim| (claim.key, claim.holder.clone())).collect();
@@ -252,6 +254,19 @@ fn settle(
         }
     }
     (free, disputes)
+}
+
+/// Who is to hear what becomes of an object, beside its pods.
+fn root_owner(missing: &Missing, index: &Index) -> Option<Regarding> {
+    let Missing { object, uid, controller, .. } = missing;
+    match object.kind {
+        Kind::Pinhole => None,
+        Kind::Pod => {
+            let owner = index.root_owner(object, controller.as_deref())?;
+            Some(Regarding::owner(&object.name.namespace, owner))
+        }
+        kind => Some(Regarding::new(kind, object.name.clone(), Arc::clone(uid))),
+    }
 }
 
 /// These in groups of which no two have an address in common, each in the order in which they came: whoever comes first in a group
@@ -315,6 +330,7 @@ fn missing(
             .or_insert_with(|| Missing {
                 object: held.object.clone(),
                 uid: held.uid.clone(),
+                controller: held.controller.clone(),
                 claims: Vec::new(),
             })
             .claims

@@ -19,6 +19,7 @@ use crate::allocation::overlap;
 use crate::allocation::overlap::Rank;
 use crate::api::object::Object;
 use crate::cluster::claim_watch::Claims;
+use crate::cluster::events::Reason;
 use crate::controller::automatic;
 use crate::controller::automatic::Found;
 use crate::model::address::ExternalAddress;
@@ -109,6 +110,35 @@ pub enum Verdict {
     Taken(String),
     /// No pool has a port for it, as this text says.
     Full(String),
+}
+
+impl Verdict {
+    /// The reason of the condition `Accepted`, and what metrics count it by.
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Granted => "Granted",
+            Self::Waiting(_) => "Waiting",
+            Self::Refused(_) => "Refused",
+            Self::Taken(_) => Reason::PortTaken.name(),
+            Self::Full(_) => Reason::NoFreePort.name(),
+        }
+    }
+
+    /// What it says beside that.
+    pub fn message(&self) -> &str {
+        match self {
+            Self::Granted => "",
+            Self::Waiting(message) | Self::Refused(message) | Self::Taken(message) | Self::Full(message) => {
+                message
+            }
+        }
+    }
+
+    /// What its owner is to hear of it, where it has not what it asks for and does not get it by waiting a moment.
+    pub fn trouble(&self) -> Option<(Reason, &str)> {
+        let is_trouble = matches!(self, Self::Refused(_) | Self::Taken(_) | Self::Full(_));
+        is_trouble.then(|| (Reason::of_condition(self.word()), self.message()))
+    }
 }
 
 impl Standing {

@@ -11,14 +11,18 @@ use crate::allocation::claim::Claim;
 use crate::allocation::memory::Memory;
 use crate::allocation::pool::Pool;
 use crate::api::object::Object;
+use crate::cluster::events;
+use crate::cluster::events::ObjectEvent;
 use crate::cluster::pinhole_watch::Pinholes;
 use crate::model::holder::Holder;
 use crate::model::holder::ObjectName;
+use crate::telemetry::metrics;
 
 struct Scene {
     controller: Controller,
     store: Arc<Mutex<Memory>>,
     leading_tx: watch::Sender<bool>,
+    event_rx: tokio::sync::mpsc::Receiver<ObjectEvent>,
     remembered: Remembered,
     now: Timestamp,
 }
@@ -26,6 +30,7 @@ struct Scene {
 fn scene() -> Scene {
     let store = Arc::new(Mutex::new(Memory::default()));
     let (leading_tx, leading_rx) = watch::channel(true);
+    let (events, event_rx) = events::channel();
     let pinholes = KnownPinholes::default();
     pinholes.replace(Pinholes::new());
     let controller = Controller {
@@ -38,10 +43,12 @@ fn scene() -> Scene {
         changes: Changes::default(),
         leading_rx,
         times: Times { release: SignedDuration::from_secs(30), cooldown: SignedDuration::from_secs(120) },
+        policy: Arc::default(),
+        events,
         metrics: ControllerMetrics::default(),
     };
     let now = Timestamp::from_second(1_700_000_000).unwrap();
-    Scene { controller, store, leading_tx, remembered: Remembered::default(), now }
+    Scene { controller, store, leading_tx, event_rx, remembered: Remembered::default(), now }
 }
 
 fn pod(name: &str, ports: &str, created: &str) -> Object {
@@ -84,6 +91,23 @@ impl Scene {
         let name = ObjectName::new("mail", pod);
         self.controller.pinholes.replace([(name, serde_json::from_value(pinhole).unwrap())].into());
         self
+    }
+
+    /// How many objects ask for what is somebody else's.
+    fn disputes(&self) -> usize {
+        let claims = self.controller.claims.read().unwrap();
+        let index = self.controller.index.read().unwrap();
+        let times = &self.controller.times;
+        let plan =
+            self.controller.pinholes.read(|pinholes| plan::plan(&claims, &index, pinholes, times, self.now));
+        plan.disputes.len()
+    }
+
+    /// What was told since this was asked last.
+    fn told(&mut self) -> Vec<String> {
+        let said =
+            |event: ObjectEvent| format!("{} {}: {}", event.regarding, event.reason.name(), event.note);
+        std::iter::from_fn(|| self.event_rx.try_recv().ok()).map(said).collect()
     }
 
     fn deleted(&self, object: &Object) {
@@ -150,8 +174,13 @@ async fn nobody_waits_for_a_pod_that_ended_before_it_had_a_pinhole() {
 #[tokio::test]
 async fn a_reservation_of_which_nothing_came_is_an_orphan_after_two_minutes() {
     let mut scene = scene().reserved("Pod", "refused", "v4-203-0-113-7-tcp-25");
+    let mut registry = metrics::registry();
+    scene.controller.metrics = ControllerMetrics::register(&mut registry);
     assert_eq!(scene.after(119).await, ["v4-203-0-113-7-tcp-25 Reserved refused"]);
     assert!(scene.after(1).await.is_empty());
+    let counted = metrics::encode(&registry).unwrap();
+    assert!(counted.contains(r#"pinhole_controller_changes_total{change="Orphaned"} 1"#), "{counted}");
+    assert!(!counted.contains("Deleted"), "{counted}");
 }
 
 #[tokio::test]
@@ -196,7 +225,7 @@ async fn ports_that_nobody_claimed_are_claimed_for_the_oldest_that_asks() {
             "v4-203-0-113-7-udp-7024 Bound old uid-old",
         ]
     );
-    assert_eq!(scene.remembered.told.len(), 1, "the younger one is named once");
+    assert_eq!(scene.disputes(), 1, "the younger one does not get it");
     scene.deleted(&older);
     for seconds in [200, 30, 120] {
         scene.after(seconds).await;
@@ -238,7 +267,38 @@ async fn what_is_in_dispute_costs_no_write_and_keeps_nobody_from_being_repaired(
     let before = format!("{:?}", made(&scene));
     scene.after(1).await;
     assert_eq!(format!("{:?}", made(&scene)), before, "the revision of the store counts each write");
-    assert_eq!(scene.remembered.told.len(), MOST_IN_A_TURN);
+    assert_eq!(scene.disputes(), MOST_IN_A_TURN);
+}
+
+#[tokio::test]
+async fn of_two_deployments_of_one_port_the_younger_hears_of_it_once_whatever_its_pods_are() {
+    let mut older = deployment(PORT);
+    older.metadata.name = "old".to_owned();
+    older.metadata.uid = "uid-old".to_owned();
+    older.metadata.creation_timestamp = "2026-01-01T00:00:00Z".to_owned();
+    let mut younger = deployment(PORT);
+    younger.metadata.creation_timestamp = "2026-01-02T00:00:00Z".to_owned();
+    let owner = json!([{"apiVersion": "apps/v1", "kind": "Deployment", "name": "mx", "uid": "uid-mx", "controller": true}]);
+    let replica_set = json!({"kind": "ReplicaSet",
+        "metadata": {"name": "mx-5f", "namespace": "mail", "uid": "uid-rs", "ownerReferences": owner}});
+    let mut scene =
+        scene().stored(&older).stored(&younger).stored(&serde_json::from_value(replica_set).unwrap());
+    for number in 0..500 {
+        let mut of_younger = pod(&format!("mx-{number}"), PORT, "2026-01-02T00:00:01Z");
+        let owner = json!([{"kind": "ReplicaSet", "name": "mx-5f", "uid": "uid-rs", "controller": true}]);
+        of_younger.metadata.owner_references = serde_json::from_value(owner).unwrap();
+        scene = scene.stored(&of_younger);
+    }
+    for _ in 0..5 {
+        scene.after(1).await;
+    }
+    assert_eq!(scene.disputes(), 501);
+    let told = scene.told();
+    assert_eq!(told.len(), 1, "{told:?}");
+    let expected = "Deployment mail/mx PortTaken: 203.0.113.7:25/tcp: is claimed by Deployment mail/old (PortClaim \
+                    v4-203-0-113-7-tcp-25, since 2023-11-14T22:13:21Z); choose another external port, remove it there first, or \
+                    have it handed over (kubectl pinhole transfer deployment/old --to deployment/mx)";
+    assert_eq!(told[0], expected);
 }
 
 #[tokio::test]
@@ -384,6 +444,7 @@ fn what_is_on_different_addresses_is_claimed_at_one_time_and_the_rest_in_order()
     let missing = |name: &str, addresses: &[u8]| Missing {
         object: ObjectKey { kind: crate::api::object::Kind::Pod, name: ObjectName::new("mail", name) },
         uid: name.into(),
+        controller: None,
         claims: addresses
             .iter()
             .map(|last| {

@@ -28,6 +28,7 @@ use crate::api::keys;
 use crate::api::object::Object;
 use crate::cluster::backends::Backends;
 use crate::cluster::backends::Need;
+use crate::cluster::events::Reason;
 use crate::cluster::pinhole_watch::Pinholes;
 use crate::controller::ending;
 use crate::controller::pinholes::Said;
@@ -73,7 +74,9 @@ pub struct Trouble {
     pub pinhole: ObjectName,
     /// Its UID.
     pub uid: String,
-    /// Why.
+    /// Why, in the word of its condition as far as Events have it.
+    pub reason: Reason,
+    /// Why, in a sentence.
     pub message: String,
 }
 
@@ -109,9 +112,10 @@ pub fn plan(pinholes: &Pinholes, backends: &Backends, known: &Known<'_>, patienc
             continue;
         }
         let (status, trouble) = scene.status(name, &serving, patience);
-        plan.troubles.extend(trouble.map(|message| Trouble {
+        plan.troubles.extend(trouble.map(|(reason, message)| Trouble {
             pinhole: name.clone(),
             uid: stored.metadata.uid.clone().unwrap_or_default(),
+            reason,
             message,
         }));
         plan.writes.extend(write_status(stored, status));
@@ -185,7 +189,7 @@ impl Scene<'_> {
         name: &ObjectName,
         serving: &Serving,
         patience: &Patience<'_>,
-    ) -> (PinholeStatus, Option<String>) {
+    ) -> (PinholeStatus, Option<(Reason, String)>) {
         let Self { stored, standing, backends, slices, .. } = *self;
         let spec = &stored.spec;
         let generation = stored.metadata.generation;
@@ -198,7 +202,9 @@ impl Scene<'_> {
             _ => Some(Said { status: ConditionStatus::False, ..accepted.clone() }),
         };
         let is_trouble = own.as_ref().filter(|_| !matches!(standing.verdict, Verdict::Waiting(_)));
-        let trouble = is_trouble.filter(|said| said.reason != SUSPENDED).map(|said| said.message.clone());
+        let trouble = is_trouble
+            .filter(|said| said.reason != SUSPENDED)
+            .map(|said| (Reason::of_condition(&said.reason), said.message.clone()));
         let programmed = own.unwrap_or_else(|| programmed(&known.nodes, &serving.nodes, generation));
         let mut conditions = conditions(known.conditions, accepted, programmed, generation, patience.now);
         conditions.retain(|condition| condition.type_ != EXCLUSIVE || spec.sharing == Sharing::Exclusive);

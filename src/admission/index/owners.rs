@@ -62,41 +62,43 @@ impl Owners {
         self.uid_of.retain(|key, _| key.kind != kind);
     }
 
+    /// The root owner of an object as far as it is known, as the last link to it names it; none for an object that holds its
+    /// ports itself. `Err` names the owner that is not known yet.
+    pub(super) fn root<'a>(
+        &'a self,
+        key: &ObjectKey,
+        controller: Option<&'a OwnerReference>,
+    ) -> Result<Option<&'a OwnerReference>, ObjectKey> {
+        // A Pinhole's owners are whatever its author wrote.
+        let Some(reference) = controller.filter(|_| key.kind != Kind::Pinhole) else { return Ok(None) };
+        let kind = match Kind::from_name(&reference.kind) {
+            Some(kind) if is_link(kind) => kind,
+            // These make no pods: whoever names one as its owner would share its ports without having a right to them.
+            Some(Kind::Pod | Kind::Pinhole) => return Ok(None),
+            _ => return Ok(Some(reference)),
+        };
+        let name = ObjectName::new(Arc::clone(&key.name.namespace), reference.name.as_str());
+        let named = ObjectKey { kind, name };
+        match self.by_uid.get(reference.uid.as_str()) {
+            None => Err(named),
+            Some(owner) if owner.key != named => Ok(None),
+            // A Job stands below a CronJob and a ReplicaSet below a Deployment: never more than one further step.
+            Some(owner) => Ok(owner.controller.as_ref().or(Some(reference))),
+        }
+    }
+
     pub(super) fn holder(
         &self,
         key: &ObjectKey,
         controller: Option<&OwnerReference>,
     ) -> Result<Holder, ObjectKey> {
         let namespace = &key.name.namespace;
-        let itself = || Holder::new(key.kind.name(), key.name.clone());
-        // A Pinhole's owners are whatever its author wrote.
-        let Some(reference) = controller.filter(|_| key.kind != Kind::Pinhole) else { return Ok(itself()) };
-        let named = ObjectKey {
-            kind: match Kind::from_name(&reference.kind) {
-                Some(kind) if is_link(kind) => kind,
-                // These make no pods: whoever names one as its owner would share its ports without having a right to them.
-                Some(Kind::Pod | Kind::Pinhole) => return Ok(itself()),
-                _ => {
-                    return Ok(Holder::new(
-                        reference.kind.as_str(),
-                        ObjectName::new(namespace.clone(), reference.name.as_str()),
-                    ));
-                }
-            },
-            name: ObjectName::new(namespace.clone(), reference.name.as_str()),
-        };
-        match self.by_uid.get(reference.uid.as_str()) {
-            None => Err(named),
-            Some(owner) if owner.key != named => Ok(itself()),
-            // A Job stands below a CronJob and a ReplicaSet below a Deployment: never more than one further step.
-            Some(owner) => match &owner.controller {
-                None => Ok(Holder::new(named.kind.name(), named.name)),
-                Some(root) => Ok(Holder::new(
-                    root.kind.as_str(),
-                    ObjectName::new(namespace.clone(), root.name.as_str()),
-                )),
-            },
-        }
+        Ok(match self.root(key, controller)? {
+            None => Holder::new(key.kind.name(), key.name.clone()),
+            Some(root) => {
+                Holder::new(root.kind.as_str(), ObjectName::new(Arc::clone(namespace), root.name.as_str()))
+            }
+        })
     }
 }
 

@@ -82,7 +82,7 @@ async fn a_pod_of_another_node_is_served_on_the_addresses_that_this_one_has_and_
     bench.until("programmed", |bench| bench.kernel.entries() == [ENTRY]).await;
     bench.until_said("true Programmed Some(3) ").await;
     let event = tokio::time::timeout(PATIENCE, bench.events.recv()).await.unwrap().unwrap();
-    assert_eq!((event.kind, event.uid.as_str()), (Kind::Pod, "uid-mx-0"));
+    assert_eq!((&*event.regarding.kind, &*event.regarding.uid), ("Pod", "uid-mx-0"));
     assert_eq!(event.note, format!("{ENTRY} on node-1"));
     let mut starting = mx(json!({}));
     starting.values_mut().next().unwrap().status.as_mut().unwrap().targets[0].addresses.clear();

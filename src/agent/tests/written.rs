@@ -124,6 +124,6 @@ async fn packets_are_led_to_pods_and_to_nothing_else() {
 async fn the_pinhole_hears_of_its_ports_in_an_event_of_its_own() {
     let mut bench = serving(json!({}));
     let event = tokio::time::timeout(PATIENCE, bench.events.recv()).await.unwrap().unwrap();
-    assert_eq!((event.kind, event.uid.as_str()), (Kind::Pinhole, "pinhole-1"));
+    assert_eq!((&*event.regarding.kind, &*event.regarding.uid), ("Pinhole", "pinhole-1"));
     assert_eq!(event.note, format!("{ENTRY} on node-1"));
 }

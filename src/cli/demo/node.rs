@@ -28,7 +28,7 @@ use crate::api::object::Object;
 use crate::cli::demo::topology::NODE;
 use crate::cli::demo::topology::POD_CIDR;
 use crate::cluster::events;
-use crate::cluster::events::PodEvent;
+use crate::cluster::events::ObjectEvent;
 use crate::cluster::node_pods::NodePods;
 use crate::cluster::resource::Resource;
 use crate::cluster::watch::News;
@@ -51,7 +51,7 @@ const RESYNC: Duration = Duration::from_mins(5);
 pub(crate) struct Node {
     dataplane: Arc<Iptables>,
     settings: Settings,
-    events: mpsc::Receiver<PodEvent>,
+    events: mpsc::Receiver<ObjectEvent>,
     metrics: AgentMetrics,
     readiness: Readiness,
     stop: CancellationToken,
@@ -108,7 +108,7 @@ impl Node {
 
     /// Waits until the agent says that the kernel has what it should; returns its Events, as `kubectl describe pod`
     /// would show them.
-    pub(crate) async fn in_sync(&mut self) -> anyhow::Result<Vec<PodEvent>> {
+    pub(crate) async fn in_sync(&mut self) -> anyhow::Result<Vec<ObjectEvent>> {
         let ready = async {
             while !self.readiness.is_ready() {
                 tokio::time::sleep(Duration::from_millis(10)).await;

@@ -171,7 +171,12 @@ impl Play {
         let events = node.in_sync().await?;
         self.story.command("kubectl get events")?;
         for event in events {
-            story::say(&format!("{:<12} pod {}: {}", event.reason.name(), event.pod, event.note))?;
+            story::say(&format!(
+                "{:<12} pod {}: {}",
+                event.reason.name(),
+                event.regarding.object,
+                event.note
+            ))?;
         }
         self.story.command("iptables-save -t nat")?;
         let rules = node.listed().await?;

@@ -10,13 +10,11 @@ use crate::allocation::claim::StoredClaim;
 use crate::allocation::memory::Memory;
 use crate::allocation::operation::Operation;
 use crate::allocation::operation::Outcome;
-use crate::cluster::events;
 use crate::model::holder::Holder;
 
 struct Scene {
     allocator: Allocator,
     store: Arc<Mutex<Memory>>,
-    event_rx: tokio::sync::mpsc::Receiver<PodEvent>,
     patience: tokio::sync::Mutex<Patience>,
 }
 
@@ -25,7 +23,6 @@ fn scene(pool: serde_json::Value) -> Scene {
     let pool = Pool::read("games", &serde_json::from_value(pool).unwrap()).unwrap();
     index.set_pools(Some([pool].into()));
     let store = Arc::new(Mutex::new(Memory::default()));
-    let (events, event_rx) = events::channel();
     let (_, leading_rx) = watch::channel(true);
     let allocator = Allocator {
         store: Arc::clone(&store) as Arc<dyn ClaimStore>,
@@ -38,10 +35,9 @@ fn scene(pool: serde_json::Value) -> Scene {
         leading_rx,
         waiting: Arc::default(),
         changes: Changes::default(),
-        events,
         metrics: ControllerMetrics::default(),
     };
-    Scene { allocator, store, event_rx, patience: tokio::sync::Mutex::default() }
+    Scene { allocator, store, patience: tokio::sync::Mutex::default() }
 }
 
 impl Scene {
@@ -76,6 +72,11 @@ impl Scene {
             () = self.allocator.turn(now, &mut patience) => {}
             () = showing => {}
         }
+    }
+
+    /// Why pods wait.
+    fn reasons(&self) -> Vec<String> {
+        self.allocator.waiting.read().unwrap().values().cloned().collect()
     }
 
     fn see(&self) {
@@ -142,40 +143,38 @@ async fn who_finds_a_port_that_somebody_took_unseen_searches_on() {
 }
 
 #[tokio::test]
-async fn a_full_pool_is_said_once_in_an_event_and_for_as_long_as_it_is_so() {
-    let mut scene = scene(pool(30_002));
+async fn a_full_pool_is_said_for_as_long_as_it_is_so() {
+    let scene = scene(pool(30_002));
     for name in ["a", "b", "c"] {
         scene.asking(name, "auto:80");
     }
     for _ in 0..3 {
         scene.turn(true).await;
     }
-    let event = scene.event_rx.try_recv().unwrap();
-    assert_eq!(event.reason, Reason::NoFreePort);
-    assert!(event.note.contains("no address of NatPool games has a free port"), "{}", event.note);
-    assert!(scene.event_rx.try_recv().is_err());
-    let waiting = scene.allocator.waiting.read().unwrap().keys().cloned().collect::<Vec<_>>();
-    assert_eq!(waiting, [event.uid]);
+    let reasons = scene.reasons();
+    assert!(reasons[0].contains("no address of NatPool games has a free port"), "{reasons:?}");
+    assert_eq!(reasons.len(), 1);
     let key = scene.stored().into_values().next().unwrap().version;
     scene.store.lock().unwrap().perform(Operation::Delete(key));
     scene.see();
     scene.turn(true).await;
     scene.turn(true).await;
     assert_eq!(scene.slots().len(), 2);
+    assert_eq!(scene.reasons().len(), 1, "one of three has none");
 }
 
 #[tokio::test]
 async fn a_namespace_gets_no_more_than_its_quota() {
     let mut spec = pool(30_100);
     spec["quota"] = json!({"portsPerNamespace": 2});
-    let mut scene = scene(spec);
+    let scene = scene(spec);
     for name in ["a", "b", "c"] {
         scene.asking(name, "auto:80");
     }
     scene.turn(true).await;
     assert_eq!(scene.slots().len(), 2);
-    let note = scene.event_rx.try_recv().unwrap().note;
-    assert!(note.starts_with("needs 1 more of NatPool games, of which this namespace holds 2"), "{note}");
+    let reason = scene.reasons().remove(0);
+    assert!(reason.starts_with("needs 1 more of NatPool games, of which this namespace holds 2"), "{reason}");
 }
 
 #[tokio::test]

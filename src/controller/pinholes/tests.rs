@@ -466,7 +466,13 @@ fn nobody_else_s_object_is_touched_and_its_pod_is_told() {
     scene.pinholes.insert(ObjectName::new("mail", "mx"), theirs);
     let plan = scene.plan();
     assert_eq!(plan.writes, []);
-    assert_eq!(plan.strangers, [Stranger { pod: ObjectName::new("mail", "mx"), uid: "uid-mx".to_owned() }]);
+    assert_eq!(
+        plan.news.said(),
+        [
+            "Pod mail/mx NotProgrammed: a Pinhole named mx that somebody else wrote stands in the place of this pod's own, so its \
+             ports are not served; rename or delete that Pinhole"
+        ]
+    );
     scene.pods.clear();
     assert_eq!(scene.plan(), Plan::default());
 }

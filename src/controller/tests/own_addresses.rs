@@ -81,7 +81,7 @@ async fn a_port_of_a_node_s_own_address_and_the_same_by_its_address_exclude_each
     // One port that is somebody else's keeps the pod from none of the others.
     let both = ["v4-203-0-113-7-tcp-25 Bound fixed", "v4-203-0-113-7-tcp-26 Bound node"];
     assert_eq!(scene.after(1).await, both);
-    assert_eq!(scene.remembered.told.len(), 1);
+    assert_eq!(scene.disputes(), 1);
     scene.deleted(&pod("fixed", PORT, ""));
     for seconds in [121, 1, 120] {
         scene.after(seconds).await;

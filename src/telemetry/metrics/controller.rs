@@ -1,10 +1,18 @@
 //! The metrics of the controller.
 
+use std::collections::BTreeMap;
+
+use k8s_openapi::jiff::SignedDuration;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+
+/// Bounds of what pods wait for, in seconds: from what the clock of the API server can tell to an hour.
+const WAIT_BUCKETS: [f64; 13] =
+    [0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0];
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct StateLabels {
@@ -17,13 +25,18 @@ struct ChangeLabels {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct AcceptedLabels {
+    accepted: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct PoolLabels {
     pool: String,
     state: &'static str,
 }
 
 /// The metrics of the controller. Clones share the values.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ControllerMetrics {
     leading: Gauge,
     claims: Family<StateLabels, Gauge>,
@@ -31,6 +44,27 @@ pub struct ControllerMetrics {
     pools: Family<PoolLabels, Gauge>,
     searches: Counter,
     failures: Counter,
+    pods: Family<AcceptedLabels, Gauge>,
+    disputes: Gauge,
+    grants: Histogram,
+    programmings: Histogram,
+}
+
+impl Default for ControllerMetrics {
+    fn default() -> Self {
+        Self {
+            leading: Gauge::default(),
+            claims: Family::default(),
+            changes: Family::default(),
+            pools: Family::default(),
+            searches: Counter::default(),
+            failures: Counter::default(),
+            pods: Family::default(),
+            disputes: Gauge::default(),
+            grants: Histogram::new(WAIT_BUCKETS),
+            programmings: Histogram::new(WAIT_BUCKETS),
+        }
+    }
 }
 
 impl ControllerMetrics {
@@ -42,7 +76,8 @@ impl ControllerMetrics {
         registry.register("claims", "Claims in each state, as the leader sees them", metrics.claims.clone());
         registry.register(
             "changes",
-            "Claims that were brought into a state, deleted, or made for an object that had none",
+            "Claims that were brought into a state, deleted after their cooldown, given up as orphans because nothing came of the \
+             request, or made for an object that had none",
             metrics.changes.clone(),
         );
         registry.register(
@@ -60,7 +95,34 @@ impl ControllerMetrics {
             "Claims, pools and masquerade policies that could not be read or written; each is tried again",
             metrics.failures.clone(),
         );
+        metrics.register_pods(registry);
         metrics
+    }
+
+    fn register_pods(&self, registry: &mut Registry) {
+        registry.register(
+            "pods",
+            "Pods that ask for ports by what the condition Accepted of their Pinholes says, as the leader sees them",
+            self.pods.clone(),
+        );
+        registry.register(
+            "disputes",
+            "Pods, workloads and Pinholes that ask for a port which another holder has claimed, as the leader sees them",
+            self.disputes.clone(),
+        );
+        registry.register(
+            "grant_seconds",
+            "Time until a pod was told its first ports, from its creation if it waits at its gate, else from its binding to a node; \
+             without those that the webhook told while they were created. Up to a second too long, as these times are whole seconds",
+            self.grants.clone(),
+        );
+        registry.register(
+            "programmed_seconds",
+            "Time until all nodes that serve a pod have said that they do, from when it had ports, a node and an address; without \
+             standbys that take over. Up to a second too long, as these times are whole seconds, and with the wait for the address \
+             where the kubelet does not set PodReadyToStartContainers",
+            self.programmings.clone(),
+        );
     }
 
     /// Says whether this replica leads. One that does not knows nothing of claims.
@@ -68,6 +130,8 @@ impl ControllerMetrics {
         self.leading.set(leads.into());
         if !leads {
             self.claims.clear();
+            self.pods.clear();
+            self.disputes.set(0);
         }
     }
 
@@ -89,6 +153,30 @@ impl ControllerMetrics {
     /// Says nothing of pools until it is known again: of one that is gone nothing stays.
     pub fn forget_pools(&self) {
         self.pools.clear();
+    }
+
+    /// Says how many pods stand in each way, as `(word of the condition, pods)`.
+    pub fn pods(&self, standings: &BTreeMap<&'static str, usize>) {
+        self.pods.clear();
+        for (accepted, count) in standings {
+            let gauge = self.pods.get_or_create(&AcceptedLabels { accepted });
+            gauge.set(i64::try_from(*count).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Says how many ask for a port that another holder has claimed.
+    pub fn disputes(&self, count: usize) {
+        self.disputes.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Notes how long a pod has waited for its ports.
+    pub fn granted(&self, took: SignedDuration) {
+        self.grants.observe(took.as_secs_f64());
+    }
+
+    /// Notes how long a pod with ports and an address has waited to be served.
+    pub fn programmed(&self, took: SignedDuration) {
+        self.programmings.observe(took.as_secs_f64());
     }
 
     /// Counts a change.
@@ -120,6 +208,11 @@ mod tests {
         controller.claims([("Bound", 2), ("Reserved", 0)]);
         controller.changed("Bound");
         controller.failed();
+        controller.pods(&[("Granted", 3)].into());
+        controller.pods(&[("Granted", 2), ("NoFreePort", 1)].into());
+        controller.disputes(4);
+        controller.granted(SignedDuration::from_millis(1500));
+        controller.programmed(SignedDuration::from_secs(4));
         let text = metrics::encode(&registry).unwrap();
         for line in [
             "pinhole_controller_leading 1",
@@ -127,10 +220,22 @@ mod tests {
             r#"pinhole_controller_claims{state="Reserved"} 0"#,
             r#"pinhole_controller_changes_total{change="Bound"} 1"#,
             "pinhole_controller_failures_total 1",
+            r#"pinhole_controller_pods{accepted="Granted"} 2"#,
+            r#"pinhole_controller_pods{accepted="NoFreePort"} 1"#,
+            "pinhole_controller_disputes 4",
+            "pinhole_controller_grant_seconds_sum 1.5",
+            r#"pinhole_controller_grant_seconds_bucket{le="1.0"} 0"#,
+            r#"pinhole_controller_grant_seconds_bucket{le="2.0"} 1"#,
+            "pinhole_controller_programmed_seconds_sum 4.0",
         ] {
             assert!(text.lines().any(|written| written == line), "{line} is not in\n{text}");
         }
         controller.leads(false);
-        assert!(!metrics::encode(&registry).unwrap().contains("claims{"), "who does not lead counts nothing");
+        let text = metrics::encode(&registry).unwrap();
+        assert!(
+            !text.contains("claims{") && !text.contains("pods{"),
+            "who does not lead counts nothing\n{text}"
+        );
+        assert!(text.contains("pinhole_controller_disputes 0"), "{text}");
     }
 }

@@ -4,15 +4,11 @@ use serde_json::Value;
 use serde_json::json;
 
 use crate::allocation::claim::Claim;
-use crate::allocation::key::ClaimKey;
-use crate::allocation::key::Claimed;
 use crate::allocation::transfer;
 use crate::api::keys;
 use crate::api::object::Metadata;
 use crate::api::object::Object;
 use crate::model::holder::Holder;
-use crate::model::mapping::Address;
-use crate::model::mapping::ExternalPorts;
 
 /// One of the two holders, and what is stored of it.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +57,7 @@ pub(super) fn plan(from: Party<'_>, to: Party<'_>, claims: &[Claim]) -> Result<T
         .stored
         .is_some_and(|stored| named(&stored.metadata, &heir.object.namespace).as_ref() == Some(giver));
     let mut lines = vec![format!("{giver} hands over to {heir}, and to nobody else:")];
-    let mut ports: Vec<_> = held.iter().map(|claim| format!("  {}", shown(claim.key))).collect();
+    let mut ports: Vec<_> = held.iter().map(|claim| format!("  {}", claim.key.in_words())).collect();
     ports.sort();
     lines.extend(ports);
     if is_return {
@@ -84,17 +80,6 @@ pub(super) fn plan(from: Party<'_>, to: Party<'_>, claims: &[Claim]) -> Result<T
         take_back: is_return.then(|| noting(&Value::Null)),
         said: lines.join("\n") + "\n",
     })
-}
-
-/// A claim as people write ports.
-fn shown(key: ClaimKey) -> String {
-    match key.claimed() {
-        Claimed::Whole => key.address().to_string(),
-        Claimed::Ports(protocol, block) => {
-            ExternalPorts { address: Address::Fixed(key.address()), protocol, ports: block.range() }
-                .to_string()
-        }
-    }
 }
 
 fn noting(value: &Value) -> Value {
