@@ -11,9 +11,10 @@
 //! | ports are served no more | UDP and SCTP flows to them |
 //! | other sources may connect to ports, and connections are to end with that | every connection from others, TCP too |
 //! | a pod leaves with another address | its UDP and SCTP flows with the old one |
+//! | a pod leaves with a fixed address | its UDP and SCTP flows that others rewrote to another one |
 //! | a pod is gone | every connection through our ports to its address, TCP too: somebody else may get the address |
 //!
-//! Only connections to our external ports are touched. Everybody else's are not.
+//! Only connections to our external ports, and those that such pods begin, are touched. Everybody else's are not.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -28,6 +29,7 @@ use crate::model::port::Port;
 use crate::model::port::PortRange;
 use crate::model::port::Protocol;
 use crate::ruleset::diff::Change;
+use crate::ruleset::entry::Egress;
 use crate::ruleset::entry::Entry;
 use crate::ruleset::entry::Key;
 
@@ -90,7 +92,7 @@ impl CleanUp<'_> {
                 (is_connectionless(entry.key.protocol) || self.terminating.contains(&entry.key))
                     && entry.key.family() == family
             }
-            Change::Egress { pod, before, .. } => before.is_some() && Family::of(*pod) == family,
+            Change::Egress { pod, .. } => Family::of(*pod) == family,
         };
         self.changes.iter().any(changed) || self.gone.iter().any(|ip| Family::of(*ip) == family)
     }
@@ -103,6 +105,8 @@ struct Judge<'a> {
     added: BTreeMap<Key, &'a Entry>,
     /// Addresses that pods no longer leave with.
     left: BTreeMap<IpAddr, IpAddr>,
+    /// Addresses that pods leave with from now on.
+    fixed: BTreeMap<IpAddr, IpAddr>,
     gone: &'a BTreeSet<IpAddr>,
     terminating: &'a BTreeSet<Key>,
     handover: UdpHandover,
@@ -113,7 +117,8 @@ struct Judge<'a> {
 impl<'a> Judge<'a> {
     fn new(clean_up: &CleanUp<'a>, mark: MarkBit) -> Self {
         let CleanUp { changes, gone, terminating, handover, said } = *clean_up;
-        let (mut before, mut added, mut left) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let (mut before, mut added) = (BTreeMap::new(), BTreeMap::new());
+        let (mut left, mut fixed) = (BTreeMap::new(), BTreeMap::new());
         for change in changes {
             match change {
                 Change::Added(entry) => {
@@ -125,15 +130,17 @@ impl<'a> Judge<'a> {
                 Change::Replaced { before: old, after } => {
                     before.insert(old.key, (old, Some(after)));
                 }
-                Change::Egress { pod, before: Some(old), after } => {
-                    if after.as_ref().is_none_or(|after| after.external != old.external) {
-                        left.insert(*pod, old.external);
+                Change::Egress { pod, before, after } => {
+                    let external = |egress: &Option<Egress>| egress.as_ref().map(|egress| egress.external);
+                    let (old, new) = (external(before), external(after));
+                    if old != new {
+                        left.extend(old.map(|old| (*pod, old)));
+                        fixed.extend(new.map(|new| (*pod, new)));
                     }
                 }
-                Change::Egress { before: None, .. } => {}
             }
         }
-        Self { before, added, left, gone, terminating, handover, said, mark }
+        Self { before, added, left, fixed, gone, terminating, handover, said, mark }
     }
 
     /// Whether a connection must end.
@@ -165,6 +172,14 @@ impl<'a> Judge<'a> {
         covering(&self.added, &key).is_some_and(|now| untranslated(now))
             || covering(&self.before, &key).is_some_and(|(old, now)| superseded(old, *now))
             || self.left.get(&flow.source) == Some(&flow.answers_to)
+            || self.leaves_wrongly(flow)
+    }
+
+    /// Whether a pod began this before it had its fixed address, and others chose another one. What keeps the pod's own address
+    /// stays inside the cluster, and so does what was sent on to somebody else.
+    fn leaves_wrongly(&self, flow: &Flow) -> bool {
+        let is_rewritten = flow.answers_to != flow.source && flow.answers_from == flow.destination;
+        is_rewritten && self.fixed.get(&flow.source).is_some_and(|fixed| *fixed != flow.answers_to)
     }
 
     /// Whether a connection to a port that ends with its permission lost it.
@@ -436,6 +451,32 @@ mod tests {
     }
 
     #[test]
+    fn what_a_pod_began_with_another_address_ends_when_it_gets_its_fixed_one() {
+        let changes = diff(&ruleset(&[], &v4_node()), &serving(&[OLD]));
+        let clean_up = clean_up(&changes);
+        assert!(clean_up.concerns(Family::V4));
+        let judge = Judge::new(&clean_up, MarkBit::default());
+        let to = |source: &str, (destination, answers_from): (&str, &str), answers_to: &str| Flow {
+            source: ip(source),
+            destination: ip(destination),
+            answers_from: ip(answers_from),
+            answers_to: ip(answers_to),
+            ..flow(Protocol::Udp, source, answers_from, 0)
+        };
+        let outside = ("192.0.2.1", "192.0.2.1");
+        for (what, flow, ends) in [
+            ("masqueraded by others", to(OLD, outside, "10.0.0.7"), true),
+            ("with the fixed address", to(OLD, outside, "203.0.113.7"), false),
+            ("inside the cluster", to(OLD, outside, OLD), false),
+            ("to a Service", to(OLD, ("10.96.0.10", NEW), "10.0.0.7"), false),
+            ("of another pod", to(NEW, outside, "10.0.0.7"), false),
+            ("tcp", Flow { protocol: Protocol::Tcp, ..to(OLD, outside, "10.0.0.7") }, false),
+        ] {
+            assert_eq!(judge.ends(&flow), ends, "{what}");
+        }
+    }
+
+    #[test]
     fn what_passed_by_rules_that_were_put_right_ends_and_nothing_else() {
         let served = serving(&[OLD]);
         let same = |entry: &Entry| Change::Replaced { before: entry.clone(), after: entry.clone() };
@@ -454,8 +495,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_concerned_is_not_even_listed() {
-        let tcp = ruleset(&[endpoint("53/tcp", "dns", &[OLD])], &v4_node());
-        let changes = diff(&ruleset(&[], &v4_node()), &tcp);
+        let web = || endpoint("80/tcp", "dns", &[OLD]);
+        let tcp = ruleset(&[endpoint("53/tcp", "dns", &[OLD]), web()], &v4_node());
+        let changes = diff(&ruleset(&[web()], &v4_node()), &tcp);
         let clean_up = CleanUp { handover: UdpHandover::Cut, ..clean_up(&changes) };
         assert!(!clean_up.concerns(Family::V4));
         let gone = [ip(OLD)].into();

@@ -277,6 +277,23 @@ fn r24_what_becomes_of_a_udp_flow_is_said_by_who_takes_over_before_the_node(lab:
     }
 }
 
+fn r20_a_udp_flow_that_a_pod_began_before_it_had_a_port_goes_on_with_the_fixed_address(lab: &mut Lab) {
+    let _client = lab.client.serve("client", "[::]:9000");
+    // As a CNI plugin does.
+    lab.iptables("-t nat -A POSTROUTING -s 10.244.1.0/24 -o eth0 -j MASQUERADE");
+    lab.apply(&[]);
+    let flows = [&lab.a, &lab.b].map(|pod| pod.flow("198.51.100.9:9000"));
+    let connection = &mut lab.a.connect("198.51.100.9:9000").unwrap();
+    for flow in &flows {
+        assert_eq!(flow.ask(), Ok("client 198.51.100.1".into()));
+    }
+    assert_eq!(connection.ask().unwrap(), "client 198.51.100.1");
+    lab.hand_over(&[endpoint("80/tcp", "a", A)], &[], UdpHandover::Drain);
+    assert_eq!(flows[0].ask(), Ok("client 203.0.113.7".into()));
+    assert_eq!(flows[1].ask(), Ok("client 198.51.100.1".into()), "of a pod without a port");
+    assert_eq!(connection.ask().unwrap(), "client 198.51.100.1", "established connections stay");
+}
+
 fn r24_a_udp_flow_ends_with_its_entry(lab: &mut Lab) {
     let _a = lab.a.serve("a", "[::]:53");
     lab.apply(&[endpoint("53/udp", "a", A), endpoint("54/udp", "a", A)]);
@@ -328,6 +345,7 @@ with_every_backend!(
     r24_a_udp_flow_stays_with_a_draining_pod_until_it_is_gone,
     r24_a_udp_flow_is_cut_over_when_asked_to,
     r24_what_becomes_of_a_udp_flow_is_said_by_who_takes_over_before_the_node,
+    r20_a_udp_flow_that_a_pod_began_before_it_had_a_port_goes_on_with_the_fixed_address,
     r24_a_udp_flow_ends_with_its_entry,
     r24_a_udp_flow_that_started_before_its_entry_is_served,
     r24_only_flows_through_our_ports_are_ended,
