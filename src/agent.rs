@@ -220,6 +220,7 @@ impl<D: Dataplane> Agent<D> {
         let (observed, is_fresh) = self.observe_kernel().await?;
         self.has_read = is_fresh;
         let (plan, grants) = self.plan(&node, &observed.ruleset);
+        self.parts.node.tell_of_cluster(&node, &plan.ruleset);
         let now = Instant::now().into_std();
         let planned = self.parts.masquerading.settle(plan.ruleset.clone(), &observed.ruleset);
         if self.is_resumed() {
@@ -374,10 +375,23 @@ impl<D: Dataplane> Agent<D> {
             self.resync_at = Instant::now();
             self.wanted = None;
         }
-        let knows_cluster = self.parts.node.knows_cluster();
-        let masquerade = self.parts.masquerading.wanted(&node.metadata.labels, knows_cluster);
-        let pods = self.parts.pods.read(|view| desired::addresses(&view.pods));
-        Ok(self.parts.node.facts(&node, pods, masquerade))
+        self.need_networks();
+        let (pods, all) = self.parts.pods.read(|view| {
+            (desired::addresses(view.pods.values()), desired::holders(view.running()).into_keys().collect())
+        });
+        let facts = self.parts.node.facts(&node, pods, &all);
+        let masquerade = self.parts.masquerading.wanted(&node.metadata, &facts);
+        Ok(NodeFacts { masquerade, ..facts })
+    }
+
+    /// Where pods may leave with an address that is not theirs, it matters which networks other pods have.
+    fn need_networks(&self) {
+        let Parts { pods, granting, masquerading, node, .. } = &self.parts;
+        let is_granted = |granting: &Granting| granting.pinholes.read(|pinholes| !pinholes.is_empty());
+        let asks = pods.read(|view| !view.pods.is_empty());
+        if asks || granting.as_ref().is_some_and(is_granted) || masquerading.may_be_wanted() {
+            node.need_networks();
+        }
     }
 
     /// Whether the addresses are others than before.

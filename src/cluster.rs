@@ -30,6 +30,7 @@ pub mod pinhole_reports;
 pub mod pinhole_store;
 pub mod pinhole_watch;
 pub mod pod_access;
+pub mod pod_networks;
 pub mod pod_writer;
 pub mod reader;
 pub mod removal;

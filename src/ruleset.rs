@@ -47,6 +47,7 @@ pub struct Ruleset {
     egress: BTreeMap<IpAddr, Egress>,
     pod_cidrs: BTreeSet<IpNet>,
     cluster_cidrs: BTreeSet<IpNet>,
+    sheltered: BTreeSet<IpNet>,
     families: BTreeSet<Family>,
     masquerade: Masquerade,
 }
@@ -79,6 +80,17 @@ impl Ruleset {
         Self { masquerade, ..self }
     }
 
+    /// The same node, whose pods show nobody in these networks a fixed address.
+    pub fn with_sheltered(self, networks: impl IntoIterator<Item = IpNet>) -> Self {
+        Self { sheltered: shortest(networks), ..self }
+    }
+
+    /// The same node, whose pods show no fixed address either where those of another node do not.
+    pub fn sheltering_like(self, other: &Self) -> Self {
+        let both: Vec<_> = self.sheltered.iter().chain(&other.sheltered).copied().collect();
+        self.with_sheltered(both)
+    }
+
     /// The same node, which masquerades what another one does, with the same exemptions.
     pub fn masquerading_like(self, other: &Self) -> Self {
         let mut cluster_cidrs = shortest(self.cluster_cidrs.iter().chain(&other.cluster_cidrs).copied());
@@ -88,13 +100,23 @@ impl Ruleset {
 
     /// The same node, which serves nobody.
     pub fn without_entries(&self) -> Self {
-        let Self { pod_cidrs, cluster_cidrs, families, masquerade, entries: _, to: _, egress: _ } = self;
+        let Self {
+            pod_cidrs,
+            cluster_cidrs,
+            sheltered,
+            families,
+            masquerade,
+            entries: _,
+            to: _,
+            egress: _,
+        } = self;
         Self {
             entries: BTreeMap::new(),
             to: BTreeSet::new(),
             egress: BTreeMap::new(),
             pod_cidrs: pod_cidrs.clone(),
             cluster_cidrs: cluster_cidrs.clone(),
+            sheltered: sheltered.clone(),
             families: families.clone(),
             masquerade: masquerade.clone(),
         }
@@ -109,6 +131,7 @@ impl Ruleset {
         };
         replace(&mut self.pod_cidrs, &other.pod_cidrs);
         replace(&mut self.cluster_cidrs, &other.cluster_cidrs);
+        replace(&mut self.sheltered, &other.sheltered);
         self.masquerade = self.masquerade.with(family, &other.masquerade);
         self.families.insert(family);
     }
@@ -247,6 +270,12 @@ impl Ruleset {
     /// Destinations inside the cluster, besides this node's pods: traffic to them keeps its source.
     pub fn cluster_cidrs(&self, family: Family) -> impl Iterator<Item = &IpNet> {
         self.cluster_cidrs.iter().filter(move |net| Family::of(net.addr()) == family)
+    }
+
+    /// Destinations that see no fixed address although nobody says that they are inside the cluster: pods of other nodes can be
+    /// among them. What others do to traffic there is theirs.
+    pub fn sheltered(&self, family: Family) -> impl Iterator<Item = &IpNet> {
+        self.sheltered.iter().filter(move |net| Family::of(net.addr()) == family)
     }
 
     /// What the node masquerades.

@@ -317,8 +317,8 @@ fn name(pod: &Object) -> ObjectName {
 }
 
 /// The addresses of pods.
-pub fn addresses(pods: &BTreeMap<ObjectName, Object>) -> BTreeSet<IpAddr> {
-    pods.values().filter(|pod| !pod.is_finished()).flat_map(ips).collect()
+pub fn addresses<'a>(pods: impl Iterator<Item = &'a Object>) -> BTreeSet<IpAddr> {
+    pods.filter(|pod| !pod.is_finished()).flat_map(ips).collect()
 }
 
 /// Which pod has each address; pods on the node's own network have none of their own.

@@ -17,9 +17,11 @@ use crate::admission::masquerade;
 use crate::agent::following::Following;
 use crate::api::crd::masquerade_policy::MasqueradePolicy;
 use crate::api::crd::nat_node::NodeMasquerade;
+use crate::api::object::Metadata;
 use crate::cluster::every::Known;
 use crate::model::masquerade::Policy;
 use crate::ruleset::Ruleset;
+use crate::ruleset::node::NodeFacts;
 
 /// What is wanted of this node, and where news of it come from.
 #[derive(Debug, Default)]
@@ -39,6 +41,8 @@ struct Counting {
     passed_over: Vec<String>,
     /// What is wanted, or why that cannot be said.
     wish: Result<Option<Policy>, String>,
+    /// The node, where it has no pods that this could be about.
+    without_pods: Option<String>,
 }
 
 /// A policy as it was at a time.
@@ -76,17 +80,28 @@ impl Masquerading {
         self.followed.is_known()
     }
 
+    /// Whether anything can be wanted of a node.
+    pub fn may_be_wanted(&self) -> bool {
+        self.flags.is_some() || self.followed.known().is_some_and(|policies| !policies.is_empty())
+    }
+
     /// Waits for news.
     pub async fn changed(&mut self) {
         self.followed.changed().await;
     }
 
-    /// What a node with these labels is to masquerade, told when it changes.
-    pub fn wanted(&mut self, labels: &BTreeMap<String, String>, knows_cluster: bool) -> Option<Policy> {
+    /// What this Node is to masquerade, told when it changes.
+    pub fn wanted(&mut self, node: &Metadata, facts: &NodeFacts) -> Option<Policy> {
         let known = self.followed.known().unwrap_or_default();
-        let counting = count(known.iter(), labels, self.flags.as_ref());
+        let mut counting = count(known.iter(), &node.labels, self.flags.as_ref());
+        let names_no_pods = |wish: &Policy| wish.pod_cidrs.is_empty() && facts.pod_cidrs.is_empty();
+        if let Ok(Some(wish)) = &counting.wish
+            && names_no_pods(wish)
+        {
+            counting.without_pods = Some(node.name.clone());
+        }
         if !counting.reads_like(&self.counting) {
-            tell(&counting, knows_cluster);
+            tell(&counting, facts.inside().next().is_some());
         }
         self.counting = counting;
         self.counting.wish.clone().unwrap_or_default()
@@ -99,6 +114,9 @@ impl Masquerading {
         let (programmed, reason, message) = match &self.counting.wish {
             Err(problem) => {
                 (false, "Unreadable", format!("{problem}; what is masqueraded on the node stays as it is"))
+            }
+            Ok(_) if self.counting.without_pods.is_some() => {
+                (false, "NoPodNetworks", self.counting.lack().unwrap_or_default())
             }
             Ok(_) if is_programmed => (true, "Programmed", String::new()),
             Ok(_) if is_paused => (
@@ -122,7 +140,7 @@ impl Masquerading {
 
 impl Default for Counting {
     fn default() -> Self {
-        Self { version: None, passed_over: Vec::new(), wish: Ok(None) }
+        Self { version: None, passed_over: Vec::new(), wish: Ok(None), without_pods: None }
     }
 }
 
@@ -133,7 +151,19 @@ impl Counting {
 
     /// Whether a person would read the same of both.
     fn reads_like(&self, other: &Self) -> bool {
-        self.name() == other.name() && self.passed_over == other.passed_over && self.wish == other.wish
+        self.name() == other.name()
+            && self.passed_over == other.passed_over
+            && self.wish == other.wish
+            && self.without_pods == other.without_pods
+    }
+
+    /// Why nothing is masqueraded although it is wanted.
+    fn lack(&self) -> Option<String> {
+        let node = self.without_pods.as_deref()?;
+        Some(format!(
+            "Node {node} has no podCIDRs, so nobody knows which addresses its pods have and nothing is masqueraded; write their \
+             networks to spec.podCIDRs of the policy, or pass --pod-cidr or --masquerade-pod-cidr to the agent"
+        ))
     }
 }
 
@@ -156,6 +186,7 @@ fn count<'a>(
         }),
         passed_over: selecting.map(|(name, _)| name.clone()).collect(),
         wish: masquerade::read(&policy.spec).map(Some),
+        without_pods: None,
     }
 }
 
@@ -163,6 +194,7 @@ fn tell(counting: &Counting, knows_cluster: bool) {
     let policy = counting.name().unwrap_or("none");
     match &counting.wish {
         Ok(None) => info!("Pods that leave the cluster are not masqueraded here"),
+        Ok(Some(_)) if let Some(lack) = counting.lack() => warn!(policy, "{lack}"),
         Ok(Some(wish)) => {
             info!(
                 policy,
@@ -242,11 +274,11 @@ mod tests {
         let (known_tx, known_rx) = watch::channel(Some(Arc::default()));
         let mut masquerading = Masquerading::by_flags(Some(Policy::default())).with_policies(known_rx);
         let fine = Stand { is_programmed: true, is_paused: false, trouble: None };
-        masquerading.wanted(&BTreeMap::new(), true);
+        masquerading.wanted(&Metadata::default(), &node());
         assert_eq!(masquerading.shown(fine), None, "the flags count");
         let mut says = |spec: Value, stand: Stand<'_>| {
             known_tx.send_replace(Some(BTreeMap::from([policy("a", 1, spec)]).into()));
-            masquerading.wanted(&BTreeMap::new(), true);
+            masquerading.wanted(&Metadata::default(), &node());
             let shown = masquerading.shown(stand).unwrap();
             assert_eq!(
                 (shown.policy.as_str(), shown.uid.as_str(), shown.generation),
@@ -272,6 +304,31 @@ mod tests {
     }
 
     #[test]
+    fn a_policy_that_is_about_no_pods_is_not_programmed_and_says_what_to_name() {
+        let (known_tx, known_rx) = watch::channel(Some(Arc::default()));
+        let mut masquerading = Masquerading::by_flags(None).with_policies(known_rx);
+        let fine = Stand { is_programmed: true, is_paused: false, trouble: None };
+        let mut says = |spec: Value, facts: &NodeFacts| {
+            known_tx.send_replace(Some(BTreeMap::from([policy("a", 1, spec)]).into()));
+            let metadata = Metadata { name: "node-7".to_owned(), ..Metadata::default() };
+            let wish = masquerading.wanted(&metadata, facts);
+            let rules = desired(&[], &NodeFacts { masquerade: wish, ..facts.clone() }).ruleset;
+            let shown = masquerading.shown(fine).unwrap();
+            let is_masquerading = *rules.masquerade() != crate::ruleset::masquerade::Masquerade::default();
+            assert_eq!(shown.programmed, is_masquerading, "{shown:?}");
+            (shown.reason, shown.message)
+        };
+        let bare = NodeFacts { pod_cidrs: Vec::new(), ..node() };
+        let (reason, message) = says(json!({}), &bare);
+        assert_eq!(reason, "NoPodNetworks");
+        let expected = "Node node-7 has no podCIDRs, so nobody knows which addresses its pods have and nothing is \
+                        masqueraded; write their networks to spec.podCIDRs of the policy, ";
+        assert!(message.starts_with(expected), "{message}");
+        assert_eq!(says(json!({"podCIDRs": ["10.99.0.0/16"]}), &bare).0, "Programmed");
+        assert_eq!(says(json!({}), &node()).0, "Programmed");
+    }
+
+    #[test]
     fn while_the_policy_cannot_be_read_what_the_kernel_has_stays() {
         let (known_tx, known_rx) = watch::channel(None);
         let mut masquerading = Masquerading::by_flags(None).with_policies(known_rx);
@@ -279,7 +336,7 @@ mod tests {
         let mut rules = |spec: Value, observed: &Ruleset| {
             known_tx.send_replace(Some(BTreeMap::from([policy("a", 1, spec)]).into()));
             assert!(masquerading.is_known());
-            let wish = masquerading.wanted(&BTreeMap::new(), true);
+            let wish = masquerading.wanted(&Metadata::default(), &node());
             masquerading.settle(desired(&[], &NodeFacts { masquerade: wish, ..node() }).ruleset, observed)
         };
         let good = json!({"nonMasqueradeCIDRs": ["172.16.0.0/12"], "overrideExisting": true});

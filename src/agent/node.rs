@@ -7,6 +7,7 @@ use std::mem;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use tokio::sync::watch;
 use tracing::info;
 use tracing::warn;
 
@@ -14,8 +15,11 @@ use crate::agent::addresses;
 use crate::agent::addresses::Addresses;
 use crate::agent::addresses::Filter;
 use crate::agent::addresses::Own;
+use crate::agent::following::Following;
 use crate::api::object::Object;
-use crate::model::masquerade::Policy;
+use crate::cluster::pod_networks::Learnt;
+use crate::model::address::Family;
+use crate::ruleset::Ruleset;
 use crate::ruleset::node::NodeFacts;
 
 /// What an operator says of a node's networks.
@@ -25,13 +29,26 @@ pub struct Networks {
     pub filter: Filter,
     /// The addresses of this node's pods; empty to take them from the Node.
     pub pod_cidrs: Vec<IpNet>,
-    /// Other destinations inside the cluster.
+    /// Other destinations inside the cluster; empty to take the pods of all Nodes for it.
     pub cluster_cidrs: Vec<IpNet>,
+}
+
+/// Where it is learnt which networks the pods of other nodes have, once that is needed.
+#[derive(Debug)]
+pub struct Learning {
+    /// Says that it is needed.
+    pub needed_tx: watch::Sender<bool>,
+    /// What was learnt.
+    pub learnt: Following<Learnt>,
 }
 
 /// What is known of the node.
 pub struct Node {
     networks: Networks,
+    learning: Option<Learning>,
+    /// Why it is not known which networks the pods of other nodes have.
+    unknown: Option<String>,
+    warned_of_cluster: bool,
     read: Box<dyn FnMut() -> io::Result<Addresses> + Send>,
     addresses: Option<Addresses>,
     own: Own,
@@ -41,7 +58,42 @@ pub struct Node {
 impl Node {
     /// A node whose addresses `read` reads; nothing is read yet.
     pub fn new(networks: Networks, read: impl FnMut() -> io::Result<Addresses> + Send + 'static) -> Self {
-        Self { networks, read: Box::new(read), addresses: None, own: Own::default(), warned_of_cidrs: false }
+        Self {
+            networks,
+            learning: None,
+            unknown: None,
+            warned_of_cluster: false,
+            read: Box::new(read),
+            addresses: None,
+            own: Own::default(),
+            warned_of_cidrs: false,
+        }
+    }
+
+    /// The same node, which learns the networks of other nodes' pods where no operator has named them.
+    pub fn with_learning(self, learning: Learning) -> Self {
+        Self { learning: Some(learning).filter(|_| self.networks.cluster_cidrs.is_empty()), ..self }
+    }
+
+    /// Lets it be learnt from now on which networks the pods of other nodes have.
+    pub fn need_networks(&self) {
+        if let Some(Learning { needed_tx, .. }) = &self.learning {
+            needed_tx.send_if_modified(|is_needed| !mem::replace(is_needed, true));
+        }
+    }
+
+    /// Whether nothing of that which was asked for is still on its way.
+    pub fn is_known(&self) -> bool {
+        let is_settled = |learning: &Learning| !*learning.needed_tx.borrow() || learning.learnt.is_known();
+        self.learning.as_ref().is_none_or(is_settled)
+    }
+
+    /// Waits for news of other nodes' pods.
+    pub async fn changed(&mut self) {
+        match &mut self.learning {
+            Some(learning) => learning.learnt.changed().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// The addresses as they were last read.
@@ -52,11 +104,6 @@ impl Node {
     /// The addresses that entries without one are served on.
     pub const fn own(&self) -> &Own {
         &self.own
-    }
-
-    /// Whether the operator has named the networks of the cluster.
-    pub fn knows_cluster(&self) -> bool {
-        !self.networks.cluster_cidrs.is_empty()
     }
 
     /// Reads the addresses. The node's own ones, when any is another than before.
@@ -86,9 +133,11 @@ impl Node {
         Ok(Some(v4.into_iter().chain(v6).collect()))
     }
 
-    /// What rules are made from, with the Node of the API server and the addresses of its pods.
-    pub fn facts(&mut self, node: &Object, pods: BTreeSet<IpAddr>, masquerade: Option<Policy>) -> NodeFacts {
+    /// What rules are made from, with the Node of the API server, the addresses of its pods that ask for ports, and those of all.
+    pub fn facts(&mut self, node: &Object, pods: BTreeSet<IpAddr>, all: &BTreeSet<IpAddr>) -> NodeFacts {
         let pod_cidrs = self.pod_cidrs(node);
+        let (node_cidrs, unknown) = self.learnt(node, all);
+        self.unknown = unknown;
         let Networks { filter, cluster_cidrs, .. } = &self.networks;
         NodeFacts {
             addresses: self.addresses.iter().flat_map(Addresses::all).collect(),
@@ -99,7 +148,46 @@ impl Node {
             pod_cidrs,
             pods,
             cluster_cidrs: cluster_cidrs.clone(),
-            masquerade,
+            node_cidrs,
+            masquerade: None,
+        }
+    }
+
+    /// The networks of other nodes' pods, and why those of a family are not known.
+    fn learnt(&self, node: &Object, pods: &BTreeSet<IpAddr>) -> (Vec<IpNet>, Option<String>) {
+        let Some(learning) = &self.learning else { return (Vec::new(), None) };
+        let networks = match learning.learnt.known() {
+            Some(Learnt::Networks(networks)) => networks,
+            Some(Learnt::Unknown(reason)) => return (Vec::new(), Some(reason)),
+            None => return (Vec::new(), Some("the Nodes are yet to be listed".to_owned())),
+        };
+        // A CNI plugin that hands out addresses by itself may do so whatever the Nodes show.
+        let own = cidrs(node);
+        let is_elsewhere = |ip: &&IpAddr| !own.iter().any(|net| net.contains(*ip));
+        let elsewhere: Vec<&IpAddr> = pods.iter().filter(is_elsewhere).collect();
+        let shows = |family| !elsewhere.iter().any(|ip| Family::of(**ip) == family);
+        let reason = elsewhere.first().map(|ip| {
+            format!("a pod here has the address {ip}, which is in none of its Node's podCIDRs, so those of other Nodes say nothing")
+        });
+        (networks.into_iter().filter(|net| shows(Family::of(net.addr()))).collect(), reason)
+    }
+
+    /// Warns once where pods have fixed addresses while it is not known to whom they may be shown.
+    pub fn tell_of_cluster(&mut self, facts: &NodeFacts, rules: &Ruleset) {
+        let is_open = |family: &Family| {
+            rules.egress_of_family(*family).next().is_some() && !facts.knows_cluster(*family)
+        };
+        if let Some(family) = Family::ALL.into_iter().find(is_open)
+            && !mem::replace(&mut self.warned_of_cluster, true)
+        {
+            let reason = self.unknown.as_deref().unwrap_or("the Nodes show no network of this family");
+            warn!(
+                %family,
+                reason,
+                "Which networks the pods of other nodes have is not known, so mapped pods show no private network the address \
+                 of their ports; name the networks of all pods by --cluster-cidr (agent.clusterCIDRs in the chart), and all else \
+                 sees it"
+            );
         }
     }
 
@@ -107,7 +195,7 @@ impl Node {
         if !self.networks.pod_cidrs.is_empty() {
             return self.networks.pod_cidrs.clone();
         }
-        let cidrs: Vec<IpNet> = node.spec.pod_cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect();
+        let cidrs = cidrs(node);
         if cidrs.is_empty() && !mem::replace(&mut self.warned_of_cidrs, true) {
             warn!(
                 node = node.metadata.name,
@@ -117,4 +205,8 @@ impl Node {
         }
         cidrs
     }
+}
+
+fn cidrs(node: &Object) -> Vec<IpNet> {
+    node.spec.pod_cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect()
 }

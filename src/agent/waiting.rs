@@ -26,6 +26,10 @@ impl<D: Dataplane> Agent<D> {
                 waiting.push("pinholes");
             }
             if waiting.is_empty() {
+                self.need_networks();
+                waiting.extend((!self.parts.node.is_known()).then_some("nodes"));
+            }
+            if waiting.is_empty() {
                 return true;
             }
             let reason = format!("waiting for the first list of {} from the API server", waiting.join(", "));
@@ -35,6 +39,7 @@ impl<D: Dataplane> Agent<D> {
                 () = self.parts.pods.changed() => {}
                 () = self.parts.masquerading.changed() => {}
                 () = self.parts.linking.changed() => {}
+                () = self.parts.node.changed() => {}
                 () = heard(self.desk.as_mut()) => {}
             }
         }
@@ -55,6 +60,7 @@ impl<D: Dataplane> Agent<D> {
                 () = self.parts.pods.changed() => break,
                 () = self.parts.masquerading.changed() => break,
                 () = self.parts.linking.changed() => break,
+                () = self.parts.node.changed() => break,
                 () = heard(self.desk.as_mut()) => {
                     let is_paused = self.desk.as_ref().is_some_and(Desk::is_paused);
                     if self.situation.is_paused != is_paused || self.is_resumed() {

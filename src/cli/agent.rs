@@ -301,6 +301,7 @@ impl AgentFlags {
         }
         let masquerading = resources.masquerading(masquerade.into_policy(), &client);
         let linking = resources.linking(links, &client);
+        let learning = resources::learning(&client);
         let config = Config {
             node_name: node_name.clone(),
             policy,
@@ -316,7 +317,7 @@ impl AgentFlags {
             dataplane,
             pods,
             granting,
-            node: Node::new(addresses.into_networks(), addresses::read),
+            node: Node::new(addresses.into_networks(), addresses::read).with_learning(learning),
             masquerading,
             linking,
             brake: brake.into_brake(),

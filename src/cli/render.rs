@@ -172,6 +172,7 @@ impl Render {
             pod_cidrs: pod_cidr,
             pods: BTreeSet::new(),
             cluster_cidrs: cluster_cidr,
+            node_cidrs: Vec::new(),
             masquerade: masquerade.into_policy(),
         };
         let mut stand_ins = StandIns::new(node.own_addresses().map(Family::of));

@@ -3,6 +3,11 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+
+use ipnet::IpNet;
+use ipnet::Ipv4Net;
+use ipnet::Ipv6Net;
 
 /// An IP family. Each has its own kernel tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -153,6 +158,25 @@ pub fn is_public(address: IpAddr) -> bool {
     }
 }
 
+/// The networks that [`is_public`] says no to and that somebody can be in: private, shared and link-local ones.
+pub const PRIVATE: [IpNet; 7] = [
+    v4([10, 0, 0, 0], 8),
+    v4([100, 64, 0, 0], 10),
+    v4([169, 254, 0, 0], 16),
+    v4([172, 16, 0, 0], 12),
+    v4([192, 168, 0, 0], 16),
+    v6(0xfc00, 7),
+    v6(0xfe80, 10),
+];
+
+const fn v4([a, b, c, d]: [u8; 4], length: u8) -> IpNet {
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), length))
+}
+
+const fn v6(first: u16, length: u8) -> IpNet {
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0), length))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,10 +211,14 @@ mod tests {
             "fd00::1",
             "fe80::1",
         ] {
-            assert!(!is_public(private.parse().unwrap()), "{private}");
+            let private: IpAddr = private.parse().unwrap();
+            assert!(!is_public(private), "{private}");
+            assert!(PRIVATE.iter().any(|net| net.contains(&private)), "{private}");
         }
         for public in ["203.0.113.7", "100.128.0.1", "172.32.0.1", "8.8.8.8", "2001:db8::1"] {
-            assert!(is_public(public.parse().unwrap()), "{public}");
+            let public: IpAddr = public.parse().unwrap();
+            assert!(is_public(public), "{public}");
+            assert!(!PRIVATE.iter().any(|net| net.contains(&public)), "{public}");
         }
     }
 }

@@ -57,6 +57,7 @@ pub fn without_removals(
         // Cannot be taken: nothing desired overlaps it, and observed entries do not overlap each other.
         let _ = kept.insert(Entry { target, ..entry.clone() });
     }
+    kept = kept.sheltering_like(observed);
     for egress in observed.egress().filter(|egress| desired.egress_of(&egress.pod).is_none()) {
         if !is_anothers(egress.pod, &egress.owner) {
             kept.set_egress(egress.clone());
@@ -73,10 +74,12 @@ fn vanishing<'a>(observed: &'a Ruleset, desired: &Ruleset) -> impl Iterator<Item
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::address::Family;
     use crate::ruleset::endpoint::Endpoint;
     use crate::ruleset::fixtures::endpoint;
     use crate::ruleset::fixtures::ruleset;
     use crate::ruleset::fixtures::v4_node;
+    use crate::ruleset::node::NodeFacts;
 
     fn serving(ports: std::ops::Range<u16>) -> Ruleset {
         let pod = |port| endpoint(&format!("{port}/tcp"), &format!("pod-{port}"), &["10.244.1.9"]);
@@ -103,6 +106,14 @@ mod tests {
             ruleset(&(1..50).map(pod).collect::<Vec<_>>(), &v4_node())
         };
         assert_eq!(Brake::default().engages(&pods("10.244.1.9"), &pods("10.244.1.10")), None);
+    }
+
+    #[test]
+    fn a_fixed_address_that_is_kept_is_still_not_shown_to_private_networks() {
+        let node = NodeFacts { cluster_cidrs: Vec::new(), ..v4_node() };
+        let observed = ruleset(&[endpoint("80/tcp", "web", &["10.244.1.9"])], &node);
+        let kept = without_removals(&observed, &ruleset(&[], &node), &|_, _| false);
+        assert_eq!((kept.egress().count(), kept.sheltered(Family::V4).count()), (1, 5));
     }
 
     #[test]

@@ -59,7 +59,7 @@ fn desired_with<'a>(mut lists: Lists<'a>, endpoints: &'a [Endpoint], node: &Node
     let ruleset = Ruleset::new(
         // What is outside of these is taken for a pod of another node.
         node.pod_cidrs.iter().copied().chain(here),
-        node.cluster_cidrs.iter().copied().chain(node.masquerade.iter().flat_map(masquerade::exempted)),
+        node.inside().chain(node.masquerade.iter().flat_map(masquerade::exempted)),
         // Every node has loopback addresses of both families, which says nothing.
         node.addresses.iter().filter_map(|ip| ExternalAddress::new(*ip).ok()).map(ExternalAddress::family),
     );
@@ -106,6 +106,8 @@ fn desired_with<'a>(mut lists: Lists<'a>, endpoints: &'a [Endpoint], node: &Node
             }
         }
     }
+    let fixed: Vec<_> = egress.values().map(|(rank, _)| rank.external).collect();
+    desired.ruleset = desired.ruleset.with_sheltered(node.sheltered(&fixed));
     for (pod, (rank, owner)) in egress {
         desired.ruleset.set_egress(Egress { pod, external: rank.external, owner });
     }
@@ -425,6 +427,34 @@ mod tests {
         }
         let only_own = ruleset(&[own], &node());
         assert_eq!(only_own.egress_of(&ip("10.244.1.9")).unwrap().external, ip("203.0.113.7"));
+    }
+
+    #[test]
+    fn private_networks_see_no_fixed_address_unless_the_cluster_is_known_and_the_address_is_private_too() {
+        let private = ["10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"];
+        let unique_local = ["fc00::/7", "fe80::/10"];
+        let all: Vec<_> = private.into_iter().chain(unique_local).collect();
+        let public = endpoint("80/tcp", "web", &["10.244.1.9", "fd00:244:1::9"]);
+        let internal = endpoint("10.0.0.7:80/tcp", "web", &["10.244.1.9"]);
+        let dual = ["10.244.1.0/24", "10.244.2.0/24", "fd00:244::/56"];
+        for (what, endpoints, named, learnt, expected) in [
+            ("nobody knows", vec![public.clone()], &[][..], &[][..], &all[..]),
+            ("nobody knows, privately", vec![internal.clone()], &[], &[], &private),
+            ("an operator named it", vec![public.clone()], &["10.244.0.0/16"], &[], &[]),
+            ("the Nodes show it", vec![public.clone()], &[], &dual, &all),
+            ("the Nodes show it, privately", vec![internal.clone()], &[], &dual, &[]),
+            ("they show one family", vec![internal.clone()], &[], &["fd00:244::/56"], &private),
+            ("nobody has a fixed address", vec![], &[], &[], &[]),
+        ] {
+            let nets = |texts: &[&str]| texts.iter().map(|text| net(text)).collect();
+            let node = NodeFacts { cluster_cidrs: nets(named), node_cidrs: nets(learnt), ..node() };
+            let ruleset = ruleset(&endpoints, &node);
+            let shown: Vec<_> =
+                Family::ALL.into_iter().flat_map(|family| ruleset.sheltered(family)).collect();
+            assert_eq!(shown.iter().map(ToString::to_string).collect::<Vec<_>>(), expected, "{what}");
+            let inside = Family::ALL.into_iter().flat_map(|family| ruleset.cluster_cidrs(family)).count();
+            assert_eq!(inside == 0, named.is_empty() && learnt.is_empty(), "{what}");
+        }
     }
 
     #[test]

@@ -49,6 +49,7 @@ pub(crate) fn node() -> NodeFacts {
         pod_cidrs: vec![net("10.244.1.0/24"), net("fd00:244:1::/64")],
         pods: BTreeSet::new(),
         cluster_cidrs: vec![net("10.244.0.0/16"), net("10.96.0.0/12"), net("fd00:244::/48")],
+        node_cidrs: Vec::new(),
         masquerade: None,
     }
 }
@@ -199,10 +200,18 @@ pub(crate) fn any_ruleset() -> impl Strategy<Value = Ruleset> {
         excluded_interfaces: interfaces.into_iter().map(|name| name.parse().unwrap()).collect(),
         override_existing,
     });
-    (any_endpoints(), prop::option::of(policy)).prop_map(|(endpoints, masquerade)| {
-        let unnamed = [net("10.99.0.0/24"), net("fd00:99::/64")];
-        let is_here = |ip: &IpAddr| unnamed.iter().any(|net| net.contains(ip));
-        let pods = endpoints.iter().flat_map(|endpoint| &endpoint.ips).copied().filter(is_here).collect();
-        desired(&endpoints, &NodeFacts { pods, masquerade, ..node() }).ruleset
-    })
+    let cluster = (any::<bool>(), networks(&["10.244.0.0/16", "fd00:244::/48"]));
+    (any_endpoints(), prop::option::of(policy), cluster).prop_map(
+        |(endpoints, masquerade, (is_named, learnt))| {
+            let unnamed = [net("10.99.0.0/24"), net("fd00:99::/64")];
+            let is_here = |ip: &IpAddr| unnamed.iter().any(|net| net.contains(ip));
+            let pods = endpoints.iter().flat_map(|endpoint| &endpoint.ips).copied().filter(is_here).collect();
+            let node = if is_named {
+                node()
+            } else {
+                NodeFacts { cluster_cidrs: Vec::new(), node_cidrs: learnt, ..node() }
+            };
+            desired(&endpoints, &NodeFacts { pods, masquerade, ..node }).ruleset
+        },
+    )
 }

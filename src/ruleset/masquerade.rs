@@ -49,8 +49,8 @@ impl Masquerade {
     pub(super) fn of(policy: &Policy, node: &NodeFacts) -> Self {
         let pods = if policy.pod_cidrs.is_empty() { &node.pod_cidrs } else { &policy.pod_cidrs };
         // A pod of another node is seen here with its own address, too, so both ends of the traffic count.
-        let inside = node.pod_cidrs.iter().chain(&node.cluster_cidrs).chain(&policy.except);
-        let kept = pods.iter().chain(inside).copied().filter(|_| policy.override_existing);
+        let inside = node.pod_cidrs.iter().copied().chain(node.inside()).chain(policy.except.iter().copied());
+        let kept = pods.iter().copied().chain(inside).filter(|_| policy.override_existing);
         Self::new(pods.iter().copied(), policy.excluded_interfaces.iter().copied(), kept)
     }
 

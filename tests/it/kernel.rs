@@ -6,6 +6,7 @@
 //! and conntrack; without, they fail and say so.
 
 mod agent;
+mod cluster;
 mod gateway;
 mod lab;
 mod masquerade;

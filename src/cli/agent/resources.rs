@@ -8,11 +8,13 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::agent::Granting;
+use crate::agent::following::Following;
 use crate::agent::links;
 use crate::agent::links::Linking;
 use crate::agent::masquerade::Masquerading;
 use crate::agent::nat_node;
 use crate::agent::nat_node::Desk;
+use crate::agent::node::Learning;
 use crate::cluster::client::Connection;
 use crate::cluster::every;
 use crate::cluster::nat_nodes::NatNodes;
@@ -22,6 +24,7 @@ use crate::cluster::node_pods::NodePods;
 use crate::cluster::pinhole_reports::Reports;
 use crate::cluster::pinhole_store::PinholeStore;
 use crate::cluster::pinhole_watch::KnownPinholes;
+use crate::cluster::pod_networks;
 use crate::dataplane::links::LinksInUse;
 use crate::model::masquerade::Policy;
 
@@ -120,4 +123,13 @@ impl ResourceFlags {
         }
         Some((Granting { pinholes, reports }, tokio::spawn(following)))
     }
+}
+
+/// Learns the networks of other nodes' pods once the loop needs them.
+pub(crate) fn learning(client: &Client) -> Learning {
+    // The agent's loop -> the watch -> the loop; only the last word counts.
+    let (needed_tx, needed_rx) = watch::channel(false);
+    let (learnt_tx, learnt_rx) = watch::channel(None);
+    tokio::spawn(pod_networks::learn(client.clone(), needed_rx, learnt_tx));
+    Learning { needed_tx, learnt: Following::of(learnt_rx) }
 }

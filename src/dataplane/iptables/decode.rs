@@ -28,7 +28,7 @@ use crate::ruleset::sources::Sources;
 /// What was found in all families.
 pub fn decode(tables: &BTreeMap<Family, Tables>, names: Names<'_>) -> (Ruleset, BTreeMap<Key, Counters>) {
     let mut pod_cidrs = BTreeSet::new();
-    let mut inside = BTreeSet::new();
+    let (mut inside, mut sheltered) = (BTreeSet::new(), BTreeSet::new());
     let (mut masqueraded, mut excluded, mut kept) = (Vec::new(), Vec::new(), Vec::new());
     let mut entries = BTreeMap::new();
     let mut egress = Vec::new();
@@ -62,6 +62,15 @@ pub fn decode(tables: &BTreeMap<Family, Tables>, names: Names<'_>) -> (Ruleset, 
                     {
                         inside.insert(*net);
                     }
+                    Rule { action: Action::Jump(out), .. } if *out == names.out() => {
+                        for rule in ours(nat, out) {
+                            match &rule.action {
+                                Action::Return => sheltered.extend(rule.destination),
+                                Action::Jump(leaf) => egress.extend(ours(nat, leaf).filter_map(leaving)),
+                                _ => {}
+                            }
+                        }
+                    }
                     Rule { action: Action::Jump(leaf), .. } => {
                         egress.extend(ours(nat, leaf).filter_map(leaving));
                     }
@@ -71,7 +80,8 @@ pub fn decode(tables: &BTreeMap<Family, Tables>, names: Names<'_>) -> (Ruleset, 
         }
     }
     let masquerade = Masquerade::new(masqueraded, excluded, kept);
-    let mut ruleset = Ruleset::new(pod_cidrs, inside, families).with_masquerade(masquerade);
+    let mut ruleset =
+        Ruleset::new(pod_cidrs, inside, families).with_sheltered(sheltered).with_masquerade(masquerade);
     let mut counters = BTreeMap::new();
     for (key, (entry, counted)) in entries {
         // Ports that two rules serve were not laid out by us; the first rule wins, as in the kernel.

@@ -273,10 +273,19 @@ fn egress(chains: &mut Chains, ruleset: &Ruleset, family: Family, settings: &Set
     rules.extend(to(Action::Return, &pods));
     rules.push(ours(mark, Rule::new(remote)));
     rules.extend(to(Action::Return, &cluster));
+    let mut jumps = Vec::new();
     for (net, pods) in nets {
         let Some(leaf) = leaves.get(&net) else { continue };
-        rules.push(Rule::new(Action::Jump(leaf.clone())).from(net));
+        jumps.push(Rule::new(Action::Jump(leaf.clone())).from(net));
         chains.insert(leaf.clone(), pods);
+    }
+    let sheltered: Vec<_> = ruleset.sheltered(family).copied().collect();
+    if sheltered.is_empty() {
+        rules.extend(jumps);
+    } else {
+        // What returns from there may still be masqueraded.
+        rules.push(Rule::new(Action::Jump(names.out())));
+        chains.insert(names.out(), to(Action::Return, &sheltered).into_iter().chain(jumps).collect());
     }
     rules.extend(leaving(ruleset, family));
     chains.insert(names.snat(), rules);

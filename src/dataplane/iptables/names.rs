@@ -11,6 +11,7 @@
 //!             P-L-PQC7I5SILNDM5-001 up to 64 of its networks
 //!         P-SNAT               one jump per 64 pod addresses
 //!           P-KEEP             what keeps its source whatever others have rules for
+//!           P-OUT              the jumps per 64 pod addresses, where some destinations see no fixed address; only then
 //!           P-E-0AF40100       the pods of 10.244.1.0/26 that leave with a fixed address
 //! ```
 
@@ -107,6 +108,11 @@ impl Names<'_> {
         self.named("KEEP")
     }
 
+    /// Gives pods their fixed address, unless they connect to where nobody sees it.
+    pub fn out(self) -> String {
+        self.named("OUT")
+    }
+
     /// The chain of a bucket below an address' chain.
     pub fn bucket(self, address_chain: &str, bucket: Bucket) -> String {
         format!("{address_chain}-{:0BUCKET_DIGITS$X}", bucket.0)
@@ -169,7 +175,7 @@ impl Names<'_> {
         let mut parts = stem.split('-');
         match (parts.next(), parts.next(), parts.next(), parts.next()) {
             (
-                Some("IN" | "FWD" | "STRAY" | "ACCEPT" | "LINK" | "DNAT" | "SNAT" | "KEEP"),
+                Some("IN" | "FWD" | "STRAY" | "ACCEPT" | "LINK" | "DNAT" | "SNAT" | "KEEP" | "OUT"),
                 None,
                 None,
                 None,
@@ -277,6 +283,7 @@ mod tests {
             names.dnat(),
             names.snat(),
             names.keep(),
+            names.out(),
         ] {
             assert!(names.owns(&ours), "{ours}");
         }

@@ -52,6 +52,8 @@ pub enum Collection {
     Pods,
     /// Other destinations inside the cluster.
     Cluster,
+    /// Further destinations that see no fixed address.
+    Sheltered,
     /// Pods that leave the cluster with the node's address.
     Masqueraded,
     /// Sources whose traffic keeps its address, where it does, whatever others have rules for.
@@ -94,6 +96,7 @@ impl Collection {
         Self::Mapped,
         Self::Pods,
         Self::Cluster,
+        Self::Sheltered,
         Self::Masqueraded,
         Self::Kept,
         Self::ExcludedInterfaces,
@@ -117,6 +120,7 @@ impl Collection {
             Self::Mapped => "s_mapped",
             Self::Pods => "s_pods",
             Self::Cluster => "s_cluster",
+            Self::Sheltered => "s_sheltered",
             Self::Masqueraded => "s_masqueraded",
             Self::Kept => "s_kept",
             Self::ExcludedInterfaces => "s_excluded_interfaces",
@@ -140,6 +144,7 @@ impl Collection {
             | Self::Mapped
             | Self::Pods
             | Self::Cluster
+            | Self::Sheltered
             | Self::Masqueraded
             | Self::Kept
             | Self::Lists => &[Field::Address],
@@ -166,7 +171,10 @@ impl Collection {
 
     /// Whether keys are networks. The kernel has two elements for each of them.
     pub const fn is_networks(self) -> bool {
-        matches!(self, Self::Pods | Self::Cluster | Self::Masqueraded | Self::Kept | Self::Lists)
+        matches!(
+            self,
+            Self::Pods | Self::Cluster | Self::Sheltered | Self::Masqueraded | Self::Kept | Self::Lists
+        )
     }
 
     /// Whether the kernel counts what matches an element.

@@ -109,6 +109,9 @@ pub fn layout(ruleset: &Ruleset, family: Family) -> Wanted {
     for net in ruleset.cluster_cidrs(family) {
         add(Collection::Cluster, ElementKey::Net(*net), Data::None, None);
     }
+    for net in ruleset.sheltered(family) {
+        add(Collection::Sheltered, ElementKey::Net(*net), Data::None, None);
+    }
     let masquerade = ruleset.masquerade();
     for net in masquerade.pods(family) {
         add(Collection::Masqueraded, ElementKey::Net(*net), Data::None, None);
@@ -200,13 +203,15 @@ pub fn decode<'a>(
     tables: impl Iterator<Item = (Family, &'a Elements)>,
 ) -> (Ruleset, BTreeMap<Key, Counters>) {
     let mut served = Served::default();
-    let (mut families, mut pods, mut cluster) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut families, mut pods, mut cluster, mut sheltered) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut masqueraded, mut excluded, mut kept) = (Vec::new(), Vec::new(), Vec::new());
     for (family, elements) in tables {
         families.push(family);
         served.add(elements);
         pods.extend(nets(elements, Collection::Pods));
         cluster.extend(nets(elements, Collection::Cluster));
+        sheltered.extend(nets(elements, Collection::Sheltered));
         masqueraded.extend(nets(elements, Collection::Masqueraded));
         kept.extend(nets(elements, Collection::Kept));
         excluded.extend(of(elements, Collection::ExcludedInterfaces).filter_map(|(key, _)| {
@@ -214,7 +219,8 @@ pub fn decode<'a>(
         }));
     }
     let masquerade = Masquerade::new(masqueraded, excluded, kept);
-    let mut ruleset = Ruleset::new(pods, cluster, families).with_masquerade(masquerade);
+    let mut ruleset =
+        Ruleset::new(pods, cluster, families).with_sheltered(sheltered).with_masquerade(masquerade);
     let mut counters = BTreeMap::new();
     for (entry, counted) in served.entries {
         // Ports in two collections were not laid out by us; the kernel asks the collections in this order.

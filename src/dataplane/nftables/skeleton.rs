@@ -201,7 +201,11 @@ fn chains(family: Family, settings: &Settings) -> Vec<Chain> {
     ];
     postrouting.extend(cluster.iter().map(|destination| format!("{destination} return")));
     postrouting.extend([
-        format!("snat {ip} to {ip} saddr map @{}", name(Collection::Egress)),
+        format!(
+            "{ip} daddr != @{} snat {ip} to {ip} saddr map @{}",
+            name(Collection::Sheltered),
+            name(Collection::Egress)
+        ),
         format!("{kept} {excluded} {unchanged}"),
         format!("{excluded} return"),
         format!(
@@ -294,6 +298,7 @@ mod tests {
                 "m_listed_ranges",
                 "s_pods",
                 "s_cluster",
+                "s_sheltered",
                 "s_masqueraded",
                 "s_kept"
             ]

@@ -37,7 +37,7 @@ const CLIENT_V6: &str = "2001:db8:99::9";
 
 /// What is behind the gateway.
 pub(crate) struct Beyond {
-    node: Namespace,
+    pub(crate) node: Namespace,
     pub(crate) pod: Namespace,
 }
 

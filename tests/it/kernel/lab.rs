@@ -158,6 +158,7 @@ impl Lab {
             pod_cidrs: vec![net("10.244.1.0/24"), net("fd00:244:1::/64")],
             pods: BTreeSet::new(),
             cluster_cidrs: vec![net("10.244.0.0/16"), net("fd00:244::/48")],
+            node_cidrs: Vec::new(),
             masquerade: None,
         }
     }
