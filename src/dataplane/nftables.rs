@@ -41,6 +41,7 @@ use crate::dataplane::counters::Counters;
 use crate::dataplane::iptables;
 use crate::dataplane::iptables::blockers;
 use crate::dataplane::iptables::layout::shim;
+use crate::dataplane::iptables::table::Tables;
 use crate::dataplane::isolation;
 use crate::dataplane::netlink::message::CREATE;
 use crate::dataplane::nftables::element::Collection;
@@ -225,14 +226,24 @@ impl Nftables {
 
     /// Puts the accept where iptables refuses, and takes everything else of ours out of iptables: the table of
     /// nftables serves by now. What is done is looked at again when the kernel is read.
-    async fn apply_shims(&self, family: Family, applied: &mut Applied) -> Result<(), DataplaneError> {
+    async fn apply_shims(
+        &self,
+        family: Family,
+        desired: &Ruleset,
+        applied: &mut Applied,
+    ) -> Result<(), DataplaneError> {
         for flavor in Flavor::ALL {
             let Some(tables) = applied.observed.beside.remove(&(flavor, family)) else { continue };
-            let wanted = shim(&tables, &self.settings);
+            let wanted = shim(&tables, desired, family, &self.settings);
             let mut work = iptables::Work::new(&self.settings, flavor, family, tables);
             let outcome = work.lay_out(&wanted).await;
             applied.transactions.append(&mut work.transactions);
             outcome?;
+            if !wanted.filter.is_empty() {
+                // Whom it lets through changes with the pods of other nodes.
+                let tables = Tables { filter: work.tables.filter, ..Tables::default() };
+                applied.observed.beside.insert((flavor, family), tables);
+            }
         }
         Ok(())
     }
@@ -282,7 +293,7 @@ impl Dataplane for Nftables {
             }
             let mut outcome = self.apply_family(family, &possible, &mut applied).await;
             if outcome.is_ok() {
-                outcome = self.apply_shims(family, &mut applied).await;
+                outcome = self.apply_shims(family, desired, &mut applied).await;
             }
             if outcome.is_ok() {
                 outcome = routing::apply(&self.settings, family, desired, &mut applied).await;

@@ -81,7 +81,7 @@ pub fn layout(ruleset: &Ruleset, family: Family, settings: &Settings) -> Layout 
         layout.filter.insert(names.strays(), strays);
     }
     layout.filter.insert(names.forward(), forward);
-    layout.filter.insert(names.accept(), vec![ours(mark, Rule::new(Action::Accept))]);
+    layout.filter.insert(names.accept(), accept(ruleset, family, mark));
     let by_link = by_link(settings, family);
     if !by_link.is_empty() {
         layout.mangle.insert(names.links(), by_link);
@@ -93,17 +93,40 @@ pub fn layout(ruleset: &Ruleset, family: Family, settings: &Settings) -> Layout 
 
 /// The one chain that the nftables backend needs of iptables: an accept in another table does not end what iptables
 /// refuses. Nothing where iptables lets forwarded packets pass anyway.
-pub fn shim(tables: &Tables, settings: &Settings) -> Layout {
+pub fn shim(tables: &Tables, ruleset: &Ruleset, family: Family, settings: &Settings) -> Layout {
     let forward = tables.filter.chains.get("FORWARD");
     let refuses = forward.is_some_and(|forward| {
         forward.policy.as_deref() == Some("DROP") || forward.rules.iter().any(rejects_everything)
     });
     let mut layout = Layout::default();
     if refuses {
-        let accept = ours(settings.mark.get(), Rule::new(Action::Accept));
-        layout.filter.insert(Names(&settings.prefix).accept(), vec![accept]);
+        let accept = accept(ruleset, family, settings.mark.get());
+        layout.filter.insert(Names(&settings.prefix).accept(), accept);
     }
     layout
+}
+
+/// What our own NAT sent on, and what pods of other nodes send through this one to where they show their fixed address. For
+/// the pods of this node its CNI plugin does the latter, and theirs it does not know.
+fn accept(ruleset: &Ruleset, family: Family, mark: u32) -> Vec<Rule> {
+    let mut rules = vec![ours(mark, Rule::new(Action::Accept))];
+    let far = far(ruleset, family, ruleset.egress_of_family(family).map(|egress| egress.pod));
+    if far.is_empty() {
+        return rules;
+    }
+    let known = || Match::State(vec![State::Related, State::Established]);
+    rules.extend(far.iter().map(|pod| Rule::new(Action::Accept).to(*pod).when(known())));
+    let inside =
+        ruleset.pod_cidrs(family).chain(ruleset.cluster_cidrs(family)).chain(ruleset.sheltered(family));
+    rules.extend(inside.map(|net| Rule::new(Action::Return).to(*net)));
+    rules.extend(far.into_iter().map(|pod| Rule::new(Action::Accept).from(pod)));
+    rules
+}
+
+/// Which of these are pods of other nodes.
+fn far(ruleset: &Ruleset, family: Family, pods: impl IntoIterator<Item = IpAddr>) -> Vec<IpNet> {
+    let is_local = |pod: &IpAddr| ruleset.pod_cidrs(family).any(|net| net.contains(pod));
+    pods.into_iter().filter(|pod| !is_local(pod)).map(IpNet::from).collect()
 }
 
 /// Adds the condition that a connection was sent on by our own chains.
@@ -142,11 +165,9 @@ fn forward(ruleset: &Ruleset, family: Family, mark: u32) -> Vec<Rule> {
 
 /// Likewise what mapped pods of other nodes send through this one.
 fn strays(ruleset: &Ruleset, family: Family) -> Vec<Rule> {
-    let is_local = |pod: &IpAddr| ruleset.pod_cidrs(family).any(|net| net.contains(pod));
     let mut pods = ruleset.mapped_pods(family);
     pods.extend(ruleset.egress_of_family(family).map(|egress| egress.pod));
-    let remote = pods.into_iter().filter(|pod| !is_local(pod));
-    remote.map(|pod| Rule::new(Action::Drop).from(IpNet::from(pod))).collect()
+    far(ruleset, family, pods).into_iter().map(|pod| Rule::new(Action::Drop).from(pod)).collect()
 }
 
 /// Whatever comes in remembers its link; what answers to connections of ours leaves by it.

@@ -377,6 +377,34 @@ fn r54_what_a_pod_of_another_node_begins_leaves_the_gateway_with_the_mapped_addr
     assert_eq!(beyond.pod.tcp("10.244.1.9:9000"), Ok("a 10.244.2.9".into()), "inside the cluster");
 }
 
+fn r54_a_gateway_that_forwards_nothing_else_lets_out_what_its_mapped_pods_begin_and_only_to_the_outside(
+    lab: &mut Lab,
+) {
+    let beyond = Beyond::build(lab);
+    beyond.route_back();
+    let (_client, _a) = (lab.client.serve("client", "[::]:9000"), lab.a.serve("a", "[::]:9000"));
+    lab.iptables("-P FORWARD DROP");
+    lab.ip6tables("-P FORWARD DROP");
+    lab.apply(&[]);
+    assert_eq!(beyond.pod.tcp("198.18.0.9:9000"), Err(ErrorKind::TimedOut), "it is no pod of ours");
+    let wanted = [endpoint("203.0.113.8:80/tcp", "far", FAR), endpoint("81/tcp", "far", FAR)];
+    // Not only when the kernel is read anew.
+    lab.apply(&wanted);
+    assert_eq!(beyond.pod.tcp("198.18.0.9:9000"), Ok("client 203.0.113.8".into()));
+    assert_eq!(beyond.pod.udp("198.18.0.9:9000"), Ok("client 203.0.113.8".into()));
+    assert_eq!(beyond.pod.tcp("[2001:db8:99::9]:9000"), Ok("client 2001:db8::7".into()));
+    assert_eq!(
+        beyond.pod.tcp("10.244.1.9:9000"),
+        Err(ErrorKind::TimedOut),
+        "others decide inside the cluster"
+    );
+    assert_eq!(lab.conditions(), []);
+    lab.read();
+    assert_eq!(lab.apply(&wanted).transactions, [], "nothing is left to do");
+    lab.apply(&[]);
+    assert_eq!(beyond.pod.tcp("198.18.0.9:9000"), Err(ErrorKind::TimedOut), "it goes with the entry");
+}
+
 fn r54_what_a_pod_begins_leaves_by_the_link_that_owns_its_address(lab: &mut Lab) {
     let beyond = Beyond::build(lab);
     let (_client, _a) = (lab.client.serve("client", "[::]:9000"), lab.a.serve("a", "[::]:9000"));
@@ -430,6 +458,7 @@ with_every_backend!(
     r54_a_pod_of_another_node_is_reached_and_answers_through_the_gateway,
     r54_where_replies_are_routed_back_the_pod_sees_the_client,
     r54_what_a_pod_of_another_node_begins_leaves_the_gateway_with_the_mapped_address,
+    r54_a_gateway_that_forwards_nothing_else_lets_out_what_its_mapped_pods_begin_and_only_to_the_outside,
     r54_what_a_pod_begins_leaves_by_the_link_that_owns_its_address,
     r54_a_policy_that_keeps_pods_addresses_does_not_keep_replies_from_coming_back,
     r54_a_reply_leaves_by_the_link_that_the_connection_came_in_by,
