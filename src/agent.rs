@@ -220,7 +220,8 @@ impl<D: Dataplane> Agent<D> {
         let (observed, is_fresh) = self.observe_kernel().await?;
         self.has_read = is_fresh;
         let (plan, grants) = self.plan(&node, &observed.ruleset);
-        self.parts.node.tell_of_cluster(&node, &plan.ruleset);
+        let is_unknown = self.parts.node.tell_of_cluster(&node, &plan.ruleset);
+        self.parts.metrics.unknown_cluster.set(i64::from(is_unknown));
         let now = Instant::now().into_std();
         let planned = self.parts.masquerading.settle(plan.ruleset.clone(), &observed.ruleset);
         if self.is_resumed() {
@@ -233,6 +234,7 @@ impl<D: Dataplane> Agent<D> {
             self.parts.brake.hold(&observed.ruleset, planned, &is_anothers, now)
         };
         let hopeless = if is_fresh { Vec::new() } else { self.take_hopeless_out(&mut wanted) };
+        self.bind_to_links(&wanted, &plan);
         let differences = if is_fresh { diff(&observed.ruleset, &wanted).len() } else { 0 };
         let mut applied = self.parts.dataplane.apply(&wanted, observed).await;
         // At once: what others change from here on is noticed.
@@ -251,6 +253,18 @@ impl<D: Dataplane> Agent<D> {
         self.report_brake(withheld);
         self.wanted = Some(wanted);
         Ok(applied)
+    }
+
+    /// Lets pods that are still there go on by the links by which they left.
+    fn bind_to_links(&mut self, wanted: &Ruleset, plan: &Plan) {
+        let pods = &self.parts.pods;
+        self.parts.linking.bind(wanted, || {
+            let known =
+                plan.pods.iter().flat_map(|(owner, pod)| pod.ips.iter().map(|ip| (*ip, owner.clone())));
+            let here = pods.read(|view| desired::holders(view.running()));
+            // Of a pod of this node the pod itself is believed.
+            known.chain(here.into_iter().map(|(ip, (owner, _))| (ip, owner))).collect()
+        });
     }
 
     /// Whether an operator lets happen what the brake holds back.

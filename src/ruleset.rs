@@ -100,16 +100,8 @@ impl Ruleset {
 
     /// The same node, which serves nobody.
     pub fn without_entries(&self) -> Self {
-        let Self {
-            pod_cidrs,
-            cluster_cidrs,
-            sheltered,
-            families,
-            masquerade,
-            entries: _,
-            to: _,
-            egress: _,
-        } = self;
+        let Self { pod_cidrs, cluster_cidrs, sheltered, families, masquerade, entries: _, to: _, egress: _ } =
+            self;
         Self {
             entries: BTreeMap::new(),
             to: BTreeSet::new(),

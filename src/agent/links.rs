@@ -6,8 +6,10 @@
 //!   open connections carry stay.
 //! - A link that cannot stand beside one before it is left out, and told of with what to do. The others are used.
 //! - While nobody can say which pools there are, the links stay.
+//! - A pod goes on by the link by which it left until it is gone, also when its port is another pod's by now.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
@@ -29,6 +31,8 @@ use crate::dataplane::links::Links;
 use crate::dataplane::links::LinksError;
 use crate::dataplane::links::LinksInUse;
 use crate::dataplane::links::Shared;
+use crate::ruleset::Ruleset;
+use crate::ruleset::owner::Owner;
 
 /// What a pool says of links.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,6 +78,8 @@ pub struct Linking {
     in_use: LinksInUse,
     followed: Following<Arc<[PoolLinks]>>,
     chosen: Chosen,
+    /// The pods that have left by a link, by their addresses.
+    bound: BTreeMap<IpAddr, Owner>,
 }
 
 /// The links that are used, and those that are not.
@@ -90,7 +96,7 @@ impl Linking {
     pub fn by_flags(in_use: LinksInUse) -> Self {
         let flags = in_use.now().as_ref().clone();
         let chosen = choose(&flags, &[], &BTreeMap::new());
-        Self { flags, in_use, followed: Following::default(), chosen }
+        Self { flags, in_use, followed: Following::default(), chosen, bound: BTreeMap::new() }
     }
 
     /// Also by those of the pools that come from here.
@@ -124,6 +130,20 @@ impl Linking {
         }
         self.chosen = chosen;
         true
+    }
+
+    /// Notes who leaves by a link under these rules, given which pod has each address, and lets those go on so who did before.
+    pub fn bind(&mut self, rules: &Ruleset, holders: impl FnOnce() -> BTreeMap<IpAddr, Owner>) {
+        if self.chosen.links.is_empty() {
+            self.bound.clear();
+        } else {
+            let holders = holders();
+            self.bound.retain(|pod, owner| holders.get(pod) == Some(owner));
+            let leaving =
+                rules.egress().filter_map(|egress| Some((egress.pod, holders.get(&egress.pod)?.clone())));
+            self.bound.extend(leaving);
+        }
+        self.in_use.bind(self.bound.keys().copied().collect());
     }
 
     /// The links in use, for whoever asks.
@@ -224,6 +244,11 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::model::holder::ObjectName;
+    use crate::ruleset::fixtures::endpoint;
+    use crate::ruleset::fixtures::ruleset;
+    use crate::ruleset::fixtures::v4_node;
+    use crate::ruleset::node::NodeFacts;
 
     fn pools<const N: usize>(pools: [(&str, u32, Value); N]) -> NatPools {
         let pool = |(name, second, spec): (&str, u32, Value)| {
@@ -313,6 +338,37 @@ mod tests {
         for (problem, expected) in problems.iter().zip(expected) {
             assert!(problem.starts_with(&format!("LinkUnusable: the link {expected}")), "{problem}");
         }
+    }
+
+    #[test]
+    fn a_pod_stays_bound_to_its_link_until_it_is_gone_and_who_gets_its_address_is_not() {
+        let web = || endpoint("203.0.113.8:80/tcp", "web", &["10.244.1.9"]);
+        let served =
+            ruleset(&[web()], &NodeFacts { addresses: ["203.0.113.8".parse().unwrap()].into(), ..v4_node() });
+        let nothing = ruleset(&[], &v4_node());
+        let ip: IpAddr = "10.244.1.9".parse().unwrap();
+        let owner = |name: &str| Owner::new(&ObjectName::new("default", name), &format!("uid-of-{name}"));
+        let linking = || Linking::by_flags(LinksInUse::from(flags(&["interface=eth1"])));
+        let has = |name: &'static str| move || BTreeMap::from([(ip, owner(name))]);
+        let bound = |linking: &Linking| linking.in_use.bound().contains(&ip);
+
+        let mut it = linking();
+        it.bind(&nothing, has("web"));
+        assert!(!bound(&it), "it has not left by any");
+        it.bind(&served, has("web"));
+        it.bind(&nothing, has("web"));
+        assert!(bound(&it), "its port is another's");
+        it.bind(&nothing, has("next"));
+        assert!(!bound(&it), "another pod has its address");
+        it.bind(&nothing, has("web"));
+        assert!(!bound(&it));
+        it.bind(&served, has("web"));
+        it.bind(&nothing, BTreeMap::new);
+        assert!(!bound(&it), "it is gone");
+
+        let mut without_links = Linking::by_flags(LinksInUse::default());
+        without_links.bind(&served, || panic!("nobody is looked for"));
+        assert!(!bound(&without_links));
     }
 
     #[test]

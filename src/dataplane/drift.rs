@@ -153,7 +153,7 @@ impl Watcher {
         if !self.blocking(move |marks| Ok(marks.lookout.is_in_doubt(&asked))).await? {
             return Ok(false);
         }
-        let differs = routing::differs(&links, &observed.ruleset).await?;
+        let differs = routing::differs(&self.settings.links, &observed.ruleset).await?;
         if !differs {
             self.blocking(|marks| {
                 marks.lookout.settle();

@@ -7,6 +7,7 @@
 //! Links can change while a node is programmed: whoever holds its [`Settings`](crate::dataplane::settings::Settings) has
 //! the same [`LinksInUse`]. The next reading of the kernel tells what that changes.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -262,25 +263,41 @@ impl fmt::Display for Shared {
     }
 }
 
-/// The links of a node as they are now. Clones share them.
+/// The links of a node as they are now, and who goes on by them. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct LinksInUse(Arc<ArcSwap<Links>>);
+pub struct LinksInUse(Arc<InUse>);
+
+#[derive(Debug, Default)]
+struct InUse {
+    links: ArcSwap<Links>,
+    bound: ArcSwap<BTreeSet<IpAddr>>,
+}
 
 impl LinksInUse {
     /// The links.
     pub fn now(&self) -> Arc<Links> {
-        self.0.load_full()
+        self.0.links.load_full()
     }
 
     /// Uses others from now on.
     pub fn replace(&self, links: Links) {
-        self.0.store(Arc::new(links));
+        self.0.links.store(Arc::new(links));
+    }
+
+    /// The addresses of pods that go on by the link by which they leave, also without a fixed address.
+    pub fn bound(&self) -> Arc<BTreeSet<IpAddr>> {
+        self.0.bound.load_full()
+    }
+
+    /// Lets these pods go on by the link by which they leave: what they began by it would not be understood elsewhere.
+    pub fn bind(&self, pods: BTreeSet<IpAddr>) {
+        self.0.bound.store(Arc::new(pods));
     }
 }
 
 impl From<Links> for LinksInUse {
     fn from(links: Links) -> Self {
-        Self(Arc::new(ArcSwap::from_pointee(links)))
+        Self(Arc::new(InUse { links: ArcSwap::from_pointee(links), ..InUse::default() }))
     }
 }
 

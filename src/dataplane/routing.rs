@@ -16,6 +16,8 @@
 //! 502: from 10.244.1.9 lookup main suppress_prefixlength 0
 //! 503: from 10.244.1.9 lookup 1171
 //! ```
+//! One that loses its address goes on so until it is gone, for what it began by the link.
+//!
 //! All of it carries a protocol number of its own, by which it is found again; rules and routes of others are never
 //! changed. Without links nothing is made, and what an earlier list of links left is removed.
 
@@ -37,6 +39,7 @@ use crate::dataplane::condition::Condition;
 use crate::dataplane::condition::ConditionKind;
 use crate::dataplane::links::Link;
 use crate::dataplane::links::Links;
+use crate::dataplane::links::LinksInUse;
 use crate::dataplane::netlink::route;
 use crate::dataplane::netlink::route::Socket;
 use crate::dataplane::routing::rtnetlink::BY_KERNEL;
@@ -116,11 +119,11 @@ pub(crate) async fn apply(
     desired: &Ruleset,
     applied: &mut Applied,
 ) -> Result<(), DataplaneError> {
-    let links = settings.links.now();
+    let (links, bound) = (settings.links.now(), settings.links.bound());
     let leaving = leaving(&links, desired, family);
     let made = blocking(move || {
         let mut socket = Socket::open()?;
-        let steps = steps(&mut socket, &links, &leaving, family)?;
+        let steps = steps(&mut socket, &links, (&leaving, &bound), family)?;
         make(&mut socket, &steps)?;
         Ok(steps)
     });
@@ -134,16 +137,16 @@ pub(crate) async fn apply(
 }
 
 /// Whether anything of it differs from what the links need, as after a link went down and up again.
-pub(crate) async fn differs(links: &Links, served: &Ruleset) -> io::Result<bool> {
+pub(crate) async fn differs(links: &LinksInUse, served: &Ruleset) -> io::Result<bool> {
+    let (links, bound) = (links.now(), links.bound());
     if links.is_empty() {
         return Ok(false);
     }
-    let leaving = Family::ALL.map(|family| (family, leaving(links, served, family)));
-    let links = links.clone();
+    let leaving = Family::ALL.map(|family| (family, leaving(&links, served, family)));
     blocking(move || {
         let mut socket = Socket::open()?;
         let mut families =
-            leaving.iter().map(|(family, leaving)| steps(&mut socket, &links, leaving, *family));
+            leaving.iter().map(|(family, leaving)| steps(&mut socket, &links, (leaving, &bound), *family));
         families.try_fold(false, |differs, steps| Ok(differs || !steps?.is_empty()))
     })
     .await
@@ -207,7 +210,12 @@ fn leaving(links: &Links, ruleset: &Ruleset, family: Family) -> Vec<Leaving> {
     leaving.map(|egress| (egress.pod, egress.external)).collect()
 }
 
-fn steps(socket: &mut Socket, links: &Links, leaving: &[Leaving], family: Family) -> io::Result<Vec<Step>> {
+fn steps(
+    socket: &mut Socket,
+    links: &Links,
+    (leaving, bound): (&[Leaving], &BTreeSet<IpAddr>),
+    family: Family,
+) -> io::Result<Vec<Step>> {
     let rules = match socket.rules(family) {
         Ok(rules) => rules,
         Err(error) if is_without(&error) && (links.is_empty() || family == Family::V6) => {
@@ -219,8 +227,22 @@ fn steps(socket: &mut Socket, links: &Links, leaving: &[Leaving], family: Family
         return Ok(Vec::new());
     }
     let found = Found { rules, routes: socket.routes(family)? };
-    let wanted = wanted(links, &numbered(links, family)?, leaving, family, &found.routes);
+    let mut wanted = wanted(links, &numbered(links, family)?, leaving, family, &found.routes);
+    wanted.keep(&found, leaving, bound);
     Ok(plan(&found, &wanted))
+}
+
+impl Wanted {
+    /// Leaves the rules as they are of pods that no longer leave with a fixed address and are still there.
+    fn keep(&mut self, found: &Found, leaving: &[Leaving], bound: &BTreeSet<IpAddr>) {
+        let is_kept = |rule: &&Rule| {
+            let has_way = rule.table == MAIN || self.routes.iter().any(|route| route.table == rule.table);
+            let stays = |pod: &IpAddr| bound.contains(pod) && !leaving.iter().any(|(other, _)| other == pod);
+            has_way && rule.source.as_ref().is_some_and(stays)
+        };
+        let kept: Vec<Rule> = found.rules.iter().filter(is_kept).copied().collect();
+        self.rules.extend(kept);
+    }
 }
 
 /// Whether the kernel has no policy routing of the family, so that nothing of ours can be there.
@@ -439,135 +461,4 @@ fn filter(link: &Link, interface: u32, routes: &[Route]) -> Option<Condition> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::dataplane::links::LinkMask;
-
-    fn links(texts: &[&str]) -> Links {
-        let links = texts.iter().map(|text| text.parse().unwrap()).collect();
-        Links::new(LinkMask::default(), links).unwrap()
-    }
-
-    fn route(table: u32, destination: Option<&str>, interface: u32, protocol: u8) -> Route {
-        let kind = if table == LOCAL_TABLE { LOCAL } else { UNICAST };
-        let destination = destination.map(|net| net.parse().unwrap());
-        let family = Family::V4;
-        Route { family, table, destination, gateway: None, interface, metric: 0, protocol, kind }
-    }
-
-    /// Two interfaces, 2 and 3, each with a network; 3 has the second address of its.
-    fn node() -> Vec<Route> {
-        vec![
-            route(MAIN, Some("198.51.100.0/24"), 2, BY_KERNEL),
-            route(MAIN, Some("192.0.2.0/24"), 3, BY_KERNEL),
-            route(LOCAL_TABLE, Some("192.0.2.2/32"), 3, BY_KERNEL),
-            route(1172, Some("10.9.0.0/16"), 2, 3),
-        ]
-    }
-
-    fn wanted_of(links: &Links, routes: &[Route]) -> Wanted {
-        let number = |name: &str| match name {
-            "eth1" => Some(2),
-            "eth2" => Some(3),
-            _ => None,
-        };
-        let numbered: Vec<_> = links
-            .marked(Family::V4)
-            .map(|(mark, link)| (mark, link, number(link.interface.as_str())))
-            .collect();
-        let leaving = [("10.244.1.9", "192.0.2.2"), ("10.244.1.10", "203.0.113.7")];
-        let leaving = leaving.map(|(pod, external)| (pod.parse().unwrap(), external.parse().unwrap()));
-        wanted(links, &numbered, &leaving, Family::V4, routes)
-    }
-
-    #[test]
-    fn r54_a_link_without_gateway_and_table_gets_the_first_address_and_a_free_table() {
-        let links = links(&["interface=eth1,table=1171", "interface=eth2"]);
-        let wanted = wanted_of(&links, &node());
-        let routes: Vec<_> =
-            wanted.routes.iter().map(|route| (route.table, route.gateway.unwrap().to_string())).collect();
-        assert_eq!(routes, [(1171, "198.51.100.1".to_owned()), (1173, "192.0.2.1".to_owned())]);
-        let rules: Vec<_> = wanted.rules.iter().map(|rule| (rule.priority, rule.mark, rule.table)).collect();
-        assert_eq!(
-            rules,
-            [
-                (500, 0x10, MAIN),
-                (501, 0x10, 1171),
-                (500, 0x20, MAIN),
-                (501, 0x20, 1173),
-                (502, 0, MAIN),
-                (503, 0, 1173)
-            ]
-        );
-        // The other pod leaves with an address that is on no link.
-        assert_eq!(wanted.rules[5].to_string(), "priority 503 from 10.244.1.9 lookup 1173");
-        assert_eq!(wanted.problems, []);
-    }
-
-    #[test]
-    fn r54_a_link_that_cannot_be_used_is_told_and_the_others_are() {
-        let mut routes = node();
-        routes.push(route(LOCAL_TABLE, Some("192.0.2.1/32"), 3, BY_KERNEL));
-        routes.push(route(77, None, 2, 3));
-        let good = "interface=eth1,gateway=198.51.100.254,table=5";
-        for (bad, problem) in [
-            ("interface=eth9", "does not exist"),
-            ("interface=eth2", "is the node's own"),
-            ("interface=eth2,gateway=192.0.2.254,table=77", "default route of others"),
-        ] {
-            let wanted = wanted_of(&links(&[bad, good]), &routes);
-            let problems: Vec<_> = wanted.problems.iter().map(|problem| problem.what.as_str()).collect();
-            assert!(matches!(problems[..], [only] if only.contains(problem)), "{bad}: {problems:?}");
-            let tables: Vec<_> = wanted.routes.iter().map(|route| route.table).collect();
-            assert_eq!(tables, [5], "{bad}");
-        }
-    }
-
-    #[test]
-    fn r54_only_the_difference_is_made_and_foreign_routes_stay() {
-        let one = links(&["interface=eth1,table=101"]);
-        let other = links(&["interface=eth1,table=102"]);
-        let (before, after) = (wanted_of(&one, &node()), wanted_of(&other, &node()));
-        let mut routes = node();
-        routes.extend(&before.routes);
-        let found = Found { rules: before.rules.clone(), routes };
-        assert_eq!(plan(&found, &before), []);
-        assert_eq!(
-            plan(&found, &after),
-            [
-                Step::AddRule(after.rules[1]),
-                Step::SetRoute(after.routes[0]),
-                Step::RemoveRoute(before.routes[0]),
-                Step::RemoveRule(before.rules[1]),
-            ]
-        );
-        let all = plan(&found, &Wanted::default());
-        assert_eq!(all.len(), before.rules.len() + before.routes.len());
-    }
-
-    #[test]
-    fn r54_wherever_a_change_breaks_off_a_rule_leads_to_what_is_left() {
-        let (one, other) = (links(&["interface=eth1,table=101"]), links(&["interface=eth2,table=102"]));
-        let states = [Wanted::default(), wanted_of(&one, &node()), wanted_of(&other, &node())];
-        for (before, after) in
-            states.iter().flat_map(|before| states.iter().map(move |after| (before, after)))
-        {
-            let mut found = Found { rules: before.rules.clone(), routes: node() };
-            found.routes.extend(&before.routes);
-            for step in plan(&found, after) {
-                match step {
-                    Step::AddRule(rule) => found.rules.push(rule),
-                    Step::SetRoute(route) => found.routes.push(route),
-                    Step::RemoveRoute(route) => found.routes.retain(|there| *there != route),
-                    Step::RemoveRule(rule) => found.rules.retain(|there| *there != rule),
-                }
-                let ours = found.routes.iter().filter(|route| route.protocol == PROTOCOL);
-                for route in ours {
-                    let is_led_to = found.rules.iter().any(|rule| rule.table == route.table);
-                    assert!(is_led_to, "{step} leaves {route} alone");
-                }
-            }
-            assert_eq!(plan(&found, after), []);
-        }
-    }
-}
+mod tests;

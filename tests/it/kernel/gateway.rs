@@ -9,6 +9,7 @@
 //! ```
 //! Every network has an IPv6 one beside it. By default the gateway reaches the client by its eth0.
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 
 use pinhole::dataplane::cleanup::cleanup;
@@ -446,8 +447,23 @@ fn r54_what_a_pod_begins_leaves_by_the_link_that_owns_its_address(lab: &mut Lab)
     lab.read();
     assert_eq!(lab.apply_as(&facts, &wanted).transactions, [], "nothing is left to do");
 
+    // A rollout gives the port to another pod while this one is still there.
+    let connection = &mut beyond.pod.connect("198.18.0.9:9000").unwrap();
+    let flow = beyond.pod.flow("198.18.0.9:9000");
+    assert_eq!(connection.ask().unwrap(), "client 203.0.113.8");
+    assert_eq!(flow.ask(), Ok("client 203.0.113.8".into()));
+    lab.settings.links.bind(FAR.iter().map(|ip| ip.parse().unwrap()).collect());
     lab.apply_as(&facts, &wanted[2..]);
-    assert_eq!(rules(lab), 0, "they go with the pod's entry");
+    Beyond::count_arrivals(lab);
+    assert_eq!(connection.ask().unwrap(), "client 203.0.113.8");
+    assert_eq!(flow.ask(), Ok("client 203.0.113.8".into()));
+    let (wrong, right) = Beyond::arrived(lab);
+    assert!(wrong == 0 && right != 0, "by the wrong link {wrong}, by the right one {right}");
+    lab.read();
+    assert_eq!(lab.apply_as(&facts, &wanted[2..]).transactions, [], "nothing is left to do");
+    lab.settings.links.bind(BTreeSet::new());
+    lab.apply_as(&facts, &wanted[2..]);
+    assert_eq!(rules(lab), 0, "they go with the pod");
     lab.settings.links = LinksInUse::default();
     lab.read();
     lab.apply_as(&facts, &[]);
