@@ -172,23 +172,24 @@ impl Node {
         (networks.into_iter().filter(|net| shows(Family::of(net.addr()))).collect(), reason)
     }
 
-    /// Warns once where pods have fixed addresses while it is not known to whom they may be shown.
-    pub fn tell_of_cluster(&mut self, facts: &NodeFacts, rules: &Ruleset) {
+    /// Whether pods have fixed addresses while it is not known to whom they may be shown, told once.
+    pub fn tell_of_cluster(&mut self, facts: &NodeFacts, rules: &Ruleset) -> bool {
         let is_open = |family: &Family| {
             rules.egress_of_family(*family).next().is_some() && !facts.knows_cluster(*family)
         };
-        if let Some(family) = Family::ALL.into_iter().find(is_open)
+        let open = Family::ALL.into_iter().find(is_open);
+        if let Some(family) = open
             && !mem::replace(&mut self.warned_of_cluster, true)
         {
-            let reason = self.unknown.as_deref().unwrap_or("the Nodes show no network of this family");
+            let reason = self.unknown.as_deref().unwrap_or("not every Node shows a network of this family");
             warn!(
                 %family,
                 reason,
-                "Which networks the pods of other nodes have is not known, so mapped pods show no private network the address \
-                 of their ports; name the networks of all pods by --cluster-cidr (agent.clusterCIDRs in the chart), and all else \
-                 sees it"
+                "Which networks the pods of other nodes have is not known, so private networks do not see the external address of \
+                 mapped pods; name the networks of all pods by --cluster-cidr (agent.clusterCIDRs in the chart), and all others see it"
             );
         }
+        open.is_some()
     }
 
     fn pod_cidrs(&mut self, node: &Object) -> Vec<IpNet> {

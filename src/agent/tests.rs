@@ -1,6 +1,7 @@
 //! Behaviour of the loop over a kernel in memory: what is fed to the agent, and what the kernel then holds.
 
 mod claims;
+mod cluster;
 mod masquerade;
 mod remote;
 mod written;
@@ -11,6 +12,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 
+use ipnet::IpNet;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::sync::watch;
@@ -18,6 +20,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::agent::addresses::Addresses;
+use crate::agent::node::Learning;
 use crate::agent::node::Networks;
 use crate::api::crd::nat_node::NatNode;
 use crate::api::crd::nat_node::NatNodeSpec;
@@ -131,6 +134,8 @@ struct Settings {
     brake: Brake,
     granted: Option<Arc<KnownPinholes>>,
     masquerading: Masquerading,
+    cluster_cidrs: Vec<IpNet>,
+    learning: Option<Learning>,
 }
 
 impl Default for Settings {
@@ -142,6 +147,8 @@ impl Default for Settings {
             brake: Brake::default(),
             granted: None,
             masquerading: Masquerading::default(),
+            cluster_cidrs: Vec::new(),
+            learning: None,
         }
     }
 }
@@ -165,13 +172,18 @@ impl Bench {
             let address = current.lock().unwrap().parse().unwrap();
             Ok(Addresses { lasting: [address].into(), ..Addresses::default() })
         };
+        let networks = Networks { cluster_cidrs: settings.cluster_cidrs, ..Networks::default() };
+        let mut node = Node::new(networks, addresses);
+        if let Some(learning) = settings.learning {
+            node = node.with_learning(learning);
+        }
         let granting = settings.granted.map(|pinholes| (pinholes, Arc::<Reports>::default()));
         let parts = Parts {
             vigil: Vigil::new(None, settings.resync),
             dataplane: Arc::clone(&kernel),
             pods: Arc::clone(&pods),
             granting: granting.clone().map(|(pinholes, reports)| Granting { pinholes, reports }),
-            node: Node::new(Networks::default(), addresses),
+            node,
             masquerading: settings.masquerading,
             linking: Linking::default(),
             brake: BrakeOverTime::new(settings.brake, settings.grace),

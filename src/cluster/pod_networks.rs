@@ -26,7 +26,7 @@ use crate::cluster::trouble::describe;
 use crate::model::address::Family;
 
 /// As many nodes as can all watch each other.
-const MANY: usize = 500;
+pub(crate) const MANY: usize = 500;
 /// How long until it is asked again how many there are, or whether that may be known: longer from one time to the next.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(10);

@@ -71,7 +71,7 @@ var matrix = map[string][]string{
 		"webhook.topologySpreadConstraints[0].maxSkew=1", "webhook.topologySpreadConstraints[0].topologyKey=zone",
 		"webhook.topologySpreadConstraints[0].whenUnsatisfiable=DoNotSchedule", "webhook.topologySpreadConstraints[0].labelSelector.matchLabels.a=b", "agent.nodeSelector.a=b", "agent.podLabels.a=b", "agent.podAnnotations.a=b",
 		"agent.extraEnv[0].name=A", "agent.extraEnv[0].value=b", "agent.extraVolumes[0].name=v", "agent.extraVolumes[0].emptyDir.sizeLimit=1Mi",
-		"agent.extraVolumeMounts[0].name=v", "agent.extraVolumeMounts[0].mountPath=/v", "agent.extraArgs={--resync=60s}", "agent.maxUnavailable=10%",
+		"agent.extraVolumeMounts[0].name=v", "agent.extraVolumeMounts[0].mountPath=/v", "agent.extraArgs={--resync=60s}", "agent.maxUnavailable=10%", "agent.clusterCIDRs={10.244.0.0/16,fd00:244::/48}",
 		"agent.metrics.mode=open", "agent.metrics.address=0.0.0.0", "webhook.service.annotations.a=b", "networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.a=b",
 	},
 	"all flags": allFlags(),

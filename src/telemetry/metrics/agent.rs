@@ -53,6 +53,8 @@ pub struct AgentMetrics {
     pub losers: Gauge,
     /// 1 while an operator wants nothing to be changed on the node.
     pub paused: Gauge,
+    /// 1 while pods have fixed addresses and nobody knows which networks other nodes' pods have.
+    pub unknown_cluster: Gauge,
     /// Deletions made in the connection table.
     pub flows_ended: Counter,
     /// Passes over the connection table that failed.
@@ -75,6 +77,7 @@ impl AgentMetrics {
             withheld: Gauge::default(),
             losers: Gauge::default(),
             paused: Gauge::default(),
+            unknown_cluster: Gauge::default(),
             flows_ended: Counter::default(),
             flow_failures: Counter::default(),
         };
@@ -121,6 +124,11 @@ impl AgentMetrics {
             "paused",
             "1 while an operator wants nothing to be changed on the node",
             self.paused.clone(),
+        );
+        registry.register(
+            "unknown_cluster",
+            "1 while pods have fixed addresses and nobody knows which networks the pods of other nodes have",
+            self.unknown_cluster.clone(),
         );
         registry.register("losers", "Requests for ports that another pod has", self.losers.clone());
         registry.register(
@@ -194,6 +202,7 @@ mod tests {
             r#"pinhole_agent_entries{state="reserved"} 1"#,
             "pinhole_agent_losers 0",
             "pinhole_agent_paused 0",
+            "pinhole_agent_unknown_cluster 0",
             r#"pinhole_agent_unserved{by="admission"} 2"#,
             "pinhole_agent_withheld_removals 40",
             r#"pinhole_agent_condition{kind="ForwardBlocked"} 1"#,

@@ -237,6 +237,15 @@ fn of_node(node: &str, metrics: &str, observed: &Observed) -> Vec<Finding> {
         };
         findings.push(Finding::problem(RULES, format!("{node}: {kind}{found}"), fix));
     }
+    if value(metrics, "pinhole_agent_unknown_cluster") == Some(1.0) {
+        findings.push(
+            Finding::note(
+                RULES,
+                format!("{node}: which networks the pods of other nodes have is not known, so private networks do not see the external address of mapped pods"),
+            )
+            .advising("set agent.clusterCIDRs to the networks of all pods; the log of the agent on that node says why it does not know them"),
+        );
+    }
     let held = value(metrics, "pinhole_agent_withheld_removals").unwrap_or(0.0);
     if 0.0 < held {
         findings.push(Finding::problem(

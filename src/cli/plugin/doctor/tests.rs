@@ -400,3 +400,14 @@ fn an_image_s_tag_is_told_from_a_registry_s_port() {
         assert_eq!(tag(image), expected, "{image}");
     }
 }
+
+#[test]
+fn an_agent_that_does_not_know_the_cluster_is_a_note_with_what_to_set() {
+    let mut observed = healthy();
+    let metrics = "pinhole_agent_in_sync 1\npinhole_agent_unknown_cluster 1\n";
+    observed.metrics = [("node-1".to_owned(), Ok(metrics.to_owned()))].into();
+    let found = findings(&observed);
+    assert_eq!(problems(&found), 0);
+    let told = found.iter().find(|one| one.seen.contains("which networks the pods of other nodes have"));
+    assert!(told.unwrap().fix.as_ref().unwrap().contains("agent.clusterCIDRs"), "{found:?}");
+}

@@ -65,9 +65,11 @@ fn network(ground: &Ground) -> Vec<Finding> {
         }
     };
     let mut findings = Vec::new();
+    let mut by_themselves = Vec::new();
     for (daemon_set, name, kind) in KNOWN {
         let found = workloads.iter().find(|workload| text(workload, "/metadata/name") == daemon_set);
         if let Some(found) = found {
+            by_themselves.extend(matches!(kind, Kind::Calico | Kind::Cilium).then_some(name));
             findings.push(match kind {
                 Kind::Netfilter => Finding::fine(NETWORK, format!("{name}: packets to pods pass netfilter")),
                 Kind::Bypasses => bypasses(name),
@@ -81,6 +83,13 @@ fn network(ground: &Ground) -> Vec<Finding> {
                 Kind::Untried => untried(name),
             });
         }
+    }
+    for name in by_themselves {
+        findings.push(
+            Finding::note(NETWORK, format!("{name} can give pods addresses that no Node's podCIDRs name")).advising(
+                "set agent.clusterCIDRs to its networks of pods: until then private networks see mapped pods' own addresses",
+            ),
+        );
     }
     if findings.is_empty() {
         findings.push(embedded(ground).unwrap_or_else(|| {

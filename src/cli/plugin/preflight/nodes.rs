@@ -10,6 +10,7 @@ use crate::cli::plugin::finding::Finding;
 use crate::cli::plugin::installation::text;
 use crate::cli::plugin::preflight::Ground;
 use crate::cli::plugin::preflight::NodeReport;
+use crate::cluster::pod_networks::MANY;
 use crate::model::address::is_public;
 
 const NODES: &str = "nodes";
@@ -78,7 +79,14 @@ fn listed(nodes: &[Value]) -> Vec<Finding> {
     if !without_cidrs.is_empty() {
         findings.push(
             Finding::note(NODES, format!("without podCIDRs: {}", names(without_cidrs))).advising(
-                "set agent.flags.pod-cidr and agent.flags.cluster-cidr to the networks of pods, so that traffic inside the cluster keeps its source",
+                "set agent.flags.pod-cidr and agent.clusterCIDRs to the networks of pods: until then agents do not know the cluster, and private networks see mapped pods' own addresses",
+            ),
+        );
+    }
+    if MANY < nodes.len() {
+        findings.push(
+            Finding::note(NODES, format!("more than {MANY}: agents do not look which pods the others have")).advising(
+                "set agent.clusterCIDRs to the networks of pods: until then private networks see mapped pods' own addresses",
             ),
         );
     }
