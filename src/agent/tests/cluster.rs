@@ -7,8 +7,8 @@ use crate::agent::following::Following;
 use crate::agent::node::Learning;
 use crate::cluster::pod_networks::Learnt;
 
-fn learnt(nets: &[&str]) -> Option<Learnt> {
-    Some(Learnt::Networks(nets.iter().map(|net| net.parse().unwrap()).collect()))
+fn learnt(nets: &[&str]) -> Learnt {
+    Learnt::Networks(nets.iter().map(|net| net.parse().unwrap()).collect())
 }
 
 /// The private networks to which the kernel shows no fixed address.
@@ -33,7 +33,7 @@ async fn other_nodes_pods_are_looked_for_once_a_pod_asks_and_nothing_is_changed_
     learnt_tx.send_replace(Some(Learnt::Unknown("501 Nodes".into())));
     bench.until("private networks are sheltered", |bench| sheltered(bench) == 5).await;
     bench.until("it is told", |bench| bench.metrics.unknown_cluster.get() == 1).await;
-    learnt_tx.send_replace(learnt(&["10.244.0.0/16", "10.245.0.0/16"]));
+    learnt_tx.send_replace(Some(learnt(&["10.244.0.0/16", "10.245.0.0/16"])));
     bench.until("the pods alone are exempt", |bench| sheltered(bench) == 0).await;
     bench.until("it is known", |bench| bench.metrics.unknown_cluster.get() == 0).await;
     let inside: BTreeSet<_> =

@@ -81,7 +81,7 @@ const PORT: &[Field] = &[Field::Address, Field::Protocol, Field::Port];
 
 impl Collection {
     /// All sets and maps that every table has.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Ports,
         Self::Ranges,
         Self::Closed,
