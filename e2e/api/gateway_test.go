@@ -86,6 +86,26 @@ func TestAnAgentServesPodsOfOtherNodesAtTheAddressThatItsNodeHas(t *testing.T) {
 	c.eventuallyShown("mx-1", "node-1 Fleet mx True Programmed")
 	c.eventuallyShown("mx-0", "node-1 Fleet mx False Standby")
 
+	// A suspended one leaves it to one that is not; with none left the port is closed and kept.
+	suspend := func(name, change string) {
+		t.Helper()
+		if said, allowed := c.kubectl("", "annotate", "pod", name, "pinhole.dev/suspended"+change); !allowed {
+			t.Fatal(said)
+		}
+	}
+	suspend("mx-1", "=true")
+	entries("10.244.2.9")
+	c.eventuallyShown("mx-1", "node-1 Fleet mx False Suspended")
+	suspend("mx-0", "=true")
+	c.eventuallyHas(agent, func(entries string) bool {
+		return strings.Contains(entries, "192.0.2.95") && !strings.Contains(entries, "10.244.")
+	})
+	suspend("mx-1", "-")
+	suspend("mx-0", "-")
+	entries("10.244.3.9")
+	c.eventuallyShown("mx-1", "node-1 Fleet mx True Programmed")
+	c.eventuallyShown("mx-0", "node-1 Fleet mx False Standby")
+
 	// The port is kept until the node that served it has let go, whatever became of the pods' own.
 	c.pause(true)
 	for _, name := range []string{"mx-0", "mx-1"} {
