@@ -71,8 +71,8 @@ impl Successor {
         self.stage.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn reach(&self, stage: Stage) {
-        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
+    fn change(&self, change: impl FnOnce(&mut Stage)) {
+        change(&mut self.stage.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// What other prefixes of ours serve, given what was read for this one.
@@ -105,7 +105,12 @@ impl Dataplane for Successor {
             return Ok(observed);
         }
         let found = self.found(&observed).await?;
-        self.reach(Stage::Before(found.keys().cloned().collect()));
+        // Somebody who only reads must not begin it anew.
+        self.change(|stage| {
+            if let Stage::Before(former) = stage {
+                *former = found.keys().cloned().collect();
+            }
+        });
         for (served, counted) in found.into_values().flatten() {
             observed.ruleset.complete_with(served);
             for (key, counted) in counted {
@@ -133,7 +138,7 @@ impl Dataplane for Successor {
             applied.failures.extend(errors.into_iter().map(|error| Failure { family, error }));
         }
         if applied.failures.is_empty() {
-            self.reach(Stage::After);
+            self.change(|stage| *stage = Stage::After);
         }
         // The tables are others now than those that were seen.
         if !former.is_empty()
