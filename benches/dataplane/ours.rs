@@ -39,6 +39,8 @@ pub(crate) struct Measured {
     pub(crate) change: Costs,
     pub(crate) read: Costs,
     pub(crate) probe: Costs,
+    /// A probe after somebody else changed a table of their own.
+    pub(crate) probe_under_churn: Costs,
     /// For each of [`traffic::SIZES`].
     pub(crate) traffic: Vec<Traffic>,
     /// Megabytes at 10 000 and 50 000 mappings: of the agent, and of the largest program that it started.
@@ -110,8 +112,16 @@ fn programmed(firewall: Firewall, size: usize) -> Lab {
 impl Measured {
     fn new(firewall: Firewall) -> Self {
         let cold = vec![Costs::default(); SIZES.len()];
-        let (change, read, probe) = (Costs::default(), Costs::default(), Costs::default());
-        Self { firewall, cold, change, read, probe, traffic: Vec::new(), memory: [(0.0, 0.0); 2] }
+        Self {
+            firewall,
+            cold,
+            change: Costs::default(),
+            read: Costs::default(),
+            probe: Costs::default(),
+            probe_under_churn: Costs::default(),
+            traffic: Vec::new(),
+            memory: [(0.0, 0.0); 2],
+        }
     }
 
     /// From an empty kernel to all mappings: what an agent does at its start on a new node.
@@ -160,6 +170,15 @@ impl Measured {
                 let start = Start::now();
                 let found = watcher.look(&observed).await.unwrap();
                 self.probe.add(start.cost());
+                assert_eq!(found, None);
+            }
+            // As kube-proxy and CNIs do all the time.
+            lab.node.sh("nft add table ip busy; nft add chain ip busy services");
+            for _ in 0..CHANGES {
+                lab.node.sh("nft add rule ip busy services accept");
+                let start = Start::now();
+                let found = watcher.look(&observed).await.unwrap();
+                self.probe_under_churn.add(start.cost());
                 assert_eq!(found, None);
             }
         });
