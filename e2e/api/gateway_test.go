@@ -3,6 +3,7 @@ package api
 import (
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -14,9 +15,14 @@ func (c clerk) startGateway(address string, arguments ...string) *lab.Agent {
 	c.t.Helper()
 	c.t.Cleanup(func() { c.must(http.MethodDelete, "/apis/pinhole.dev/v1alpha1/natnodes/node-1", nil, nil) })
 	agent := c.startAgent(address, append(arguments, "--nat-node")...)
-	path := fmt.Sprintf(`{.status.addresses[?(@.address==%q)].address}=%[1]s`, address)
-	if said, known := c.kubectl("", "wait", "--for=jsonpath="+path, "natnode/node-1", "--timeout=30s"); !known {
-		c.t.Fatal(said)
+	if err := lab.Poll(patience, func() error {
+		said, _ := c.kubectl("", "get", "natnode", "node-1", "-o", "jsonpath={.status.addresses[*].address}")
+		if !slices.Contains(strings.Fields(said), address) {
+			return fmt.Errorf("the NatNode has the addresses %s", said)
+		}
+		return nil
+	}); err != nil {
+		c.t.Fatal(err)
 	}
 	return agent
 }
