@@ -7,6 +7,7 @@ mod remote;
 mod written;
 
 use std::future::Future;
+use std::net::Ipv4Addr;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicUsize;
@@ -169,8 +170,12 @@ impl Bench {
         let (sender, events) = events::channel();
         let current = Arc::clone(&public);
         let addresses = move || {
-            let address = current.lock().unwrap().parse().unwrap();
-            Ok(Addresses { lasting: [address].into(), ..Addresses::default() })
+            let address: Ipv4Addr = current.lock().unwrap().parse().unwrap();
+            Ok(Addresses {
+                lasting: [address.into()].into(),
+                default_v4: Some(address),
+                ..Addresses::default()
+            })
         };
         let networks = Networks { cluster_cidrs: settings.cluster_cidrs, ..Networks::default() };
         let mut node = Node::new(networks, addresses);

@@ -44,7 +44,9 @@ fn settle(lab: &mut Lab, facts: &NodeFacts, endpoints: &[Endpoint]) {
     assert_eq!(lab.apply_as(facts, endpoints).transactions, []);
 }
 
-fn a_mapped_pod_is_seen_as_itself_by_pods_of_other_nodes_whether_or_not_the_cluster_is_known(lab: &mut Lab) {
+fn r25_a_mapped_pod_is_seen_as_itself_by_pods_of_other_nodes_whether_or_not_the_cluster_is_known(
+    lab: &mut Lab,
+) {
     let beyond = Beyond::build(lab);
     beyond.route_back();
     let (_far, _client) = (beyond.pod.serve("far", "[::]:9000"), lab.client.serve("client", "[::]:9000"));
@@ -58,7 +60,7 @@ fn a_mapped_pod_is_seen_as_itself_by_pods_of_other_nodes_whether_or_not_the_clus
     }
 }
 
-fn a_private_network_sees_a_private_fixed_address_once_it_is_known_not_to_be_the_cluster(lab: &mut Lab) {
+fn r25_a_private_network_sees_a_private_fixed_address_once_it_is_known_not_to_be_the_cluster(lab: &mut Lab) {
     let beyond = Beyond::build(lab);
     beyond.route_back();
     let (_far, _other) = (beyond.pod.serve("far", "[::]:9000"), beyond.node.serve("other", "[::]:9001"));
@@ -89,7 +91,7 @@ fn what_sees_no_fixed_address_is_masqueraded_as_a_policy_says(lab: &mut Lab) {
 }
 
 with_every_backend!(
-    a_mapped_pod_is_seen_as_itself_by_pods_of_other_nodes_whether_or_not_the_cluster_is_known,
-    a_private_network_sees_a_private_fixed_address_once_it_is_known_not_to_be_the_cluster,
+    r25_a_mapped_pod_is_seen_as_itself_by_pods_of_other_nodes_whether_or_not_the_cluster_is_known,
+    r25_a_private_network_sees_a_private_fixed_address_once_it_is_known_not_to_be_the_cluster,
     what_sees_no_fixed_address_is_masqueraded_as_a_policy_says,
 );
