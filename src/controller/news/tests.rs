@@ -1,3 +1,5 @@
+//! Who hears of a port that it does not have, in which words, and how often.
+
 use std::sync::Arc;
 
 use serde_json::json;
