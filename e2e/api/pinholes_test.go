@@ -241,6 +241,12 @@ func (c clerk) startAgent(address string, arguments ...string) *lab.Agent {
 	if err := lab.AddNodeAddress(address); err != nil {
 		c.t.Fatal(err)
 	}
+	// Or the next test's agent would serve what is left of this one.
+	c.t.Cleanup(func() {
+		if err := lab.RemoveNodeAddress(address); err != nil {
+			c.t.Error(err)
+		}
+	})
 	return c.startAgentOf(object{"metadata": object{"name": "node-1"},
 		"spec": object{"podCIDR": "10.244.1.0/24", "podCIDRs": []string{"10.244.1.0/24"}}}, arguments...)
 }

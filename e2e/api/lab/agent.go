@@ -20,6 +20,11 @@ type Agent struct {
 // AddNodeAddress makes an address one of the node that an agent runs on.
 func AddNodeAddress(address string) error { return addAddress(address) }
 
+// RemoveNodeAddress takes it away.
+func RemoveNodeAddress(address string) error {
+	return run("ip address delete " + address + "/32 dev lo")
+}
+
 // StartAgent starts an agent for a node with the arguments of the shipped DaemonSet and the rights of its
 // ServiceAccount. Further arguments come after those.
 func (c *Cluster) StartAgent(node string, further ...string) (*Agent, error) {
