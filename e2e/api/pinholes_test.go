@@ -252,8 +252,7 @@ func (c clerk) startAgent(address string, arguments ...string) *lab.Agent {
 }
 
 // startAgentOf makes a Node node-1, starts its agent, and waits until that is ready; both go with the test, and what the agent
-// has programmed. The sandbox is the
-// node, so whoever starts one runs beside no other test with an agent.
+// has programmed. The sandbox is the node, so whoever starts one runs beside no other test with an agent.
 func (c clerk) startAgentOf(node object, arguments ...string) *lab.Agent {
 	c.t.Helper()
 	c.must(http.MethodPost, "/api/v1/nodes", node, nil)
