@@ -114,9 +114,9 @@ func TestAnAgentServesPodsOfOtherNodesAtTheAddressThatItsNodeHas(t *testing.T) {
 
 	// The port is kept until the node that served it has let go, whatever became of the pods' own.
 	c.pause(true)
-	for _, name := range []string{"mx-0", "mx-1"} {
-		c.must(http.MethodDelete, c.podsPath()+"/"+name, object{"gracePeriodSeconds": 0}, nil)
-		c.eventuallyShown(name, "False Releasing")
+	for _, each := range []struct{ name, shown string }{{"mx-0", "NotFound"}, {"mx-1", "False Releasing"}} {
+		c.must(http.MethodDelete, c.podsPath()+"/"+each.name, object{"gracePeriodSeconds": 0}, nil)
+		c.eventuallyShown(each.name, each.shown)
 	}
 	if _, claimed := c.claims("192.0.2.95")["v4-192-0-2-95-tcp-2525"]; !claimed {
 		t.Error("the claim is gone although the kernel has the port")
