@@ -76,6 +76,8 @@ impl Node {
         }
         known.feed(Resource::Holder(Kind::Pod), News::Listed(pods));
 
+        // There is no other node, so these are all pods.
+        let networks = Networks { cluster_cidrs: vec![POD_CIDR.parse()?], ..Networks::default() };
         let dataplane = Arc::new(dataplane);
         let readiness = Readiness::new();
         let metrics = AgentMetrics::register(&mut metrics::registry());
@@ -92,7 +94,7 @@ impl Node {
             dataplane: dataplane.clone(),
             pods: known,
             granting: None,
-            node: agent::node::Node::new(Networks::default(), addresses::read),
+            node: agent::node::Node::new(networks, addresses::read),
             masquerading: Masquerading::default(),
             linking: Linking::default(),
             brake: BrakeOverTime::new(Brake::default(), Duration::ZERO),
