@@ -109,4 +109,7 @@ func TestAnAgentServesAPortOfItsNodesOwnAddressOnceItIsClaimed(t *testing.T) {
 	if claims := c.claims(address); len(claims) == 0 {
 		t.Errorf("nothing of %s is claimed", address)
 	}
+	// It would be served at the address of each node that an agent is tried on.
+	c.must(http.MethodDelete, c.podsPath()+"/own", object{"gracePeriodSeconds": 0}, nil)
+	c.eventuallyShown("own", "NotFound")
 }

@@ -229,6 +229,7 @@ func TestAPinholeThatAUserWroteIsNeverTakenOver(t *testing.T) {
 	}); err != nil {
 		t.Error(err)
 	}
+	c.eventuallyShown("mx", "Pinhole mx")
 	said, _ := c.kubectl("", "get", "ph", "mx", "-o", "jsonpath={.spec.target}{.spec.holder}{.status.holder}{.metadata.ownerReferences}")
 	if said != `{"service":"web"}Pinhole mx` {
 		t.Errorf("the user's object was changed: %s", said)
