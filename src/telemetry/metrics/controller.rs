@@ -211,6 +211,7 @@ mod tests {
         controller.pods(&[("Granted", 3)].into());
         controller.pods(&[("Granted", 2), ("NoFreePort", 1)].into());
         controller.disputes(4);
+        controller.pool("edge", [("free", 7)]);
         controller.granted(SignedDuration::from_millis(1500));
         controller.programmed(SignedDuration::from_secs(4));
         let text = metrics::encode(&registry).unwrap();
@@ -223,10 +224,12 @@ mod tests {
             r#"pinhole_controller_pods{accepted="Granted"} 2"#,
             r#"pinhole_controller_pods{accepted="NoFreePort"} 1"#,
             "pinhole_controller_disputes 4",
+            r#"pinhole_controller_pool_ports{pool="edge",state="free"} 7"#,
             "pinhole_controller_grant_seconds_sum 1.5",
             r#"pinhole_controller_grant_seconds_bucket{le="1.0"} 0"#,
             r#"pinhole_controller_grant_seconds_bucket{le="2.0"} 1"#,
             "pinhole_controller_programmed_seconds_sum 4.0",
+            r#"pinhole_controller_programmed_seconds_bucket{le="5.0"} 1"#,
         ] {
             assert!(text.lines().any(|written| written == line), "{line} is not in\n{text}");
         }
