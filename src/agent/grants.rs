@@ -14,6 +14,7 @@ use std::net::IpAddr;
 use crate::agent::remote;
 use crate::agent::remote::Remote;
 use crate::agent::written::Written;
+use crate::api::crd::condition::Condition;
 use crate::api::crd::condition::ConditionStatus;
 use crate::api::crd::pinhole::Endpoint;
 use crate::api::crd::pinhole::Pinhole;
@@ -215,7 +216,7 @@ fn grant(pinhole: &Pinhole, node_name: &str) -> Grant {
     let is_current =
         |status: &&PinholeStatus| pinhole.spec.target.pod.is_none() || pinhole.is_current(status);
     let Some(status) = pinhole.status.as_ref().filter(is_current) else { return Grant::default() };
-    let accepted = status.conditions.iter().find(|condition| condition.type_ == "Accepted");
+    let accepted = Condition::find(&status.conditions, "Accepted");
     let decision = accepted.filter(|condition| condition.status != ConditionStatus::Unknown);
     let own = || status.own_addresses.iter().filter_map(|text| text.parse().ok()).collect();
     let target = |endpoint: &Endpoint| Some((granted(endpoint)?, Port::new(endpoint.target_port)?));

@@ -351,7 +351,7 @@ mod tests {
     }
 
     fn condition<'s>(status: &'s NatNodeStatus, type_: &str) -> &'s Condition {
-        status.conditions.iter().find(|condition| condition.type_ == type_).unwrap()
+        Condition::find(&status.conditions, type_).unwrap()
     }
 
     #[test]

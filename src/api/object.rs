@@ -508,9 +508,14 @@ impl Object {
             .then(|| Ordinals::new(ordinals.start, replicas.unwrap_or(1)))
     }
 
+    /// The condition of this type, if it is `True`.
+    pub fn true_condition(&self, type_: &str) -> Option<&Condition> {
+        self.status.conditions.iter().find(|found| found.type_ == type_ && found.status == "True")
+    }
+
     /// Whether a condition of this type is `True`.
-    pub fn has_condition(&self, condition: &str) -> bool {
-        self.status.conditions.iter().any(|found| found.type_ == condition && found.status == "True")
+    pub fn has_condition(&self, type_: &str) -> bool {
+        self.true_condition(type_).is_some()
     }
 
     /// Whether a pod's containers are ready. Not the condition `Ready`: that one also waits for readiness gates, and one of them

@@ -36,7 +36,10 @@ pub fn programmed(
     now: Timestamp,
 ) -> Option<SignedDuration> {
     let before = stored.status.as_ref().filter(|status| is_of(status, pod))?;
-    let (before, after) = (condition(before, "Programmed")?, condition(written, "Programmed")?);
+    let (before, after) = (
+        Condition::find(&before.conditions, "Programmed")?,
+        Condition::find(&written.conditions, "Programmed")?,
+    );
     let was_waiting = before.status != ConditionStatus::True
         && matches!(before.reason.as_str(), "Waiting" | "NoAddress")
         && after.status == ConditionStatus::True;
@@ -54,15 +57,9 @@ fn is_of(status: &PinholeStatus, pod: &Object) -> bool {
     status.targets.first().is_some_and(|target| target.pod_uid == pod.metadata.uid)
 }
 
-fn condition<'a>(status: &'a PinholeStatus, type_: &str) -> Option<&'a Condition> {
-    status.conditions.iter().find(|condition| condition.type_ == type_)
-}
-
 /// Since when a pod's own condition is true.
 fn since(pod: &Object, type_: &str) -> Option<Timestamp> {
-    let holds =
-        |condition: &&crate::api::object::Condition| condition.type_ == type_ && condition.status == "True";
-    pod.status.conditions.iter().find(holds)?.last_transition_time.parse().ok()
+    pod.true_condition(type_)?.last_transition_time.parse().ok()
 }
 
 /// Nothing ends before it began, whatever the clocks say.

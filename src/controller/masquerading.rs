@@ -270,7 +270,7 @@ mod tests {
         let (_, status) = planned.into_iter().find(|(planned, _)| *planned == name).unwrap();
         assert_eq!(status.observed_generation, Some(2));
         let condition = |type_: &str| {
-            let found = status.conditions.iter().find(|condition| condition.type_ == type_).unwrap();
+            let found = Condition::find(&status.conditions, type_).unwrap();
             let holds = found.status == ConditionStatus::True;
             format!("{type_} {holds} {}: {}", found.reason, found.message)
         };

@@ -296,7 +296,7 @@ mod tests {
     }
 
     fn condition<'s>(status: &'s NatPoolStatus, type_: &str) -> (bool, &'s str, &'s str) {
-        let found = status.conditions.iter().find(|condition| condition.type_ == type_).unwrap();
+        let found = Condition::find(&status.conditions, type_).unwrap();
         (found.status == ConditionStatus::True, &found.reason, &found.message)
     }
 

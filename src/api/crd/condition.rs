@@ -56,7 +56,7 @@ impl Condition {
     ) -> Vec<Self> {
         let mut conditions = Vec::new();
         for (type_, holds, reason, message) in said {
-            conditions.extend(before.iter().find(|known| known.type_ == type_).cloned());
+            conditions.extend(Self::find(before, type_).cloned());
             let condition = Self {
                 type_: type_.to_owned(),
                 status: if holds { ConditionStatus::True } else { ConditionStatus::False },
@@ -68,6 +68,11 @@ impl Condition {
             condition.set(&mut conditions);
         }
         conditions
+    }
+
+    /// The one of this type.
+    pub fn find<'a>(conditions: &'a [Self], type_: &str) -> Option<&'a Self> {
+        conditions.iter().find(|condition| condition.type_ == type_)
     }
 
     /// Puts this condition among the others. The time of the last transition stays where the status does.

@@ -200,7 +200,7 @@ impl Scene {
     fn columns(&mut self) -> [String; 5] {
         let status = self.mx().status.clone().unwrap();
         let condition = |type_: &str| {
-            let found = status.conditions.iter().find(|condition| condition.type_ == type_).unwrap();
+            let found = Condition::find(&status.conditions, type_).unwrap();
             format!("{:?} {} {}", found.status, found.reason, found.message).trim_end().to_owned()
         };
         let columns = [status.external.clone(), status.target.clone(), status.node.clone()];

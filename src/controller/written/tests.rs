@@ -17,6 +17,7 @@ use crate::allocation::claim::Claim;
 use crate::allocation::claim::StoredClaim;
 use crate::allocation::claim::Version;
 use crate::allocation::key::ClaimKey;
+use crate::api::crd::condition::Condition;
 use crate::api::crd::pinhole::NodeReport;
 use crate::cluster::backends::Backend;
 use crate::cluster::backends::Fitness;
@@ -167,7 +168,7 @@ impl Scene {
     fn columns(&mut self) -> String {
         let status = self.stored().status.clone().unwrap();
         let condition = |type_: &str| {
-            let found = status.conditions.iter().find(|condition| condition.type_ == type_).unwrap();
+            let found = Condition::find(&status.conditions, type_).unwrap();
             format!("{type_}={:?} {}", found.status, found.reason)
         };
         let endpoints = status.endpoints.iter().map(|found| format!("{}->{}", found.port, found.target_port));
@@ -199,7 +200,7 @@ impl Scene {
 
     fn message(&mut self, type_: &str) -> String {
         let status = self.stored().status.clone().unwrap();
-        status.conditions.iter().find(|condition| condition.type_ == type_).unwrap().message.clone()
+        Condition::find(&status.conditions, type_).unwrap().message.clone()
     }
 }
 
@@ -464,7 +465,7 @@ fn where_there_should_be_one_pod_a_condition_tells_of_others() {
     let condition = |scene: &mut Scene| {
         scene.shown();
         let conditions = scene.stored().status.clone().unwrap().conditions;
-        let found = conditions.into_iter().find(|condition| condition.type_ == "Exclusive")?;
+        let found = Condition::find(&conditions, "Exclusive")?;
         Some(format!("{:?} {}: {}", found.status, found.reason, found.message))
     };
     assert_eq!(condition(&mut scene).unwrap(), "True NoPod: ");

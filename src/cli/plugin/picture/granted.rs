@@ -328,5 +328,5 @@ fn current(pinhole: &Pinhole) -> Option<&PinholeStatus> {
 }
 
 fn condition<'a>(pinhole: &'a Pinhole, type_: &str) -> Option<&'a Condition> {
-    current(pinhole)?.conditions.iter().find(|condition| condition.type_ == type_)
+    Condition::find(&current(pinhole)?.conditions, type_)
 }
